@@ -192,7 +192,8 @@ class Versioned:
     """`version`: 1 for a new row, incremented by each UPDATE of the object (optimistic locking).
 
     If the row's version has changed since the object was read, an UPDATE or DELETE of the object raises `StaleRow`, and
-    nothing is written.
+    nothing is written. `AsyncRepository.update` also increments the version if it changes a collection. SQLAlchemy
+    itself and `bulk.link` don't, because a collection is stored in other rows.
     """
 
     version: Mapped[int] = mapped_column(default=1, sort_order=92)

@@ -32,6 +32,7 @@ from howdah._writes.links import Pairs
 from howdah._writes.results import InsertResult, MatchResult, UpsertResult
 from howdah._writes.rows import reject_unknown_names
 from howdah._writes.single_row import check_unique_attributes, insert_or_find, upsert_row
+from howdah._writes.versions import count_collections_as_change
 from howdah.errors import MultipleRowsFound, NotFound
 from howdah.locking import lock, lock_next, lock_one
 from howdah.pagination import count_rows, get_entity, has_rows, paginate, reject_own_limit, with_total_order
@@ -252,13 +253,15 @@ class AsyncRepository(Generic[ModelT]):
         """Set attributes of the object and flush. `load` works as in `create`.
 
         Raises `UnknownAttribute` before any attribute is set. Raises `StaleRow` if the model is `Versioned` and the row
-        has another version. Raises `InvalidRequestError` for an object that isn't in the repository's session.
+        has another version. A changed collection increments the version, too. Raises `InvalidRequestError` for an
+        object that isn't in the repository's session.
         """
         self._reject_foreign(instance)
         reject_reserved_names(type(instance), load=load)
         reject_unknown_names(type(instance), values)
         for name, value in values.items():
             setattr(instance, name, value)
+        count_collections_as_change(instance, values)
         await self.session.flush()
         await load_relationships(self.session, instance, load)
         return instance
@@ -326,9 +329,16 @@ class AsyncRepository(Generic[ModelT]):
         """Lock the rows in key order and refresh the objects; see `howdah.locking.lock`."""
         return await lock(self.session, self.model, ids, nowait=nowait, skip_locked=skip_locked)
 
-    async def lock_one(self, id: Any, *, where: ColumnElement[bool] | None = None, nowait: bool = False) -> ModelT:
-        """Lock one row and refresh its object, if the row meets the criterion; see `howdah.lock_one`."""
-        return await lock_one(self.session, self.model, id, where=where, nowait=nowait)
+    async def lock_one(
+        self, id: Any, *, where: ColumnElement[bool] | None = None, nowait: bool = False, load: LoadOptions = ()
+    ) -> ModelT:
+        """Lock one row and refresh its object, if the row meets the criterion; see `howdah.lock_one`.
+
+        `load` works as in `create`. The related rows aren't locked.
+        """
+        instance = await lock_one(self.session, self.model, id, where=where, nowait=nowait)
+        await load_relationships(self.session, instance, load)
+        return instance
 
     async def lock_next(self, limit: int, statement: Select[Any] | None = None) -> Sequence[ModelT]:
         """Lock at most `limit` rows that nobody has locked, in the order of the statement; see `howdah.lock_next`."""
