@@ -304,3 +304,47 @@ def test_the_private_names_of_alembic_work() -> None:
     context.opts |= {"sqlalchemy_module_prefix": "sa.", "user_module_prefix": None}
     autogenerate = AutogenContext(context)
     assert render_type_by_alembic(AwareDateTime().impl_instance, autogenerate) == "sa.DateTime(timezone=True)"
+
+
+ROW_POLICIES = """
+from uuid import UUID
+from howdah.tenancy import RowPolicy, TenantPolicy
+
+class Note(Base):
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    tenant_id: Mapped[UUID]
+    is_public: Mapped[bool]
+    __table_args__ = (POLICIES)
+"""
+_POLICIES_QUERY = (
+    "SELECT polname, pg_get_expr(polqual, polrelid), relforcerowsecurity "
+    "FROM pg_class LEFT JOIN pg_policy ON polrelid = pg_class.oid WHERE relname = 'notes' ORDER BY polname"
+)
+
+
+def test_declared_policies_are_added_changed_and_removed(tmp_path: Path, postgres_url: str) -> None:
+    project = Project(tmp_path, postgres_url)
+    own, readers = 'TenantPolicy("tenant_id")', 'RowPolicy("readers", using="is_public", command="SELECT")'
+    for message, policies in (
+        ("first", f"{own}, {readers},"),
+        ("second", f"{own}, {readers.replace('is_public', 'NOT is_public')},"),
+        ("third", f"{own},"),
+    ):
+        project.write_models(ROW_POLICIES.replace("POLICIES", policies))
+        written = project.migrations.new(message)
+        assert (written.problems, written.downgrade_problems) == ([], [])
+    with empty_database(postgres_url) as url:
+        found = []
+        for revision in ("0001", "0002", "0003"):
+            project.migrations.upgrade(url, revision)
+            found.append(run(url, _POLICIES_QUERY))
+        assert [{name: forced for name, _, forced in rows} for rows in found] == [
+            {"readers": True, "tenant_isolation": True},
+            {"readers": True, "tenant_isolation": True},
+            {"tenant_isolation": True},
+        ]
+        assert [rows[0][1] for rows in found[:2]] == ["is_public", "(NOT is_public)"]
+        project.migrations.downgrade("-1", url)
+        assert run(url, _POLICIES_QUERY) == found[1]
+    assert project.migrations.check(is_linted=False).differences == []

@@ -71,9 +71,7 @@ def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
     assert kinds == sorted(set(kinds))
 
 
-@pytest.mark.parametrize(
-    "module", [howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.tenancy], ids=get_name
-)
+@pytest.mark.parametrize("module", PACKAGES, ids=get_name)
 def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
     assert get_imports(get_tree(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)

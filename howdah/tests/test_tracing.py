@@ -103,12 +103,20 @@ async def test_a_copy_that_is_rejected_has_an_error_and_the_insert_a_span(traced
     assert any(span.name == "INSERT users" for span in statements())
 
 
-async def test_a_cancelled_statement_has_an_error(traced: Database) -> None:
+async def _wait_for_sleep(url: str) -> None:
+    """Wait until the server runs the statement."""
+    running = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    )
+    async with Database(url, pool_size=1) as observer, asyncio.timeout(10):
+        while not await observer.read(lambda connection: connection.scalar(running)):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_cancelled_statement_has_an_error(traced: Database, database_url: str) -> None:
     async with traced.session() as session:
         running = asyncio.create_task(session.execute(text("SELECT pg_sleep(60)")))
-        while not traced.pool_status().in_use:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
+        await _wait_for_sleep(database_url)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -118,10 +118,10 @@ async def test_rows_of_several_viewers_are_found_by_the_index_of_the_primary_key
     new_rows = {
         "seats (row, number, taken_by)": "SELECT n % 100, n, 'a' FROM generate_series(1, 20000) AS n",
         "users (id, email, name, created_at, updated_at)": (
-            f"SELECT gen_random_uuid(), n, 'a', {moments} FROM generate_series(1, 5000) AS n"
+            f"SELECT gen_random_uuid(), n, 'a', {moments} FROM generate_series(1, 20000) AS n"
         ),
         "orders (id, user_id, total_cents, status, version, created_at, updated_at)": (
-            f"SELECT gen_random_uuid(), id, 1, 'PENDING', 1, {moments} FROM users"
+            f"SELECT gen_random_uuid(), id, 1, 'PENDING', 1, {moments} FROM users LIMIT 5000"
         ),
     }
     for table, rows in new_rows.items():
