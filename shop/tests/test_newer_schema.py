@@ -22,7 +22,7 @@ from shop_tests.support.http_service import client_of, http_client, run_shop_ser
 from shop_tests.support.problems import assert_problem
 
 # The next release adds columns, a function, a trigger, and a new version of a function.
-NEXT = '''
+NEXT = """
 from alembic import op
 
 revision = "9999"
@@ -43,7 +43,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     raise NotImplementedError
-'''
+"""
 
 
 @pytest.fixture
