@@ -81,7 +81,7 @@ def test_the_old_release_is_ready_and_starts_on_the_newer_schema(
         "nothing was migrated"
     ]
     command.upgrade(old.migrations._config(), "head")  # Alembic's own command
-    with pytest.raises(CommandError, match="at revision 0003, which this version doesn't have. Run the version that"):
+    with pytest.raises(CommandError, match="at revision 0003, which this version doesn't have"):
         old.migrations.downgrade("0001")
     assert compare(new) == ("current", None)
     assert run(old.url, "SELECT title FROM issues") == []
@@ -113,7 +113,7 @@ def test_a_foreign_database_is_refused(old: Project, applied: list[str] | None) 
     assert state == "unknown"
     assert problem is not None
     assert problem.startswith("the schema is at other, which this release doesn't have, and doesn't build on 0002")
-    with pytest.raises(CommandError, match="at revision other, .* doesn't build on its newest one"):
+    with pytest.raises(CommandError, match=r"at revision other, .* doesn't build on its newest one"):
         old.migrations.upgrade()
     with pytest.raises(CommandError):
         command.upgrade(old.migrations._config(), "head")

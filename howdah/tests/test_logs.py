@@ -184,16 +184,14 @@ def test_a_forked_child_writes_its_own_lines_once() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_a_full_disk_loses_only_the_lines_that_do_not_fit_into_the_queue(tmp_path: Path) -> None:
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "howdah", tmp_path], check=False, capture_output=True
-    )
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=64k", "howdah", tmp_path]
+    mounted = subprocess.run(mount, check=False, capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("file systems can't be mounted here")
     try:
         filler = tmp_path / "filler"
-        with pytest.raises(OSError, match="No space left"), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
+        with contextlib.suppress(OSError):
+            filler.write_bytes(bytes(100_000))
         log = tmp_path / "log"
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         writer = ThreadedWriter(descriptor, lambda lines: f"dropped {lines}\n".encode(), max_lines=10)
@@ -208,7 +206,7 @@ def test_a_full_disk_loses_only_the_lines_that_do_not_fit_into_the_queue(tmp_pat
         assert notice == f"dropped {1000 - len(lines)}"
         assert lines == [str(number) for number in range(len(lines))]
     finally:
-        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+        subprocess.run(["/bin/umount", "--lazy", tmp_path], check=True)
 
 
 def test_a_stream_without_a_descriptor_is_written_at_once(capsys: pytest.CaptureFixture[str]) -> None:

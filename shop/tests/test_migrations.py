@@ -177,9 +177,7 @@ def test_a_url_is_understood_as_the_service_understands_it(
 
 def test_the_error_for_an_unknown_revision_says_what_to_do(empty_url: str) -> None:
     run(empty_url, "CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9999')")
-    with pytest.raises(
-        CommandError, match="at revision 9999, which this version doesn't have, and which doesn't build"
-    ):
+    with pytest.raises(CommandError, match="at revision 9999, which this version doesn't have, and"):
         migrations.upgrade(empty_url)
 
 

@@ -190,19 +190,19 @@ def dropped_lines() -> int:
 
 
 _writers: list[ThreadedWriter] = []
-_exit_deadline: float | None = None
+# The time until which lines are awaited while the process ends. Empty before that.
+_exit_deadlines: list[float] = []
 
 
 def _remaining_seconds() -> float:
     """The rest of the wait at the end of the process, which all later lines share."""
-    return _EXIT_SECONDS if _exit_deadline is None else _exit_deadline - time.monotonic()
+    return _exit_deadlines[0] - time.monotonic() if _exit_deadlines else _EXIT_SECONDS
 
 
 @atexit.register
 def _flush_at_exit() -> None:
     """Write the last lines. Functions that `atexit` calls later may log, too: they wait until their line is written."""
-    global _exit_deadline
-    _exit_deadline = time.monotonic() + _EXIT_SECONDS
+    _exit_deadlines.append(time.monotonic() + _EXIT_SECONDS)
     for writer in _writers:
         writer.flush(_remaining_seconds())
 

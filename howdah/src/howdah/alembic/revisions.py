@@ -27,7 +27,7 @@ _COLUMN: Final = "applied_revisions"
 _REFUSED: Final = ("42501", "25006")
 
 # `to_jsonb` reads the column if it exists.
-READ_REVISIONS: Final = f"SELECT version_num, to_jsonb(version) -> '{_COLUMN}' AS applied FROM {{table}} AS version"
+READ_REVISIONS: Final = "SELECT version_num, to_jsonb(found) -> 'applied_revisions' AS applied FROM {table} AS found"
 
 _logger = logging.getLogger("howdah.alembic")
 
@@ -71,7 +71,7 @@ def store_applied(context: MigrationContext, scripts: ScriptDirectory, heads: Co
     table = _table_name(context)
     names = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(_ancestors(scripts, heads)))
     add = f"ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {_COLUMN} text[]"
-    update = f"UPDATE {table} SET {_COLUMN} = ARRAY[{names}]::text[]"
+    update = f"UPDATE {table} SET {_COLUMN} = ARRAY[{names}]::text[]"  # noqa: S608  # quoted, and offline SQL is text
     if context.as_sql:
         context.impl.static_output(f"{add};\n\n{update};\n")
         return

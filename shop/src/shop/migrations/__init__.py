@@ -24,7 +24,7 @@ async def is_newer(database: Database) -> bool:
 
 
 def verify_schema(url: str) -> None:
-    """Raise `SchemaMismatch` if the ledger's part of the database was changed, other than by a later release. Blocks."""
+    """Raise `SchemaMismatch` if the ledger's schema was changed, other than by a later release. Blocks."""
 
     async def compare() -> bool:
         async with Database(url, pool_size=1, application_name="shop") as database:
