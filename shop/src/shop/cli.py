@@ -153,7 +153,7 @@ def migrate(
             written = HISTORY.new(new, server_url=location.url)
             for path in written.paths:
                 _out.print(f"written: {path}", highlight=False)
-            for problem in written.problems:
+            for problem in [*written.warnings, *written.problems]:
                 _err.print(problem, highlight=False, markup=False)
             if written.problems:
                 raise typer.Exit(1)

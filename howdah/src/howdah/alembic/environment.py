@@ -16,6 +16,8 @@ from howdah.alembic.locks import (
     Progress,
     describe_old_transactions,
     migration_lock,
+    prepare_session,
+    reject_pooler,
     retry_after_lock_timeout,
 )
 from howdah.alembic.operations import LOCK_TIMEOUT_OPTION
@@ -85,8 +87,8 @@ def run_migrations(
     unmanaged: Collection[str] = (),
     linted_after: str | None = None,
     wait: float = 300.0,
-    lock_timeout: float = 2.0,
-    lock_attempts: int = 10,
+    lock_timeout: float = 1.0,
+    lock_attempts: int = 20,
     **options: Any,
 ) -> None:
     """Run Alembic's current command. Call it in `env.py`.
@@ -96,7 +98,7 @@ def run_migrations(
     repeatable, such as CREATE OR REPLACE FUNCTION.
 
     - One process migrates a database at a time. Other processes wait for it, and raise `MigrationBlocked` after `wait`
-      seconds.
+      seconds. It is also raised if the URL is that of a pooler.
     - Each migration is a transaction. Its statements have no timeout.
     - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
       after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
@@ -164,6 +166,7 @@ def _write_sql(environment: Environment) -> None:
 
 async def _migrate(url: str, environment: Environment, call: Call) -> None:
     """Open a connection without timeouts, wait for the lock, and run the migrations."""
+    await reject_pooler(url)
     async with (
         Database(
             url,
@@ -174,9 +177,10 @@ async def _migrate(url: str, environment: Environment, call: Call) -> None:
             application_name="howdah migrate",
         ) as database,
         database.engine.connect() as connection,
-        migration_lock(connection, environment.locks),
     ):
-        await connection.run_sync(_run, environment, call)
+        await prepare_session(connection)
+        async with migration_lock(connection, environment.locks):
+            await connection.run_sync(_run, environment, call)
 
 
 def _run(connection: Connection, environment: Environment, call: Call) -> None:

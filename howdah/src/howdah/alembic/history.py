@@ -41,13 +41,15 @@ class NewMigration:
     """A migration that was written. `paths` has a second file if constraints or indexes of existing tables change.
 
     `problems` are errors and differences that remain after the migration: complete it by hand. `downgrade_problems`
-    says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
+    says what a downgrade doesn't restore. `warnings` has NOT NULL columns without a default: the migration would fail
+    on a table with rows. `is_empty` is true if the models and the .sql files need no migration.
     """
 
     paths: list[Path]
     problems: list[str]
     downgrade_problems: list[str]
     is_empty: bool
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +224,7 @@ class Migrations:
                 for name in draft.changed_files:
                     shutil.copyfile(environment.sql / name, copies / name)
             problems = [*draft.problems, *self._try(url, environment, expected)]
-        return NewMigration(paths, problems, draft.downgrade_problems, draft.is_empty)
+        return NewMigration(paths, problems, draft.downgrade_problems, draft.is_empty, draft.warnings)
 
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
         """Compare the migrated schema with that of the models and the .sql files, and lint the migrations.

@@ -80,7 +80,9 @@ class Postmaster:
             self.mark_detached()
         return sockets
 
-    def restart_if_dead(self, user: ServerUser, programs: Path, deadline: float) -> Literal["started", "running", "shut down"]:
+    def restart_if_dead(
+        self, user: ServerUser, programs: Path, deadline: float
+    ) -> Literal["started", "running", "shut down"]:
         """Start a server that has died, without waiting until it accepts connections.
 
         A server that was shut down isn't started. It leaves no postmaster.pid, and a checkpoint.
