@@ -107,7 +107,7 @@ needs_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer (a
 def test_a_pooler_is_refused_and_keeps_no_lock(project: Project) -> None:
     project.write_migration("0002", "pass")
     with run_pgbouncer(project.url) as pooled:
-        with pytest.raises(MigrationBlocked, match="is the URL of a pooler. A migration needs a direct connection"):
+        with pytest.raises(MigrationBlocked, match="is the URL of a pooler"):
             project.migrations.upgrade(pooled)
         assert run(project.url, HELD_LOCKS) == []
         assert project.migrations.upgrade() == ["upgraded to 0002"]

@@ -96,7 +96,7 @@ def test_one_of_several_processes_starts_it_again(used_data: Path) -> None:
 def test_a_server_that_was_shut_down_is_not_started_again(used_data: Path, caplog: pytest.LogCaptureFixture) -> None:
     with EmbeddedPostgres(used_data, restart=True) as server, caplog.at_level(logging.WARNING, "howdah.embedded"):
         owner = used_data.stat().st_uid
-        command = [server.bin_dir / "pg_ctl", "stop", "-D", used_data, "-m", "fast"]
+        command: list[str | Path] = [server.bin_dir / "pg_ctl", "stop", "-D", used_data, "-m", "fast"]
         subprocess.run(command, user=owner, check=True, capture_output=True, cwd="/", timeout=30)
         wait_until(lambda: "was shut down, so it isn't started again" in caplog.text)
         assert server.pid is None

@@ -184,7 +184,7 @@ def test_a_forked_child_writes_its_own_lines_once() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 def test_a_full_disk_loses_only_the_lines_that_do_not_fit_into_the_queue(tmp_path: Path) -> None:
-    mount = ["/bin/mount", "-t", "tmpfs", "-o", "size=64k", "howdah", tmp_path]
+    mount: list[str | Path] = ["/bin/mount", "-t", "tmpfs", "-o", "size=64k", "howdah", tmp_path]
     mounted = subprocess.run(mount, check=False, capture_output=True)
     if mounted.returncode != 0:
         pytest.skip("file systems can't be mounted here")
