@@ -43,11 +43,11 @@ def project(tmp_path: Path, database_of_module: str) -> Project:
     return project
 
 
-def kill_in_the_migration(project: Project, before: str = "") -> None:
-    """Kill a process while PostgreSQL executes a long statement of its migration."""
+def kill_in_the_migration(project: Project, before: str = "", query: str = IS_SLEEPING) -> None:
+    """Kill a process while PostgreSQL executes a long statement of its migration, which the query finds."""
     code = f"{before}\nfrom howdah.alembic import Migrations\nMigrations.of_project({str(project.folder)!r}).upgrade()"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
-        wait_until(lambda: run(project.url, IS_SLEEPING))
+        wait_until(lambda: run(project.url, query))
         process.kill()
 
 
@@ -136,6 +136,50 @@ def test_a_failed_concurrent_index_leaves_no_invalid_index(project: Project) -> 
     assert run(project.url, "SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid") == []
     run(project.url, "DELETE FROM issues")
     assert project.migrations.upgrade() == ["upgraded to 0002"]
+
+
+def test_an_invalid_index_of_a_killed_process_is_built_again(project: Project) -> None:
+    is_waiting = (
+        "SELECT pid FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock' "
+        "AND datname = current_database()"
+    )
+    project.write_migration("0002", 'create_index_concurrently("ix", "issues", ["id"])')
+
+    async def hold_snapshot() -> None:
+        url = make_url(project.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        reader = await asyncpg.connect(url)
+        async with reader.transaction(isolation="repeatable_read"):
+            await reader.execute("SELECT * FROM issues")
+            await asyncio.to_thread(kill_in_the_migration, project, query=is_waiting)
+            await asyncio.to_thread(wait_until, lambda: not run(project.url, is_waiting))
+        await reader.close()
+
+    asyncio.run(hold_snapshot())
+    invalid = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
+    assert run(project.url, invalid) == [("ix",)]
+    assert project.migrations.upgrade() == ["upgraded to 0002"]
+    assert run(project.url, invalid) == []
+    assert run(project.url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix'::regclass") == [(True,)]
+
+
+def test_a_downgrade_waits_as_briefly_as_an_upgrade(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    project.write_migration("0002", "pass", 'op.execute("ALTER TABLE issues ADD COLUMN title text")')
+    project.migrations.upgrade()
+    project.set_options("lock_timeout=0.05, lock_attempts=2")
+
+    async def hold_lock() -> None:
+        url = make_url(project.url).set(drivername="postgresql").render_as_string(hide_password=False)
+        reader = await asyncpg.connect(url)
+        async with reader.transaction():
+            await reader.execute("SELECT * FROM issues")
+            with pytest.raises(MigrationBlocked, match="migration 0002 was rolled back after 2 attempts"):
+                await asyncio.to_thread(project.migrations.downgrade, "0001")
+        await reader.close()
+
+    with caplog.at_level(logging.WARNING, "howdah.alembic"):
+        asyncio.run(hold_lock())
+    assert "the migration waited 0.05 s for a lock (attempt 1 of 2). It was rolled back" in caplog.messages[0]
+    assert project.migrations.downgrade("0001") == ["downgraded to 0001"]
 
 
 ISSUE = """

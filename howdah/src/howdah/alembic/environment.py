@@ -48,6 +48,7 @@ class Environment:
     unmanaged: tuple[str, ...]
     linted_after: str | None
     locks: LockSettings
+    allow_pooler: bool
     options: Mapping[str, Any]
 
     @property
@@ -89,6 +90,7 @@ def run_migrations(
     wait: float = 300.0,
     lock_timeout: float = 1.0,
     lock_attempts: int = 20,
+    allow_pooler: bool = False,
     **options: Any,
 ) -> None:
     """Run Alembic's current command. Call it in `env.py`.
@@ -98,7 +100,8 @@ def run_migrations(
     repeatable, such as CREATE OR REPLACE FUNCTION.
 
     - One process migrates a database at a time. Other processes wait for it, and raise `MigrationBlocked` after `wait`
-      seconds. It is also raised if the URL is that of a pooler.
+      seconds. It is also raised if the URL is that of a pooler, because the lock belongs to the session. With
+      `allow_pooler` a pooler in session mode is accepted.
     - Each migration is a transaction. Its statements have no timeout.
     - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
       after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
@@ -120,6 +123,7 @@ def run_migrations(
         unmanaged=tuple(unmanaged),
         linted_after=linted_after,
         locks=settings,
+        allow_pooler=allow_pooler,
         options=options,
     )
     call = context.config.attributes.get(CALL)
@@ -166,7 +170,8 @@ def _write_sql(environment: Environment) -> None:
 
 async def _migrate(url: str, environment: Environment, call: Call) -> None:
     """Open a connection without timeouts, wait for the lock, and run the migrations."""
-    await reject_pooler(url)
+    if not environment.allow_pooler:
+        await reject_pooler(url)
     async with (
         Database(
             url,
@@ -178,7 +183,7 @@ async def _migrate(url: str, environment: Environment, call: Call) -> None:
         ) as database,
         database.engine.connect() as connection,
     ):
-        await prepare_session(connection)
+        await prepare_session(connection, environment.locks)
         async with migration_lock(connection, environment.locks):
             await connection.run_sync(_run, environment, call)
 

@@ -29,9 +29,10 @@ _LONGEST_POLL_SECONDS: Final = 1.0
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
 # Timeouts that a role or a database may have set for its usual work. A name that this server doesn't have is left out.
-_NO_TIMEOUTS: Final = """
-    SELECT set_config(name, '0', false) FROM pg_settings
-    WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+# A pooler may have dropped `lock_timeout`.
+_SET_TIMEOUTS: Final = """
+    SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN :lock_timeout ELSE '0' END, false) FROM pg_settings
+    WHERE name IN ('lock_timeout', 'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
 """
 # If the migrating process is killed, its statement is cancelled after this time. Otherwise the statement would go on,
 # and the next process would wait for the advisory lock.
@@ -98,13 +99,14 @@ async def reject_pooler(url: str) -> None:
             raise MigrationBlocked(
                 f"{database.engine.url.render_as_string()} is the URL of a pooler. A migration needs a direct "
                 "connection to the server, because its lock and its timeouts belong to the session: pass the URL of "
-                "the server, for example with --url"
+                "the server, for example with --url. If the pooler is in session mode, pass allow_pooler=True to "
+                "run_migrations"
             )
 
 
-async def prepare_session(connection: AsyncConnection) -> None:
-    """Remove the session's timeouts, and let the server notice if this process is killed."""
-    await connection.execute(text(_NO_TIMEOUTS))
+async def prepare_session(connection: AsyncConnection, settings: LockSettings) -> None:
+    """Set `lock_timeout`, remove other timeouts, and let the server notice if this process is killed."""
+    await connection.execute(text(_SET_TIMEOUTS), {"lock_timeout": f"{settings.milliseconds}ms"})
     await connection.commit()
     try:
         await connection.execute(text(_CHECK_CLIENT))

@@ -35,5 +35,7 @@ def verify_schema(url: str) -> None:
 
 async def find_schema_problem(database: Database) -> str | None:
     """The reason why the service isn't ready: the database's revision, or changes of the ledger's schema. Or None."""
-    problem = await HISTORY.find_revision_problem(database)
-    return problem or await schema.find_schema_problem(database, is_newer=await is_newer(database))
+    state = await HISTORY.compare_revision(database)
+    if state in ("behind", "unknown"):
+        return await HISTORY.find_revision_problem(database)
+    return await schema.find_schema_problem(database, is_newer=state == "newer")
