@@ -13,7 +13,6 @@ import asyncpg
 import pytest
 from sqlalchemy import make_url
 
-from howdah import UniqueViolation
 from howdah.alembic import MigrationBlocked, locks
 from howdah.alembic.locks import LOCK_KEY
 from howdah_tests.support.migration_projects import Project, clear, empty_database, run
@@ -92,8 +91,8 @@ def test_a_process_that_waits_says_for_whom(
 
 def test_timeouts_of_the_role_do_not_apply_to_migrations(project: Project) -> None:
     ((name,),) = run(project.url, "SELECT current_database()")
-    project.write_migration("0002", 'op.execute("SELECT pg_sleep(0.1)")')
-    run(project.url, f'ALTER DATABASE "{name}" SET statement_timeout = 50')
+    project.write_migration("0002", 'op.execute("SELECT pg_sleep(0.6)")')
+    run(project.url, f'ALTER DATABASE "{name}" SET statement_timeout = 500')
     try:
         assert project.migrations.upgrade() == ["upgraded to 0002"]
     finally:
@@ -126,16 +125,6 @@ def test_control_a_pooler_in_transaction_mode_keeps_the_lock_of_a_session_that_h
         assert len(run(project.url, HELD_LOCKS)) == 1
         with pytest.raises(MigrationBlocked, match="another migration of this database"):
             project.migrations.upgrade()
-
-
-def test_a_failed_concurrent_index_leaves_no_invalid_index(project: Project) -> None:
-    run(project.url, "INSERT INTO issues VALUES (1), (1)")
-    project.write_migration("0002", 'create_index_concurrently("ux", "issues", ["id"], unique=True)')
-    with pytest.raises(UniqueViolation):
-        project.migrations.upgrade()
-    assert run(project.url, "SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid") == []
-    run(project.url, "DELETE FROM issues")
-    assert project.migrations.upgrade() == ["upgraded to 0002"]
 
 
 def test_an_invalid_index_of_a_killed_process_is_built_again(project: Project) -> None:

@@ -32,7 +32,7 @@ _LONGEST_PAUSE_SECONDS: Final = 5.0
 # A pooler may have dropped `lock_timeout`.
 _SET_TIMEOUTS: Final = """
     SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN :lock_timeout ELSE '0' END, false) FROM pg_settings
-    WHERE name IN ('lock_timeout', 'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+    WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
 """
 # If the migrating process is killed, its statement is cancelled after this time. Otherwise the statement would go on,
 # and the next process would wait for the advisory lock.
@@ -106,6 +106,7 @@ async def reject_pooler(url: str) -> None:
 
 async def prepare_session(connection: AsyncConnection, settings: LockSettings) -> None:
     """Set `lock_timeout`, remove other timeouts, and let the server notice if this process is killed."""
+    await connection.execute(text("SET statement_timeout = 0"))  # first, because the role's may be short
     await connection.execute(text(_SET_TIMEOUTS), {"lock_timeout": f"{settings.milliseconds}ms"})
     await connection.commit()
     try:
