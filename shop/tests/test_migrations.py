@@ -177,17 +177,17 @@ def test_a_url_is_understood_as_the_service_understands_it(
 
 def test_the_error_for_an_unknown_revision_says_what_to_do(empty_url: str) -> None:
     run(empty_url, "CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9999')")
-    with pytest.raises(CommandError, match="at revision 9999, which this version"):
+    with pytest.raises(CommandError, match="at revision 9999, which this version doesn't have, and"):
         migrations.upgrade(empty_url)
 
 
 async def test_the_revision_of_a_database_is_read(empty_url: str, committed_database: Database) -> None:
     assert await HISTORY.current(committed_database) == HISTORY.head
-    assert await migrations.find_revision_problem(committed_database) is None
+    assert await migrations.find_schema_problem(committed_database) is None
     async with Database(empty_url) as database:
         assert await HISTORY.current(database) is None
         async with database.begin() as session:
             await session.execute(text("CREATE TABLE alembic_version (version_num text)"))
         assert await HISTORY.current(database) is None
         problem = f"the schema is at None, not at {HISTORY.head}: run shop migrate"
-        assert await migrations.find_revision_problem(database) == problem
+        assert await migrations.find_schema_problem(database) == problem

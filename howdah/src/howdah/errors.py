@@ -147,7 +147,8 @@ class EmbeddedPostgresError(HowdahError, RuntimeError):
 class MigrationBlocked(HowdahError, RuntimeError):
     """Another process migrates the database, or holds a lock that a migration needs, and the wait was too long.
 
-    The message says whether the migration was rolled back or, if it has an `autocommit_block`, committed in part.
+    It is also raised if a pooler is between this process and the server. The message says whether the migration was
+    rolled back or, if it has an `autocommit_block`, committed in part.
     """
 
 

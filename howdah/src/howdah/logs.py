@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import asyncpg
 import orjson
 import structlog
 from pydantic import ValidationError
+
+from howdah._log_writer import LineWriter, open_standard_error
 
 __all__ = ["configure_logging"]
 
@@ -32,7 +36,11 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
 
     `auto` is `console` on a terminal and `json` elsewhere. Entries below INFO are left out. Tracebacks don't show local
     variables, the DETAIL of PostgreSQL's errors, or invalid values, which may be personal data. Uvicorn's log has the
-    same form, and its access log is off.
+    same form, and its access log is off. Warnings, and errors that nothing catches, are entries of the log, too.
+
+    A log that nobody reads doesn't block the caller. A thread writes the lines. It has a queue of 20,000 lines (16 MB).
+    When the queue is full, lines are dropped and counted (`howdah_log_lines_dropped_total`), and a later entry says how
+    many. The end of the process waits at most a second for the last lines.
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
@@ -49,8 +57,21 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         if is_console
         else structlog.processors.JSONRenderer(_as_json)
     )
+
+    def describe_dropped(lines: int) -> bytes:
+        """An entry of the log, made in the thread that writes."""
+        event = {
+            "event": "log lines were dropped, because the log wasn't read in time",
+            "lines": lines,
+            "logger": "howdah.logs",
+            "level": "warning",
+            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        }
+        return _encode(rendered(None, "warning", event))
+
+    writer = open_standard_error(describe_dropped)
     unwrapped = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler = logging.StreamHandler()
+    handler = _LineHandler(writer)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[unwrapped, rendered])
     )
@@ -61,17 +82,79 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
+    _log_what_python_prints()
     structlog.configure(cache_logger_on_first_use=True)
     if is_console:
         structlog.configure(
             processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
             logger_factory=structlog.stdlib.LoggerFactory(),
         )
-    else:  # directly to the stream, because that takes a quarter of the time of `logging`
+    else:  # directly to the writer, because that takes a quarter of the time of `logging`
         structlog.configure(
             processors=[*shared, structlog.processors.JSONRenderer(_dump)],
-            logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+            logger_factory=lambda name=None: _LineLogger(writer, name),
         )
+
+
+class _LineLogger:
+    """What structlog wraps: each entry is bytes, and becomes a line."""
+
+    def __init__(self, writer: LineWriter, name: str | None) -> None:
+        self._writer = writer
+        self.name = name  # structlog's `add_logger_name` reads it
+
+    def msg(self, entry: bytes) -> None:
+        self._writer.write(entry + b"\n")
+
+    debug = info = warning = error = critical = msg
+    log = warn = err = fatal = exception = failure = msg
+
+
+class _LineHandler(logging.Handler):
+    """The entries of `logging`, as lines of the same writer."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as error:  # a wrong format, such as logger.info("%d", "text")
+            # `handleError` would print to standard error, which may block
+            line = _as_json(
+                {"event": f"a log entry can't be formatted: {record.msg!r}", "logger": record.name, "level": "error"}
+                | {"exception": format_exception(error)}
+            )
+        self._writer.write(_encode(line))
+
+
+def _encode(line: str) -> bytes:
+    return (line + "\n").encode(errors="backslashreplace")
+
+
+def _log_what_python_prints() -> None:
+    """Log warnings and errors that nothing catches. Python prints them to standard error, which may block."""
+    logging.captureWarnings(True)
+
+    def log_uncaught(kind: type[BaseException], error: BaseException | None, trace: Any, thread: str = "main") -> None:
+        if error is None or not issubclass(kind, Exception):
+            sys.__excepthook__(kind, error or kind(), trace)  # Ctrl-C
+            return
+        logging.getLogger("howdah.logs").critical("an error ended the thread %s", thread, exc_info=error)
+
+    def log_of_thread(ended: threading.ExceptHookArgs) -> None:
+        if ended.exc_type is not SystemExit:
+            name = ended.thread.name if ended.thread is not None else "?"
+            log_uncaught(ended.exc_type, ended.exc_value, ended.exc_traceback, name)
+
+    def log_unraisable(ignored: Any) -> None:
+        message = ignored.err_msg or "an error was ignored"
+        logging.getLogger("howdah.logs").error("%s: %r", message, ignored.object, exc_info=ignored.exc_value)
+
+    sys.excepthook = log_uncaught
+    threading.excepthook = log_of_thread
+    sys.unraisablehook = log_unraisable
 
 
 def format_exception(error: BaseException) -> str:

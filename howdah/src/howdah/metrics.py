@@ -4,6 +4,7 @@ Register them with a registry of yours. `howdah.fastapi.configure_app` does this
 
 registry.register(PoolCollector({"main": database}))
 registry.register(BatchCollector({"order": order_reader}))
+registry.register(LogCollector())
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any, Final, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from howdah._log_writer import dropped_lines
 from howdah.coalescing import CoalescerStatus
 from howdah.database import Database
 
-__all__ = ["BatchCollector", "PoolCollector"]
+__all__ = ["BatchCollector", "LogCollector", "PoolCollector"]
 
 # The bounds of the buckets that a `CoalescerStatus` has: 1 to 1,024 items, and 1 ms to 33 s.
 _SIZES: Final = [2**power for power in range(11)]
@@ -78,6 +80,16 @@ class BatchCollector(Collector):
             sizes.add_metric([queue], _to_buckets(_SIZES, status.batch_size_histogram), status.items)
             waits.add_metric([queue], _to_buckets(_SECONDS, status.wait_histogram), status.wait_seconds_sum)
         yield from (waiters, running, rejections, sizes, waits)
+
+
+class LogCollector(Collector):
+    """The lines of the log that were dropped, in this process. See `howdah.logs.configure_logging`."""
+
+    def collect(self) -> Iterator[Metric]:
+        """The current metric. prometheus_client calls this method."""
+        dropped = CounterMetricFamily("howdah_log_lines_dropped", "Lines of the log that were dropped")
+        dropped.add_metric([], dropped_lines())
+        yield dropped
 
 
 def _to_buckets(bounds: Sequence[float], counts: Mapping[Any, int]) -> list[tuple[str, float]]:

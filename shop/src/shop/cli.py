@@ -45,7 +45,6 @@ def serve(
     from howdah.logs import configure_logging
     from shop import migrations
     from shop.app import create_app
-    from shop.ledger import schema
     from shop.memory import collect_less_often, freeze_loaded_objects
     from shop.postgres import open_location, report_location
     from shop.settings import Settings
@@ -60,7 +59,7 @@ def serve(
         # on standard output, because standard error has the log, whose lines may be JSON
         report_location(settings, lambda line: _out.print(line, highlight=False))
         migrations.upgrade(location.url)
-        schema.verify_schema(location.url)
+        migrations.verify_schema(location.url)
         config = uvicorn.Config(
             create_app(location.url, settings),
             log_config=None,
@@ -154,7 +153,7 @@ def migrate(
             written = HISTORY.new(new, server_url=location.url)
             for path in written.paths:
                 _out.print(f"written: {path}", highlight=False)
-            for problem in written.problems:
+            for problem in [*written.warnings, *written.problems]:
                 _err.print(problem, highlight=False, markup=False)
             if written.problems:
                 raise typer.Exit(1)
@@ -201,10 +200,11 @@ def check(
         # no timeout, because whole tables are read
         unlimited = settings.model_copy(update={"statement_timeout": None})
         async with open_database(url, unlimited, application_name="shop check") as database:
+            is_newer = await migrations.is_newer(database)
             with suppress(InvalidStatement):  # a missing function is reported by check_ledger
                 await link_seals(database)
             async with database.begin(isolation_level="REPEATABLE READ", read_only=True) as session:
-                report = await check_ledger(session, since=since, begin=begin)
+                report = await check_ledger(session, since=since, begin=begin, is_newer=is_newer)
         progress.update(task, description="checked", completed=len(STEPS))
         return report
 

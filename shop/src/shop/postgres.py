@@ -34,8 +34,8 @@ class Location:
 def open_location(settings: Settings) -> Iterator[Location]:
     """The database of these settings. It can be reached inside the `with` block.
 
-    Without `database_url`, the embedded server is started if it isn't running. It is stopped at the end of the block,
-    unless another process uses it.
+    Without `database_url`, the embedded server is started if it isn't running, and started again if it dies. It is
+    stopped at the end of the block, unless another process uses it.
     """
     where = describe_location(settings)
     if settings.database_url is not None:
@@ -44,7 +44,7 @@ def open_location(settings: Settings) -> Iterator[Location]:
             url = url.set(drivername="postgresql+asyncpg")
         yield Location(url.render_as_string(hide_password=False), where)
         return
-    with EmbeddedPostgres(settings.data_dir) as server:
+    with EmbeddedPostgres(settings.data_dir, restart=True) as server:
         server.ensure_database(_DATABASE)
         yield Location(server.url(_DATABASE), where)
 

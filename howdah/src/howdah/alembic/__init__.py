@@ -11,6 +11,7 @@ from howdah.alembic.operations import (
     run_sql_files,
     set_not_null,
 )
+from howdah.alembic.revisions import RevisionState
 from howdah.errors import MigrationBlocked
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MigrationBlocked",
     "Migrations",
     "NewMigration",
+    "RevisionState",
     "add_constraint",
     "compare_catalogs",
     "create_index_concurrently",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ class Draft:
     next_revision: str
     problems: list[str] = field(default_factory=list)
     downgrade_problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     is_empty: bool = False
 
     def complete(self, context: MigrationContext, _revision: Any, scripts: list[MigrationScript]) -> None:
@@ -56,6 +57,7 @@ class Draft:
             for name, each in before.items()
             if name.startswith("table ") and name in self.expected and not each.subject.startswith('"')
         }
+        self.warnings += _find_required_columns(_flatten(script.upgrade_ops.ops), tables)
         first, second, back, back_first = rehearsal(), rehearsal(), rehearsal(), rehearsal()
         middle = first.run(_flatten(script.upgrade_ops.ops), before, self.expected, self._new_files(), tables)
         after = second.run_concurrently(middle, self.expected, tables)
@@ -105,6 +107,24 @@ def _new_script(message: str, revision: str) -> MigrationScript:
     upgrade = UpgradeOps([], upgrade_token="upgrades")  # noqa: S106  # a name in the template
     downgrade = DowngradeOps([], downgrade_token="downgrades")  # noqa: S106
     return MigrationScript(revision, upgrade, downgrade, message=message, imports=set(), head="head")
+
+
+def _find_required_columns(operations: Sequence[MigrateOperation], tables: Collection[str]) -> Iterator[str]:
+    """A warning for each new column of an existing table that must have a value, and has no default."""
+    from alembic.operations.ops import AddColumnOp
+
+    for operation in operations:
+        if not isinstance(operation, AddColumnOp):
+            continue
+        table = f"{operation.schema}.{operation.table_name}" if operation.schema else operation.table_name
+        column = operation.column
+        # `server_default` also has the expression of a generated column
+        if table in tables and not column.nullable and column.server_default is None and column.identity is None:
+            yield (
+                f"the column {column.name} of {table} is NOT NULL and has no server default: the migration fails if "
+                "the table has rows, and the release that still runs can't insert. Give it a server_default, or add it "
+                "as nullable, fill it, and use set_not_null"
+            )
 
 
 def _flatten(operations: Sequence[MigrateOperation]) -> list[MigrateOperation]:

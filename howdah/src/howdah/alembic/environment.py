@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,10 +16,13 @@ from howdah.alembic.locks import (
     Progress,
     describe_old_transactions,
     migration_lock,
+    prepare_session,
+    reject_pooler,
     retry_after_lock_timeout,
 )
 from howdah.alembic.operations import LOCK_TIMEOUT_OPTION
 from howdah.alembic.rendering import render_item
+from howdah.alembic.revisions import is_newer, store_applied, store_applied_if_missing
 from howdah.alembic.running import run_blocking
 from howdah.database import Database
 from howdah.errors import DeadlockDetected, LockTimeout, MigrationBlocked
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 # The key of the `Call` in the attributes of Alembic's configuration.
 CALL: Final = "howdah"
+
+_logger = logging.getLogger("howdah.alembic")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +48,7 @@ class Environment:
     unmanaged: tuple[str, ...]
     linted_after: str | None
     locks: LockSettings
+    allow_pooler: bool
     options: Mapping[str, Any]
 
     @property
@@ -81,8 +88,9 @@ def run_migrations(
     unmanaged: Collection[str] = (),
     linted_after: str | None = None,
     wait: float = 300.0,
-    lock_timeout: float = 2.0,
-    lock_attempts: int = 10,
+    lock_timeout: float = 1.0,
+    lock_attempts: int = 20,
+    allow_pooler: bool = False,
     **options: Any,
 ) -> None:
     """Run Alembic's current command. Call it in `env.py`.
@@ -92,7 +100,8 @@ def run_migrations(
     repeatable, such as CREATE OR REPLACE FUNCTION.
 
     - One process migrates a database at a time. Other processes wait for it, and raise `MigrationBlocked` after `wait`
-      seconds.
+      seconds. It is also raised if the URL is that of a pooler, because the lock belongs to the session. With
+      `allow_pooler` a pooler in session mode is accepted.
     - Each migration is a transaction. Its statements have no timeout.
     - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
       after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
@@ -114,6 +123,7 @@ def run_migrations(
         unmanaged=tuple(unmanaged),
         linted_after=linted_after,
         locks=settings,
+        allow_pooler=allow_pooler,
         options=options,
     )
     call = context.config.attributes.get(CALL)
@@ -149,6 +159,7 @@ def _write_sql(environment: Environment) -> None:
         "transaction_per_migration": True,
         "dialect_opts": {"paramstyle": "named"},
         LOCK_TIMEOUT_OPTION: environment.locks.milliseconds,
+        "on_version_apply": lambda *, ctx, heads, **_: store_applied(ctx, context.script, heads),
     }
     context.configure(**{**options, **environment.options})
     impl = context.get_context().impl
@@ -159,6 +170,8 @@ def _write_sql(environment: Environment) -> None:
 
 async def _migrate(url: str, environment: Environment, call: Call) -> None:
     """Open a connection without timeouts, wait for the lock, and run the migrations."""
+    if not environment.allow_pooler:
+        await reject_pooler(url)
     async with (
         Database(
             url,
@@ -169,14 +182,16 @@ async def _migrate(url: str, environment: Environment, call: Call) -> None:
             application_name="howdah migrate",
         ) as database,
         database.engine.connect() as connection,
-        migration_lock(connection, environment.locks),
     ):
-        await connection.run_sync(_run, environment, call)
+        await prepare_session(connection, environment.locks)
+        async with migration_lock(connection, environment.locks):
+            await connection.run_sync(_run, environment, call)
 
 
 def _run(connection: Connection, environment: Environment, call: Call) -> None:
     """Run the migrations, each in a transaction of its own."""
     from alembic import context
+    from alembic.util.exc import CommandError
 
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "table" and name is not None and not environment.is_managed(name):
@@ -188,7 +203,8 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
 
     progress = Progress()
 
-    def remember(*, step: Any, **_: Any) -> None:
+    def remember(*, ctx: MigrationContext, step: Any, heads: Collection[str], **_: Any) -> None:
+        store_applied(ctx, context.script, heads)
         progress.applied += 1
         if step.is_upgrade:
             call.applied.append(f"upgraded to {step.up_revision_id}")
@@ -217,7 +233,18 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
         """The steps that are left. They are found only once, because `+1` and `-1` are relative to the revision."""
         nonlocal steps
         if steps is None:
-            steps = list(find_steps(revision, migration_context))
+            try:
+                steps = list(find_steps(revision, migration_context))
+            except CommandError:
+                if find_steps.__name__ != "upgrade" or not is_newer(migration_context, context.script):
+                    raise
+                _logger.warning(
+                    "the database is at revision %s, which is newer than %s, the newest revision of this release: "
+                    "nothing was migrated",
+                    ", ".join(revision),
+                    ", ".join(context.script.get_heads()),
+                )
+                steps = []
         for step in steps[progress.applied :]:
             progress.commits = 0
             if call.on_step is not None:
@@ -230,11 +257,13 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
         context.get_context().impl.compare_server_default = _leave_defaults_to_the_catalog  # type: ignore[method-assign]
         with context.begin_transaction():
             context.run_migrations()
+        store_applied_if_missing(context.get_context(), context.script)
 
     try:
         retry_after_lock_timeout(connection, attempt, progress, environment.locks)
     except (DeadlockDetected, LockTimeout) as error:
-        name = steps[progress.applied].revision.revision if steps else "?"
+        waiting = (steps or [])[progress.applied :]
+        name = waiting[0].revision.revision if waiting else "of Alembic's table"
         raise MigrationBlocked(
             f"migration {name} {progress.outcome} after {progress.failures} attempts. Each waited "
             f"{environment.locks.lock_timeout:g} s for a lock: {error.statement}. "

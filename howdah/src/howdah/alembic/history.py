@@ -21,6 +21,7 @@ from howdah.alembic.drafts import Draft
 from howdah.alembic.environment import CALL, Call, Environment, str_url
 from howdah.alembic.linting import Finding, StatementRecorder, lint
 from howdah.alembic.programs import format_files
+from howdah.alembic.revisions import READ_REVISIONS, FoundRevisions, RevisionState
 from howdah.alembic.running import run_blocking
 from howdah.alembic.scratch import scratch_database
 from howdah.database import Database
@@ -40,13 +41,15 @@ class NewMigration:
     """A migration that was written. `paths` has a second file if constraints or indexes of existing tables change.
 
     `problems` are errors and differences that remain after the migration: complete it by hand. `downgrade_problems`
-    says what a downgrade doesn't restore. `is_empty` is true if the models and the .sql files need no migration.
+    says what a downgrade doesn't restore. `warnings` has NOT NULL columns without a default: the migration would fail
+    on a table with rows. `is_empty` is true if the models and the .sql files need no migration.
     """
 
     paths: list[Path]
     problems: list[str]
     downgrade_problems: list[str]
     is_empty: bool
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,8 @@ class Migrations:
     def upgrade(self, url: str | URL | None = None, revision: str = "head") -> list[str]:
         """Apply the migrations up to `revision`. Returns a text for each applied migration.
 
+        If a later release has migrated the database, nothing is done, and a warning is logged.
+
         Raises `MigrationBlocked` if another process is migrating, or if a lock isn't released. Raises Alembic's
         `CommandError` if the database is at a revision that doesn't exist in the folder.
         """
@@ -140,25 +145,48 @@ class Migrations:
 
     async def current(self, database: Database) -> str | None:
         """The revision of the database. None means that it was never migrated."""
+        return ", ".join(sorted((await self._find(database)).current)) or None
+
+    async def compare_revision(self, database: Database) -> RevisionState:
+        """How the database's revision compares with the newest one of this release.
+
+        - `current`: they are the same.
+        - `behind`: the database needs migrations of this release, or was never migrated.
+        - `newer`: a later release has migrated it, from the newest revision of this one. This release still works if
+          those migrations are compatible with it.
+        - `unknown`: the database is at a revision that this release doesn't have, and doesn't build on its newest one.
+          It may belong to another project.
+        """
+        return (await self._find(database)).compare({self.head}, self._known_revisions())
+
+    async def find_revision_problem(self, database: Database) -> str | None:
+        """The reason why a service isn't ready, or None if the database's revision is the newest one, or a newer one.
+
+        A newer one is no problem: during a deployment, the next release has migrated the database, and this release
+        still serves.
+        """
+        found = await self._find(database)
+        state = found.compare({self.head}, self._known_revisions())
+        if state in ("current", "newer"):
+            return None
+        shown = ", ".join(sorted(found.current)) or None
+        if state == "behind":
+            return f"the schema is at {shown}, not at {self.head}: run {self.command}"
+        return (
+            f"the schema is at {shown}, which this release doesn't have, and doesn't build on {self.head}: use the "
+            "database of this service, or the release that has migrated it"
+        )
+
+    async def _find(self, database: Database) -> FoundRevisions:
+        """The revisions of the database."""
         async with database.session(read_only=True) as session:
             try:
-                found = await session.scalars(text("SELECT version_num FROM alembic_version ORDER BY 1"))
+                rows = await session.execute(text(READ_REVISIONS.format(table="alembic_version")))
             except InvalidStatement as error:
                 if error.sqlstate == "42P01":  # no such table
-                    return None
+                    return FoundRevisions.of_rows([])
                 raise
-            return ", ".join(found) or None
-
-    async def find_revision_problem(self, database: Database, *, allow_newer: bool = False) -> str | None:
-        """The reason why a service isn't ready, if the database isn't at the newest revision. Otherwise None.
-
-        With `allow_newer`, a revision that doesn't exist in the folder is no problem: during a deployment, the next
-        release has migrated the database, and this one still serves.
-        """
-        found = await self.current(database)
-        if found == self.head or (allow_newer and found is not None and not self._is_known(found)):
-            return None
-        return f"the schema is at {found}, not at {self.head}: run {self.command}"
+            return FoundRevisions.of_rows((row.version_num, row.applied) for row in rows)
 
     def write_sql(self, revisions: str = "head", output: TextIO | None = None) -> None:
         """Write the SQL of migrations: of those up to a revision, or of a range such as `0003:head`.
@@ -196,7 +224,7 @@ class Migrations:
                 for name in draft.changed_files:
                     shutil.copyfile(environment.sql / name, copies / name)
             problems = [*draft.problems, *self._try(url, environment, expected)]
-        return NewMigration(paths, problems, draft.downgrade_problems, draft.is_empty)
+        return NewMigration(paths, problems, draft.downgrade_problems, draft.is_empty, draft.warnings)
 
     def check(self, *, server_url: str | URL | None = None, is_linted: bool = True) -> CheckReport:
         """Compare the migrated schema with that of the models and the .sql files, and lint the migrations.
@@ -280,8 +308,9 @@ class Migrations:
             if not isinstance(error.__cause__, ResolutionError) or error.__cause__.argument == revision:
                 raise
             raise CommandError(
-                f"the database is at revision {error.__cause__.argument}, which this version doesn't have. Run the "
-                "version that created it, or use a new database"
+                f"the database is at revision {error.__cause__.argument}, which this version doesn't have"
+                + (", and which doesn't build on its newest one" if name == "upgrade" else "")
+                + ". Run the version that created it, or use a new database"
             ) from error
         return call.applied
 
@@ -319,10 +348,10 @@ class Migrations:
         with _ALEMBIC:
             return ScriptDirectory.from_config(self._config())
 
-    def _is_known(self, revision: str) -> bool:
+    def _known_revisions(self) -> frozenset[str]:
         if self._known is None:
             self._known = frozenset(script.revision for script in self._scripts().walk_revisions())
-        return revision in self._known
+        return self._known
 
     @contextmanager
     def _scratch(self, environment: Environment, server_url: str | URL | None) -> Iterator[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from howdah.errors import DeadlockDetected, LockTimeout, MigrationBlocked
+from howdah.database import Database
+from howdah.errors import DatabaseError, DeadlockDetected, LockTimeout, MigrationBlocked
 
 # The key of the advisory lock of a database: "howdah" in hexadecimal.
 LOCK_KEY: Final = 0x686F_7764_6168
@@ -21,9 +24,19 @@ LOCK_KEY: Final = 0x686F_7764_6168
 _FIRST_POLL_SECONDS: Final = 0.02
 _LONGEST_POLL_SECONDS: Final = 1.0
 
-# The pause before a migration is started again is as long as it has waited, and at most this long. During the pause,
-# the transactions that queued behind the migration run.
+# The pause before a migration is started again is about as long as it has waited, and at most this long. It grows with
+# each attempt. During the pause, the transactions that queued behind the migration run.
 _LONGEST_PAUSE_SECONDS: Final = 5.0
+
+# Timeouts that a role or a database may have set for its usual work. A name that this server doesn't have is left out.
+# A pooler may have dropped `lock_timeout`.
+_SET_TIMEOUTS: Final = """
+    SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN :lock_timeout ELSE '0' END, false) FROM pg_settings
+    WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
+# If the migrating process is killed, its statement is cancelled after this time. Otherwise the statement would go on,
+# and the next process would wait for the advisory lock.
+_CHECK_CLIENT: Final = "SET client_connection_check_interval = '1s'"
 
 _HOLDER: Final = """
     SELECT format(
@@ -68,6 +81,41 @@ class LockSettings:
         return max(1, round(self.lock_timeout * 1000))
 
 
+_logger = logging.getLogger("howdah.alembic")
+
+
+async def reject_pooler(url: str) -> None:
+    """Raise `MigrationBlocked` if there is a pooler between this process and the server.
+
+    The advisory lock and the timeouts belong to the session. On a pooler's connection they would stay after the end of
+    this process, or get lost: then nobody could migrate, or a migration would block the service.
+    """
+    async with (
+        Database(url, pool_size=1, pooler="transaction", application_name="howdah migrate") as database,
+        database.engine.connect() as connection,
+    ):
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if driver.get_server_pid() != await connection.scalar(text("SELECT pg_backend_pid()")):
+            raise MigrationBlocked(
+                f"{database.engine.url.render_as_string()} is the URL of a pooler. A migration needs a direct "
+                "connection to the server, because its lock and its timeouts belong to the session: pass the URL of "
+                "the server, for example with --url. If the pooler is in session mode, pass allow_pooler=True to "
+                "run_migrations"
+            )
+
+
+async def prepare_session(connection: AsyncConnection, settings: LockSettings) -> None:
+    """Set `lock_timeout`, remove other timeouts, and let the server notice if this process is killed."""
+    await connection.execute(text("SET statement_timeout = 0"))  # first, because the role's may be short
+    await connection.execute(text(_SET_TIMEOUTS), {"lock_timeout": f"{settings.milliseconds}ms"})
+    await connection.commit()
+    try:
+        await connection.execute(text(_CHECK_CLIENT))
+        await connection.commit()
+    except DatabaseError:  # not possible on this platform of the server
+        await connection.rollback()
+
+
 @asynccontextmanager
 async def migration_lock(connection: AsyncConnection, settings: LockSettings) -> AsyncIterator[None]:
     """Hold the advisory lock of the database inside the block.
@@ -77,19 +125,33 @@ async def migration_lock(connection: AsyncConnection, settings: LockSettings) ->
     """
     deadline = time.monotonic() + settings.wait
     pause = _FIRST_POLL_SECONDS
+    is_reported = False
     while not await _call(connection, "pg_try_advisory_lock"):
         if time.monotonic() + pause > deadline:
-            holders = (await connection.scalars(text(_HOLDER).bindparams(key=LOCK_KEY))).all()
             raise MigrationBlocked(
                 f"another migration of this database didn't end within {settings.wait:g} s. It is run by "
-                f"{' and '.join(holders) or 'a process that has ended now'}. Nothing was migrated: "
+                f"{await _describe_holder(connection)}. Nothing was migrated: "
                 "try again, or pass a longer wait to run_migrations"
+            )
+        if pause == _LONGEST_POLL_SECONDS and not is_reported:
+            is_reported = True
+            _logger.warning(
+                "another migration of this database is run by %s: waiting for its end, at most %g s",
+                await _describe_holder(connection),
+                settings.wait,
             )
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_POLL_SECONDS)
     yield
     # If the block fails, the connection is closed, which releases the lock.
     await _call(connection, "pg_advisory_unlock")
+
+
+async def _describe_holder(connection: AsyncConnection) -> str:
+    """The process that holds the advisory lock."""
+    holders = (await connection.scalars(text(_HOLDER).bindparams(key=LOCK_KEY))).all()
+    await connection.commit()
+    return " and ".join(holders) or "a process that has ended now"
 
 
 async def _call(connection: AsyncConnection, function: str) -> bool:
@@ -137,7 +199,18 @@ def retry_after_lock_timeout(
             applied = progress.applied
             if progress.failures >= settings.attempts or progress.commits:
                 raise
-            time.sleep(min(settings.lock_timeout, _LONGEST_PAUSE_SECONDS))
+            pause = min(settings.lock_timeout * (1 + progress.failures / 4), _LONGEST_PAUSE_SECONDS)
+            pause *= random.uniform(0.5, 1.5)  # noqa: S311  # so that the attempts don't meet a periodic job
+            _logger.warning(
+                "the migration waited %g s for a lock (attempt %d of %d). It was rolled back, and starts again in "
+                "%.1f s. %s",
+                settings.lock_timeout,
+                progress.failures,
+                settings.attempts,
+                pause,
+                describe_old_transactions(connection),
+            )
+            time.sleep(pause)
         else:
             return
 

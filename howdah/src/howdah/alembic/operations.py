@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import text
 
 from howdah.alembic.sql_files import read_statements
+from howdah.errors import DatabaseError, HowdahError
 
 _IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]*")
 # The limit of the wait for the end of older transactions. During this wait other transactions aren't blocked.
@@ -48,24 +49,34 @@ def create_index_concurrently(
 
     The arguments are those of `op.create_index`. The earlier operations of the migration are committed first, because
     PostgreSQL can't build such an index in a transaction. It waits for the end of all older transactions, at most
-    `wait` seconds for each. If an earlier build failed, its invalid index is dropped first. A valid index of this name
-    is kept. So the migration can be run again after an error.
+    `wait` seconds for each. If the build fails, its invalid index is dropped. If the process was killed, the next run
+    drops it. A valid index of this name is kept. So the migration can be run again after an error.
     """
     from alembic import op
 
-    with _outside_transaction(wait):
+    def drop_invalid() -> None:
         if not op.get_context().as_sql and _is_invalid_index(name, schema):
             op.drop_index(name, table_name=table, schema=schema, postgresql_concurrently=True)
-        op.create_index(
-            name,
-            table,
-            columns,
-            unique=unique,
-            schema=schema,
-            if_not_exists=True,
-            postgresql_concurrently=True,
-            **options,
-        )
+
+    with _outside_transaction(wait):
+        drop_invalid()
+        try:
+            op.create_index(
+                name,
+                table,
+                columns,
+                unique=unique,
+                schema=schema,
+                if_not_exists=True,
+                postgresql_concurrently=True,
+                **options,
+            )
+        except DatabaseError as error:
+            try:
+                drop_invalid()
+            except HowdahError as second:
+                error.add_note(f"The invalid index {name} remains, and makes writes slower: {second}")
+            raise
 
 
 def drop_index_concurrently(name: str, table: str, *, schema: str | None = None, wait: float = _WAIT_SECONDS) -> None:

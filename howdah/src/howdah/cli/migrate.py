@@ -50,6 +50,8 @@ def new(message: str, project: Project = Path(), url: Server = None) -> None:
         typer.echo(f"written: {path}")
     if written.is_empty and not written.problems:
         typer.echo("the models and the .sql files have no changes, so the migration is empty")
+    for warning in written.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     for problem in written.downgrade_problems:
         typer.echo(f"the downgrade doesn't restore: {problem}", err=True)
     for problem in written.problems:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from howdah.embedded.data_directory import check_data_dir, check_version, data_version, initialise, sibling
 from howdah.embedded.locks import wait_until
@@ -28,6 +29,8 @@ _LOG_BYTES: Final = 10_000_000
 _LOG_TAIL_BYTES: Final = 3_000
 # Orphaned backends get this much time to exit before they are killed.
 _ORPHAN_SECONDS: Final = 5.0
+# In the output of pg_controldata.
+_SHUT_DOWN: Final = re.compile(r"^Database cluster state: +shut down$", re.MULTILINE)
 # The server becomes a child of init. As a child of this process it would become a zombie if another process stops it.
 _START_DETACHED: Final = 'log=$1; shift; "$@" >>"$log" 2>&1 & echo $!'
 
@@ -77,6 +80,31 @@ class Postmaster:
             self.mark_detached()
         return sockets
 
+    def restart_if_dead(
+        self, user: ServerUser, programs: Path, deadline: float
+    ) -> Literal["started", "running", "shut down"]:
+        """Start a server that has died, without waiting until it accepts connections.
+
+        A server that was shut down isn't started. It leaves no postmaster.pid, and a checkpoint.
+        """
+        check_data_dir(self.data_dir, user)
+        check_version(self.data_dir, self.version, self._wheel)
+        if self.process() is not None:
+            return "running"
+        if data_version(self.data_dir) is None:
+            raise EmbeddedPostgresError(f"{self.data_dir} was deleted")
+        if not os.path.lexists(self.data_dir / "postmaster.pid"):
+            control = user.run(programs / "pg_controldata", "-D", self.data_dir, deadline=deadline)
+            if _SHUT_DOWN.search(control.stdout):
+                return "shut down"
+        pid, _, start_time, *_ = self._pid_file()
+        must_detach = self._read_detached() == f"{pid} {start_time}"
+        self._spawn(user, programs, deadline)
+        if must_detach:
+            wait_until(lambda: self._identity() != "", deadline)
+            self.mark_detached()
+        return "started"
+
     def has_lost_programs(self) -> bool:
         """Whether the running server's programs were deleted, for example with the virtual environment of another user.
 
@@ -110,12 +138,16 @@ class Postmaster:
         self._detached_file.unlink(missing_ok=True)
 
     def is_detached(self) -> bool:
-        """Whether the running server was detached. A damaged file counts as absent."""
+        """Whether the running server was detached."""
+        return self._read_detached() == self._identity() != ""
+
+    def _read_detached(self) -> str | None:
+        """The identity of the server that was detached last. A damaged file counts as absent."""
         try:
             with open(os.open(self._detached_file, os.O_RDONLY | os.O_NOFOLLOW), errors="replace") as file:
-                return file.read(100) == self._identity() != ""
+                return file.read(100)
         except OSError:
-            return False
+            return None
 
     def _identity(self) -> str:
         """The running server's process id and start time, because process ids are used again."""

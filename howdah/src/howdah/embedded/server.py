@@ -37,12 +37,16 @@ from howdah.embedded.programs import (
     server_user,
     wheel_folder,
 )
+from howdah.embedded.watching import Outcome, Watch
 from howdah.errors import EmbeddedPostgresError
 
 if sys.platform != "win32":
     import fcntl
 with contextlib.suppress(ImportError):  # without the extra; wheel_folder() then raises an error that names it
     import psutil
+
+# The watch doesn't wait longer for the lock, so that `stop()` can get it.
+_RESTART_LOCK_SECONDS = 1.0
 
 _logger = logging.getLogger("howdah.embedded")
 
@@ -77,6 +81,7 @@ class EmbeddedPostgres:
         version: int | None = None,
         settings: Mapping[str, str] | None = None,
         start_timeout: float = 60.0,
+        restart: bool = False,
     ) -> None:
         """Nothing is written or started before `start()`.
 
@@ -84,6 +89,10 @@ class EmbeddedPostgres:
         `DEFAULT_SETTINGS`. They are passed to the server when it starts, so a server that already runs keeps its own.
         `start_timeout` limits the total wait of a start in seconds: for a start or stop by another process, for initdb,
         and for crash recovery.
+
+        With `restart`, a thread of this process starts the server again if it dies while this object uses it: within a
+        second, on the same socket, at most five times in a row, and only once if several processes watch the server. A
+        server that somebody has shut down (`pg_ctl stop`) isn't started again.
         """
         if sys.platform == "win32":
             raise EmbeddedPostgresError("the embedded PostgreSQL runs on Linux and macOS only: use another server")
@@ -99,6 +108,8 @@ class EmbeddedPostgres:
         self.log_file = self._postmaster.log_file
         self._start_timeout = start_timeout
         self._mutex = threading.Lock()
+        self._is_restarted = restart
+        self._watch: Watch | None = None
         self._lease: int | None = None
         self._socket_dir: Path | None = None
 
@@ -129,7 +140,29 @@ class EmbeddedPostgres:
                     f"the programs of PostgreSQL at {self.data_dir} (process {self.pid}) were deleted, and other "
                     "processes still use it, so it can't be restarted: end them, or use another data directory"
                 )
+            if self._is_restarted and (self._watch is None or not self._watch.is_alive):
+                self._watch = Watch(self.data_dir, is_running=self._is_running, restart=self._restart)
         return self
+
+    def _is_running(self) -> bool:
+        try:
+            return self.pid is not None
+        except OSError:  # the data directory was deleted
+            return False
+
+    def _restart(self) -> Outcome:
+        """Start the server again, unless it runs, or was shut down. The watch calls this."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(hold_lock(self._sibling("lock"), time.monotonic() + _RESTART_LOCK_SECONDS))
+            except EmbeddedPostgresError:
+                return "busy"
+            if self._lease is None:
+                return "busy"  # `stop()` was called
+            with _raise_as(f"PostgreSQL at {self.data_dir} can't be started again"):
+                user, deadline = server_user(), time.monotonic() + self._start_timeout
+                programs = runnable_programs(user, self._wheel, self.bin_dir, deadline)
+                return self._postmaster.restart_if_dead(user, programs, deadline)
 
     def _join(self, user: ServerUser, programs: Path, deadline: float) -> bool:
         """Become a user of the server, which is started unless it runs.
@@ -159,6 +192,8 @@ class EmbeddedPostgres:
         with self._mutex, _raise_as(f"PostgreSQL at {self.data_dir} can't be stopped"):
             if self._lease is None:
                 return
+            if self._watch is not None:
+                self._watch.stop()
             try:
                 with hold_lock(self._sibling("lock"), time.monotonic() + STOP_SECONDS):
                     self._leave()
@@ -284,6 +319,9 @@ class EmbeddedPostgres:
 
     def _close_lease(self) -> None:
         _started.discard(self)
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
         lease, self._lease, self._socket_dir = self._lease, None, None
         if lease is not None:
             os.close(lease)

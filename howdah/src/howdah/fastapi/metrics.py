@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from howdah.coalescing import CoalescerStatus
 from howdah.fastapi.jobs import JobRunner
 from howdah.fastapi.resources import Opened, find_opened
-from howdah.metrics import BatchCollector, PoolCollector
+from howdah.metrics import BatchCollector, LogCollector, PoolCollector
 
 # Other methods have the label `any`. A client can send any text as the method, and each would be a new time series.
 _METHODS: Final = frozenset(HTTPMethod)
@@ -102,6 +102,7 @@ def build_metrics_router(metrics: RequestMetrics) -> APIRouter:
         current = CollectorRegistry()
         current.register(PoolCollector(opened.databases))
         current.register(BatchCollector(_find_queues(opened)))
+        current.register(LogCollector())
         if opened.jobs:
             current.register(_JobCollector(opened.jobs))
         body = b"".join(map(generate_latest, (REGISTRY, metrics.registry, current)))

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import text
 
 from howdah import Database
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Return when the condition is true; fail if it isn't after this time. Blocks."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition is still false after the timeout"
+        time.sleep(0.01)
 
 
 async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:

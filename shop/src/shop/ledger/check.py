@@ -264,7 +264,11 @@ class LedgerReport:
 
 
 async def check_ledger(
-    db: AsyncSession, *, since: Link | None = None, begin: Callable[[str], None] = lambda _step: None
+    db: AsyncSession,
+    *,
+    since: Link | None = None,
+    begin: Callable[[str], None] = lambda _step: None,
+    is_newer: bool = False,
 ) -> LedgerReport:
     """Check the ledger, and report the faults.
 
@@ -273,10 +277,10 @@ async def check_ledger(
 
     The session must read from one snapshot (`isolation_level="REPEATABLE READ"`). Otherwise concurrent transfers would
     look like faults. Until the transaction ends, the session has no statement timeout and little `work_mem`. `begin` is
-    called with each of `STEPS` when that step begins.
+    called with each of `STEPS` when that step begins. `is_newer` is that of `compare_schema`.
     """
     begin(_SCHEMA)
-    schema = await compare_schema(db)
+    schema = await compare_schema(db, is_newer=is_newer)
     for name, value in _SETTINGS.items():
         await db.execute(text(f"SET LOCAL {name} = {value}"))
     faults: defaultdict[str, list[str]] = defaultdict(list)

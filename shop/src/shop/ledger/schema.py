@@ -31,6 +31,10 @@ describes them. Generated: change models.py or sql/, then run `shop migrate --wr
 # Triggers, policies and settings that are not in `catalog.txt` are reported, because they could change how the ledger's
 # statements work. A database may have additional functions, columns and indexes.
 _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
+# A later release may replace these under the same name. It compares them with its own `catalog.txt`.
+_REPLACEABLE_KINDS: Final = ("function ", "trigger ", "constraint ", "index ")
+# No migration adds settings, so they are reported in every database.
+_SETTING: Final = "setting "
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +73,42 @@ class SchemaMismatch(Exception):
         )
 
 
-async def compare_schema(db: AsyncSession) -> SchemaReport:
+async def compare_schema(db: AsyncSession, *, is_newer: bool = False) -> SchemaReport:
     """Compare the ledger's part of the database with `catalog.txt`. This is one query, which takes a few
-    milliseconds."""
+    milliseconds.
+
+    `is_newer` means that a later release has migrated the database. Then functions, triggers, constraints and indexes
+    may have other definitions, and there may be more triggers and policies. But none may be missing, disabled or not
+    valid, and the tables and columns of this release must not have changed.
+    """
     defects: list[str] = []
     unknown: list[str] = []
     for line in compare_catalogs(await read_catalog(db, LEDGER_TABLES), expected_catalog()):
-        if not line.endswith(": unknown"):
+        if line.endswith(": unknown"):
+            if line.startswith(_SETTING if is_newer else _UNKNOWN_KINDS):
+                unknown.append(line)
+        elif not (is_newer and line.startswith(_REPLACEABLE_KINDS) and line.endswith(": changed")):
             defects.append(line)
-        elif line.startswith(_UNKNOWN_KINDS):
-            unknown.append(line)
     return SchemaReport(defects, unknown)
 
 
-def verify_schema(url: str) -> None:
-    """Raise `SchemaMismatch` if the database at `url`, which is at the newest revision, differs from `catalog.txt`."""
+def verify_schema(url: str, *, is_newer: bool = False) -> None:
+    """Raise `SchemaMismatch` if the database at `url` differs from `catalog.txt`. Its revision must be the newest one
+    of this release, or a newer one (`is_newer`)."""
 
     async def compare() -> SchemaReport:
         async with Database(url, pool_size=1, application_name="shop") as database, database.session() as session:
-            return await compare_schema(session)
+            return await compare_schema(session, is_newer=is_newer)
 
     report = asyncio.run(compare())
     if report.has_differences:
         raise SchemaMismatch(report)
 
 
-async def find_schema_problem(database: Database) -> str | None:
+async def find_schema_problem(database: Database, *, is_newer: bool = False) -> str | None:
     """The reason why the service isn't ready, if the database differs from `catalog.txt`. Otherwise None."""
     async with database.session(read_only=True) as session:
-        report = await compare_schema(session)
+        report = await compare_schema(session, is_newer=is_newer)
     return (
         f"the database differs from the ledger's schema, run shop check: {report}" if report.has_differences else None
     )

@@ -1,12 +1,14 @@
-"""The history of the schema, and the revision of a database."""
+"""The history of the schema, and the state of a database."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Final
 
 from howdah import Database
 from howdah.alembic.history import Migrations
+from shop.ledger import schema
 
 HISTORY: Final = Migrations(Path(__file__).parent, command="shop migrate")
 
@@ -16,6 +18,24 @@ def upgrade(url: str, revision: str = "head") -> None:
     HISTORY.upgrade(url, revision)
 
 
-async def find_revision_problem(database: Database) -> str | None:
-    """The reason why the service isn't ready, if the database isn't at the newest revision. Otherwise None."""
-    return await HISTORY.find_revision_problem(database)
+async def is_newer(database: Database) -> bool:
+    """Whether a later release has migrated the database."""
+    return await HISTORY.compare_revision(database) == "newer"
+
+
+def verify_schema(url: str) -> None:
+    """Raise `SchemaMismatch` if the ledger's schema was changed, other than by a later release. Blocks."""
+
+    async def compare() -> bool:
+        async with Database(url, pool_size=1, application_name="shop") as database:
+            return await is_newer(database)
+
+    schema.verify_schema(url, is_newer=asyncio.run(compare()))
+
+
+async def find_schema_problem(database: Database) -> str | None:
+    """The reason why the service isn't ready: the database's revision, or changes of the ledger's schema. Or None."""
+    state = await HISTORY.compare_revision(database)
+    if state in ("behind", "unknown"):
+        return await HISTORY.find_revision_problem(database)
+    return await schema.find_schema_problem(database, is_newer=state == "newer")
