@@ -71,6 +71,7 @@ from howdah.fastapi.sessions import (
     session_dependency,
 )
 from howdah.fastapi.view_responses import json_response, list_response, page_response
+from howdah.fastapi.visible_text import VisibleText
 
 __all__ = [
     "CSV",
@@ -112,6 +113,7 @@ __all__ = [
     "Resource",
     "StrictJSONRoute",
     "UnsupportedMediaType",
+    "VisibleText",
     "add_error_handlers",
     "answer_batches",
     "answer_lines",
