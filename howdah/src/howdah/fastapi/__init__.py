@@ -19,8 +19,8 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
-from howdah.fastapi.jobs import Job
 from howdah.fastapi.internal import build_internal_app
+from howdah.fastapi.jobs import Job
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.line_results import answer_batches, answer_lines, describe_rejected_row
 from howdah.fastapi.ndjson import (

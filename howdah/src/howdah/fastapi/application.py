@@ -26,7 +26,7 @@ from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
 from howdah.fastapi.internal import LIFESPAN_STATE_KEY, METRICS_PATH, PROBE_PATHS, InternalPaths
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
-from howdah.fastapi.openapi import iterate_all_routes, _iterate_dependants
+from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.

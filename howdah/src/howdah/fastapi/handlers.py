@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.encoders import jsonable_encoder
@@ -12,23 +12,15 @@ from fastapi.utils import is_body_allowed_for_status_code
 from starlette.exceptions import HTTPException
 
 from howdah import errors
+from howdah.fastapi.client_text import shorten_message, shorten_place
 from howdah.fastapi.disconnects import CLIENT_CLOSED_REQUEST, ClientDisconnects, is_disconnect
 from howdah.fastapi.ndjson import RejectedLine
 from howdah.fastapi.openapi import add_problem_descriptions
-from howdah.fastapi.problem import (
-    MAX_SHOWN_CHARACTERS,
-    ProblemException,
-    error_response,
-    problem_response,
-    shorten,
-    to_problem_code,
-)
+from howdah.fastapi.problem import ProblemException, error_response, problem_response, to_problem_code
 from howdah.fastapi.websockets import WebSocketErrors
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _MAX_SHOWN_ERRORS: Final = 20
-# A message may have the values of an enumeration, which can be many.
-_MAX_MESSAGE_CHARACTERS: Final = 300
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -79,12 +71,7 @@ async def _handle_validation_error(request: Request, error: Exception) -> Respon
     assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
     shown = error.errors()[:_MAX_SHOWN_ERRORS]
     input_errors = [
-        {
-            "loc": [shorten(part) if isinstance(part, str) else part for part in each["loc"]],
-            "msg": _shorten_message(each),
-            "type": each["type"],
-        }
-        for each in shown
+        {"loc": shorten_place(each["loc"]), "msg": shorten_message(each), "type": each["type"]} for each in shown
     ]
     return problem_response(
         HTTPStatus.UNPROCESSABLE_ENTITY, "validation", detail="the request is not as described", errors=input_errors
@@ -119,12 +106,3 @@ async def _handle_rejected_line(request: Request, error: Exception) -> Response:
 
 async def _handle_unexpected_error(request: Request, error: Exception) -> Response:
     return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
-
-
-def _shorten_message(error: dict[str, Any]) -> str:
-    """The message of a validation error. A long text of the client in it, such as an unknown tag, is shortened."""
-    message: str = error["msg"]
-    for value in (error.get("input"), *(error.get("ctx") or {}).values()):
-        if isinstance(value, str) and len(value) > MAX_SHOWN_CHARACTERS:
-            message = message.replace(value, shorten(value))
-    return shorten(message, _MAX_MESSAGE_CHARACTERS)

@@ -23,6 +23,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsMarker
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from pydantic import WithJsonSchema
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -45,6 +46,7 @@ from howdah.idempotency import (
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
 
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_CHARACTERS}}}")
+_KEY_PATTERN: Final = f"^{_KEY.pattern}$"
 _IN_FAILED_TRANSACTION: Final = "25P02"
 
 # A response with one of these statuses, or a 5xx, asks the client to send the request again. So it isn't stored.
@@ -113,7 +115,12 @@ def idempotency_key(
         f"At most {MAX_KEY_CHARACTERS} visible ASCII characters"
     )
     header = single_header(
-        "Idempotency-Key", required=required, description=description, examples=["6b3f1a52-0c7e-4c8a-9d5f-1f0e6a7b8c9d"]
+        "Idempotency-Key",
+        # only described here, because the error of an invalid key is a 400
+        Annotated[str, WithJsonSchema({"type": "string", "pattern": _KEY_PATTERN})],
+        required=required,
+        description=description,
+        examples=["6b3f1a52-0c7e-4c8a-9d5f-1f0e6a7b8c9d"],
     )
 
     async def get_idempotency_key(

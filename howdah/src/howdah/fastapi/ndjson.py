@@ -26,6 +26,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from howdah.errors import DatabaseError
+from howdah.fastapi.client_text import shorten_message, shorten_place
 from howdah.fastapi.exports import NDJSON
 from howdah.fastapi.json_bodies import InvalidJSON, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
@@ -203,9 +204,10 @@ def _describe_first_error(error: ValidationError | InvalidJSON) -> str:
     """The first fault and its place, without the rejected value."""
     if isinstance(error, InvalidJSON):
         return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in shorten_place(first["loc"]))
+    message = shorten_message(first)
+    return f"{where}: {message}" if where else message
 
 
 def _find_position(error: InvalidJSON, body: bytes) -> int:

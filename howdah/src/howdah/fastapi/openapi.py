@@ -15,9 +15,10 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from howdah.fastapi.headers import is_single_header
+from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
+from howdah.fastapi.openapi_details import add_links, correct_schemas, require_headers
 from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
@@ -82,6 +83,8 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
             if isinstance(operation, dict) and "responses" in operation:
                 _describe_operation(operation, method.upper(), routes.get((path, method.upper())))
     _insert_models(description)
+    correct_schemas(description)
+    add_links(description)
     schemas = description.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         if name in schemas and REF_PREFIX + name not in _find_references(description):
@@ -91,6 +94,8 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
 def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> None:
     """Add the problems that the route can answer with, and replace FastAPI's own 422. Declared responses stay."""
     responses = operation["responses"]
+    if route is not None:
+        require_headers(operation, _find_required_headers(route))
     statuses = [] if route is None else list(_infer_statuses(operation, method, route))
     schema_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
     if schema_422 == _FASTAPI_422:
@@ -135,6 +140,14 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.PRECONDITION_REQUIRED
     if any(map(is_database_dependency, calls)):
         yield HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _find_required_headers(route: Any) -> Iterator[str]:
+    for each in _iterate_dependants(route.dependant):
+        if each.call is get_required_if_match:
+            yield "If-Match"
+        elif (name := get_required_header(each.call)) is not None:
+            yield name
 
 
 def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from howdah import errors
+from howdah.fastapi.client_text import shorten
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -45,9 +46,7 @@ NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 NO_STORE: Final = (b"cache-control", b"no-store")
 """The default of every response of an application. A problem has it even if no middleware has seen it."""
 
-# A response or a log entry shows this much of a text from the client, which may be as long as a body.
-MAX_SHOWN_CHARACTERS: Final = 100
-# Details are longer than that: they are sentences, and most of their characters are not the client's.
+# A detail is a sentence, and most of its characters are not the client's.
 _MAX_DETAIL_CHARACTERS: Final = 500
 
 # The members that RFC 9457 defines and that have arguments of their own, or follow from them.
@@ -146,11 +145,6 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
         **_get_members(error),
         **members,
     )
-
-
-def shorten(text: str, limit: int = MAX_SHOWN_CHARACTERS) -> str:
-    """The text, or its beginning and `…` if it is longer than the limit."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def describe_error(error: errors.HowdahError) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi.client_text import shorten
 from howdah.fastapi.disconnects import get_logged_status
-from howdah.fastapi.problem import problem_response, shorten
+from howdah.fastapi.problem import problem_response
 from howdah.logs import format_exception
 from howdah.models import uuid7
 

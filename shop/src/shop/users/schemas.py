@@ -12,7 +12,7 @@ from howdah import Filter
 from howdah.fastapi import PageParameters, RFC3339Datetime, VisibleText
 from shop.users.models import User
 
-Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=255, examples=["ada@example.com"])]
+Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=254, examples=["ada@example.com"])]
 Name = Annotated[str, VisibleText(max_length=100), Field(examples=["Ada"])]
 Country = Annotated[str, VisibleText(max_length=100)]
 

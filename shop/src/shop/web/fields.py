@@ -26,10 +26,9 @@ def _reject_equal_names(value: Any, validate: ValidatorFunctionWrapHandler) -> A
 _Text = Annotated[str, VisibleText(max_length=MAX_METADATA_VALUE, min_length=0, multiline=True)]
 _Name = Annotated[str, VisibleText(max_length=MAX_METADATA_NAME)]
 Metadata: TypeAlias = Annotated[
-    dict[_Name, _Text],
+    Annotated[dict[_Name, _Text], Field(max_length=MAX_METADATA)],
     WrapValidator(_reject_equal_names),
     Field(
-        max_length=MAX_METADATA,
         description="Up to 50 names with values, chosen by the client",
         examples=[{"region": "north"}],
     ),
