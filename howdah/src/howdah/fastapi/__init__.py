@@ -19,7 +19,6 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
-from howdah.fastapi.internal import build_internal_app
 from howdah.fastapi.jobs import Job
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.line_results import answer_batches, answer_lines, describe_rejected_row
@@ -117,7 +116,6 @@ __all__ = [
     "add_error_handlers",
     "answer_batches",
     "answer_lines",
-    "build_internal_app",
     "configure_app",
     "database_dependency",
     "database_from_state",

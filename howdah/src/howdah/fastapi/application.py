@@ -24,7 +24,7 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
-from howdah.fastapi.internal import LIFESPAN_STATE_KEY, METRICS_PATH, PROBE_PATHS, InternalPaths
+from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
@@ -49,7 +49,7 @@ def configure_app(
     metrics: bool = True,
     request_log: bool = True,
     allowed_hosts: Iterable[str] | None = None,
-    internal_app: bool = False,
+    internal_port: int | None = None,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -69,7 +69,9 @@ def configure_app(
     - `allowed_hosts` are the names in the header `Host` that are answered, such as `api.example.com` or
       `*.example.com`. For others the response is 421. By default every host is answered. The probes and `/metrics` are
       answered for every host, because they are read by IP address.
-    - With `internal_app`, only `build_internal_app(app)` has `/metrics`, the docs and the OpenAPI description.
+    - With `internal_port`, requests to this port of the server get `/metrics`, the docs, the OpenAPI description and
+      the probes, and nothing else. Requests to other ports don't get the first three. The server must listen on both
+      ports: `serve(app, sockets=[bind_socket("0.0.0.0", 8000), bind_socket("10.0.0.5", 9000)])`.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
@@ -98,7 +100,7 @@ def configure_app(
         application=app,
         allowed_hosts=None if allowed_hosts is None else AllowedHosts(allowed_hosts),
         any_host_paths={*PROBE_PATHS, METRICS_PATH},
-        is_hidden=InternalPaths(app).hide if internal_app else None,
+        is_hidden=None if internal_port is None else InternalPort(app, internal_port).hides,
     )
     if health:
         app.include_router(build_health_router([*readiness_checks]))
@@ -200,10 +202,7 @@ class _Configuration:
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
             await stack.enter_async_context(run_jobs(jobs))
-            state = {**states[app], _STATES_KEY: states}
-            setattr(app.state, LIFESPAN_STATE_KEY, state)
-            stack.callback(delattr, app.state, LIFESPAN_STATE_KEY)
-            yield state
+            yield {**states[app], _STATES_KEY: states}
 
     async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:
         if self.replacements is not None:

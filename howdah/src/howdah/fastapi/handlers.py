@@ -27,8 +27,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of this application with problem details.
 
     Howdah's errors get the status in `HTTP_STATUS_BY_ERROR`, with `Retry-After` if a retry may help. FastAPI's
-    validation errors and `HTTPException` keep their status. A request whose client disconnected, or received too slowly,
-    ends without an error, and is logged with the status 499. Any other exception is a 500 without details.
+    validation errors and `HTTPException` keep their status. A request whose client disconnected ends without an error,
+    and is logged with the status 499. Any other exception is a 500 without details.
 
     A problem repeats at most 100 characters of a text that the client sent.
 

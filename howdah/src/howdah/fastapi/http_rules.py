@@ -94,7 +94,7 @@ class HTTPRules:
             return False
         allow = (b"allow", _join(methods))
         if scope["method"] == "OPTIONS":
-            message |= {"status": int(HTTPStatus.NO_CONTENT), "headers": [allow]}
+            message.update({"status": int(HTTPStatus.NO_CONTENT), "headers": [allow]})
             return True
         message["headers"] = [*(each for each in message["headers"] if each[0] != b"allow"), allow]
         return False

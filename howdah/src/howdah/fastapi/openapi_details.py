@@ -10,6 +10,7 @@ from fastapi.openapi.constants import REF_PREFIX
 
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _MAX_BIGINT: Final = 2**63 - 1
+_WITHOUT_NUL: Final = r"^[^\u0000]*$"
 
 
 def require_headers(operation: Mapping[str, Any], names: Iterable[str]) -> None:
@@ -25,6 +26,16 @@ def require_headers(operation: Mapping[str, Any], names: Iterable[str]) -> None:
             if len(present) == 1:
                 del schema["anyOf"]
                 schema.update({**present[0], **schema})
+
+
+def forbid_nul(operation: Mapping[str, Any]) -> None:
+    """Describe that the texts of filters don't have U+0000. PostgreSQL can't store it, so `Filters` rejects it."""
+    for parameter in operation.get("parameters", ()):
+        if parameter.get("in") == "query":
+            schema = parameter["schema"]
+            for each in (schema, schema.get("items", {}), *schema.get("anyOf", ())):
+                if each.get("type") == "string" and not each.keys() & {"pattern", "format", "enum", "const"}:
+                    each["pattern"] = _WITHOUT_NUL
 
 
 def correct_schemas(description: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ class VisibleText:
                 if not _is_needed(text, match.start()):
                     raise PydanticCustomError(
                         "invisible_character",
-                        "character {position} is {code}, which is invisible or changes the direction of text: remove it",
+                        "character {position}, {code}, is invisible or changes the direction of text: remove it",
                         {"position": match.start() + 1, "code": f"U+{ord(match[0]):04X}"},
                     )
             text = unicodedata.normalize("NFC", text)

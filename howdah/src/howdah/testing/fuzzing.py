@@ -6,8 +6,8 @@ They say what an OpenAPI description can't say, so that all checks can stay on:
 
 - Bodies and responses with NDJSON: the schema is that of one line. A generated value is sent as two equal lines, and
   each line of a response is compared with the schema (the check `ndjson_lines`).
-- A cursor is what an earlier page of the same list returned. A made-up `after` or `before` is replaced by such a cursor,
-  or removed.
+- A cursor is what an earlier page of the same list returned. A made-up `after` or `before` is replaced by one, or
+  removed.
 - `after` and `before` exclude each other.
 - An idempotency key is used once, so a generated one is replaced by a new one.
 - JSON Schema counts `1.0` as an integer, and Pydantic's `StrictInt` doesn't, so integers are sent without a fraction.
