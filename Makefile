@@ -7,7 +7,7 @@ PYTEST := $(RUN) pytest -n 2 --dist worksteal
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak test-matrix test-wheel clean
+.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak fuzz test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -75,6 +75,11 @@ soak: $(UV)
 	$(RUN) python -m soak.check_at_scale
 	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 howdah/tests
 	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 shop/tests
+
+# Random requests that are compared with the OpenAPI description, on a PostgreSQL of its own, for some minutes. The
+# command prints its seed, and curl commands for failures: make fuzz ARGS="--seed 7 --examples 20"
+fuzz: $(UV)
+	$(RUN) python -m soak.fuzz $(ARGS)
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

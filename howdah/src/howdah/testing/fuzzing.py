@@ -9,6 +9,7 @@ They say what an OpenAPI description can't say, so that all checks can stay on:
 - A cursor is what an earlier page of the same list returned. A made-up `after` or `before` is replaced by one, or
   removed.
 - `after` and `before` exclude each other.
+- A valid `If-Match` depends on the row, so `*` is sent.
 - An idempotency key is used once, so a generated one is replaced by a new one.
 - JSON Schema counts `1.0` as an integer, and Pydantic's `StrictInt` doesn't, so integers are sent without a fraction.
 - `format: email` has addresses that `EmailStr` accepts, if email-validator is installed.
@@ -73,9 +74,14 @@ if find_spec("email_validator") is not None:
     from email_validator import EmailNotValidError, validate_email
     from hypothesis import strategies as st
 
+    _email_schema = jsonschema_rs.Draft202012Validator({"format": "email"}, validate_formats=True)
+
     def _is_email(text: str) -> bool:
         try:
-            return len(validate_email(text, check_deliverability=False).normalized) <= _MAX_EMAIL_CHARACTERS
+            return (
+                _email_schema.is_valid(text)
+                and len(validate_email(text, check_deliverability=False).normalized) <= _MAX_EMAIL_CHARACTERS
+            )
         except EmailNotValidError:
             return False
 
@@ -99,10 +105,15 @@ def before_call(context: schemathesis.HookContext, case: _Case, kwargs: dict[str
         if query.pop(name, None) is not None and known and not query.keys() & {*_CURSORS}:
             query[name] = known[-1]
     for name in case.headers or ():
-        if name.lower() == "idempotency-key":
+        if name.lower() == "if-match":
+            case.headers[name] = "*"
+        elif name.lower() == "idempotency-key":
             # the same keys in each run with the same seed
             case.headers[name] = str(UUID(int=next(_key_numbers), version=4))
-    case.body = _without_fractions(case.body)
+    body = _without_fractions(case.body)
+    # `==` doesn't see the difference. A body that is assigned is validated again, and more strictly than generated.
+    if isinstance(case.body, dict | list) and json.dumps(body) != json.dumps(case.body):
+        case.body = body
 
 
 @schemathesis.hook
