@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 CLIENT_CLOSED_REQUEST: Final = 499
 """No client reads this status. In the log and the metrics it separates vanished clients from faults of the service."""
 
-_CLIENT_GONE_KEY: Final = "howdah.client_gone"  # in the ASGI scope
+CLIENT_GONE_KEY: Final = "howdah.client_gone"
+"""The key in the ASGI scope of whether the client didn't receive the whole response."""
 
 
 class ClientDisconnects:
@@ -53,14 +54,14 @@ class ClientDisconnects:
                 raise
         if is_complete:
             return
-        scope[_CLIENT_GONE_KEY] = True
+        scope[CLIENT_GONE_KEY] = True
         if not is_started and not has_failed:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
 
 def get_logged_status(scope: Scope, status: int | None) -> int | None:
     """The status for the log and the metrics: 499 if the client didn't receive the whole response."""
-    return CLIENT_CLOSED_REQUEST if scope.get(_CLIENT_GONE_KEY) else status
+    return CLIENT_CLOSED_REQUEST if scope.get(CLIENT_GONE_KEY) else status
 
 
 def is_disconnect(error: BaseException) -> bool:

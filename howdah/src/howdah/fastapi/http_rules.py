@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi.disconnects import CLIENT_GONE_KEY
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.path_methods import PathMethods, get_route_path
 from howdah.fastapi.problem import NO_SNIFF, NO_STORE, problem_response
@@ -74,12 +75,13 @@ class HTTPRules:
     def _complete(self, scope: Scope, send: Send) -> Send:
         """A `send` that completes the headers of the response."""
         is_replaced = False
+        root_path = scope.get("root_path", "")  # a mounted application changes it in the same scope
 
         async def send_completed(message: Message) -> None:
             nonlocal is_replaced
             if message["type"] == "http.response.start":
                 if message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
-                    is_replaced = self._add_allowed_methods(scope, message)
+                    is_replaced = self._add_allowed_methods({**scope, "root_path": root_path}, message)
                 _add_default_headers(message)
             elif is_replaced:
                 message = {**message, "body": b""}
@@ -127,7 +129,8 @@ class HTTPRules:
             if not has_ended:
                 raise
         finally:
-            scope.update({**inner, "method": "HEAD"})  # the metrics use the route that was found
+            # The metrics use the route that was found. The response that was stopped is complete for HEAD.
+            scope.update({**inner, "method": "HEAD", CLIENT_GONE_KEY: not has_ended})
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = problem_response(

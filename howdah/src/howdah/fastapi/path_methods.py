@@ -35,7 +35,11 @@ class PathMethods:
         if fixed is not None:
             return fixed
         routes = self._app.routes
-        declared = {"GET", *(method for route in iterate_all_routes(routes) for method in _get_methods(route))}
+        declared = {
+            scope["method"],
+            "GET",
+            *(method for route in iterate_all_routes(routes) for method in _get_methods(route)),
+        }
         return frozenset(
             method
             for method in declared
