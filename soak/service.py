@@ -31,7 +31,11 @@ class Service:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             self._port = unused.getsockname()[1]
         self.address = f"http://127.0.0.1:{self._port}"
-        self._environment = os.environ | {"SHOP_DATABASE_URL": database_url, "SHOP_LOG_FORMAT": "json"}
+        self._environment = os.environ | {
+            "SHOP_DATABASE_URL": database_url,
+            "SHOP_LOG_FORMAT": "json",
+            "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
+        }
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 

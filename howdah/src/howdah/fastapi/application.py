@@ -19,6 +19,7 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
+from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimits
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
@@ -41,6 +42,8 @@ def configure_app(
     resources: Iterable[Resource[Any]] = (),
     jobs: Iterable[Job] = (),
     readiness_checks: Iterable[ReadinessCheck] = (),
+    max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES,
+    max_body_seconds: float | None = DEFAULT_MAX_BODY_SECONDS,
     health: bool = True,
     metrics: bool = True,
     request_log: bool = True,
@@ -56,6 +59,9 @@ def configure_app(
     - `resources` are opened for routes; see `Resource`.
     - `jobs` run periodically; see `Job`. The test fixtures `client` and `committed_client` leave them out.
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
+    - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
+      it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
+      `max_body_bytes`. NDJSON that is read by `read_lines` or `BodyRows` has its own limits. None: no limit.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
@@ -77,6 +83,8 @@ def configure_app(
     app.router.lifespan_context = configuration.run
     add_error_handlers(app)
     app.add_middleware(_OwnState)
+    if max_body_bytes is not None or max_body_seconds is not None:
+        app.add_middleware(BodyLimits, max_bytes=max_body_bytes, max_seconds=max_body_seconds)
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:

@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
 from howdah.serving import _problems
 from howdah.serving._connections import Connections
 from howdah.serving._listening import reject_new_connections
+from howdah.serving._protocol import LimitedHttpProtocol
 from howdah.serving.draining import STOP_STATE_KEY, StopState
+from howdah.serving.limits import ServerLimits
 
 _TICK_SECONDS: Final = 0.1
 _MAX_CHECK_SECONDS: Final = 1.0
@@ -137,7 +140,7 @@ class DrainingServer(uvicorn.Server):
         try:
             await asyncio.wait_for(self.lifespan.shutdown(), max(0.0, rest))
         except TimeoutError:
-            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)  # noqa: TRY400
+            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)
 
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """Close the listening sockets without a reset of a connection that a client has opened already."""
@@ -180,6 +183,19 @@ class DrainingServer(uvicorn.Server):
                 self._connections.check_times(now)
             self._next_check = now + (_TICK_SECONDS if self._stop.is_draining else self._check_seconds)
         await asyncio.sleep(_TICK_SECONDS)
+
+
+def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float) -> DrainingServer:
+    """A server for the application, which `run` starts."""
+    connections = Connections(limits, StopState())
+    config = uvicorn.Config(
+        app,
+        http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
+        ws_max_size=limits.max_websocket_message_bytes,
+        log_config=None,
+        access_log=False,
+    )
+    return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
 
 
 def _end_process(ends_at: float, seconds: float) -> None:
