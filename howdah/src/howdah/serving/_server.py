@@ -60,6 +60,7 @@ class DrainingServer(uvicorn.Server):
         self._stop: StopState = connections.stop
         self._pause = pause
         self._timeout = timeout
+        self._idle_seconds = _IDLE_SECONDS_AT_STOP
         self._requested_at: float | None = None
         self._last_signal_at = 0.0
         self._is_interactive = False
@@ -125,7 +126,7 @@ class DrainingServer(uvicorn.Server):
         await self._stop_listening(sockets or [])
         state, loop = self.server_state, asyncio.get_running_loop()
         _log.info("stopping: %d connections, %d requests", len(state.connections), len(state.tasks))
-        self._connections.close_idle(after=0 if self._is_interactive else _IDLE_SECONDS_AT_STOP, now=loop.time())
+        self._connections.close_idle(after=0 if self._is_interactive else self._idle_seconds, now=loop.time())
         for connection in list(state.connections):
             connection.shutdown()
         ends_at = requested_at + self._timeout
