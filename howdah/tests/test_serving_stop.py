@@ -148,7 +148,7 @@ async def test_a_request_that_takes_too_long_gets_503() -> None:
             await wait_until(lambda: server.app.running == 1)
             stop(server)
             assert await running.read_problem() == (503, "stopping")
-            assert not server.app.running
+            await wait_until(lambda: not server.app.running)
 
 
 _PROGRAM = """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -73,10 +76,12 @@ class BodyLimits:
             outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
             await self._app(scope, receive, send)
             return
-        if not _may_have_body(scope):
+        length = _find_length(scope)
+        if length is None:
             await self._app(scope, receive, send)
             return
-        body = _LimitedBody(scope, receive, send, self._max_bytes, self._max_seconds)
+        body = _LimitedBody(scope, receive, send, length)
+        body.max_bytes, body.max_seconds = self._max_bytes, self._max_seconds
         scope[_BODY_KEY] = body
         try:
             await self._app(scope, body.receive, body.send)
@@ -84,6 +89,10 @@ class BodyLimits:
             if body.is_response_started:
                 raise
             await _make_response(error)(scope, receive, send)
+        finally:
+            # Without this, the scope and the body would refer to each other. Only the garbage collector would free
+            # them, which costs 20 µs for each request.
+            scope.pop(_BODY_KEY, None)
 
 
 def lift_body_limits(request: Request) -> None:
@@ -106,17 +115,16 @@ class _LimitedBody:
         *("is_lifted", "is_response_started", "max_bytes", "max_seconds"),
     )
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, max_bytes: int | None, max_seconds: float | None
-    ) -> None:
+    max_bytes: int | None
+    max_seconds: float | None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
         self._scope = scope
         self._receive = receive
         self._send = send
-        self.max_bytes = max_bytes
-        self.max_seconds = max_seconds
         self.is_lifted = False
         self.is_response_started = False
-        self._length = _get_content_length(scope)
+        self._length = length
         self._is_replaced = False
         self._size = 0
         self._waited = 0.0
@@ -153,11 +161,19 @@ class _LimitedBody:
         return message
 
     async def _receive_in_time(self, max_seconds: float) -> Message:
+        receiving = self._receive()
+        if not isinstance(receiving, Coroutine):
+            return await receiving
+        try:
+            waiting_for = receiving.send(None)
+        except StopIteration as finished:  # the usual case: the body has arrived. A time limit costs 8 µs
+            message: Message = finished.value
+            return message
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
             async with asyncio.timeout_at(started + max_seconds + self._size / _BYTES_PER_SECOND - self._waited):
-                return await self._receive()
+                return await _resume(receiving, waiting_for)
         finally:
             self._waited += loop.time() - started
 
@@ -168,11 +184,32 @@ class _LimitedBody:
         raise error
 
 
-def _may_have_body(scope: Scope) -> bool:
-    """Whether the request may have a body. In HTTP/2 it needs no header for it."""
-    if not scope["http_version"].startswith("1"):
-        return True
-    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, Message], waiting_for: Any) -> Generator[Any, Any, Message]:
+    """Await the rest of a coroutine that has yielded `waiting_for`."""
+    while True:
+        try:
+            sent = yield waiting_for
+        except BaseException as error:
+            resume = partial(coroutine.throw, error)
+        else:
+            resume = partial(coroutine.send, sent)
+        try:
+            waiting_for = resume()
+        except StopIteration as finished:
+            message: Message = finished.value
+            return message
+
+
+def _find_length(scope: Scope) -> int | None:
+    """The size that the client has announced, 0 if it hasn't, or None if the request has no body."""
+    length = None if scope["http_version"][0] == "1" else 0  # in HTTP/2 a body needs no header
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value[:20]) if value.isdigit() else 0
+        if name == b"transfer-encoding":
+            length = 0
+    return length
 
 
 def _is_plain_413(start: Message) -> bool:
@@ -183,11 +220,3 @@ def _is_plain_413(start: Message) -> bool:
 
 def _make_response(error: ProblemException) -> Response:
     return problem_response(error.status_code, error.code, detail=error.detail, headers=error.headers)
-
-
-def _get_content_length(scope: Scope) -> int:
-    """The size that the client has announced, or 0."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:20])
-    return 0
