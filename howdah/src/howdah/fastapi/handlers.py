@@ -21,6 +21,9 @@ from howdah.fastapi.websockets import WebSocketErrors
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _MAX_SHOWN_ERRORS: Final = 20
+# Python's phrase for this status differs between its versions, so the code doesn't follow from it. FastAPI raises it
+# for `max_body_size`.
+_CODES: Final[dict[int, str]] = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body-too-large"}
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -90,7 +93,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     detail = error.detail
     return problem_response(
         error.status_code,
-        error.code if isinstance(error, ProblemException) else to_problem_code(phrase),
+        error.code if isinstance(error, ProblemException) else _CODES.get(error.status_code, to_problem_code(phrase)),
         title=phrase,
         detail=detail if isinstance(detail, str) and detail else None,
         headers=error.headers,

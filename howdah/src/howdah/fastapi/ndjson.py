@@ -26,6 +26,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from howdah.errors import DatabaseError
+from howdah.fastapi.body_limits import lift_body_limits
 from howdah.fastapi.client_text import shorten_message, shorten_place
 from howdah.fastapi.exports import NDJSON
 from howdah.fastapi.json_bodies import InvalidJSON, parse_json
@@ -87,6 +88,7 @@ async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
+    lift_body_limits(request)
     number, rest = 0, b""
     async for part in request.stream():
         *lines, rest = (rest + part).split(b"\n")
