@@ -135,7 +135,7 @@ async def test_options_of_an_unknown_path_is_404(client: httpx.AsyncClient) -> N
     assert (await client.options("/nothing")).status_code == 404
 
 
-async def test_a_route_that_is_added_later_has_its_methods(client: httpx.AsyncClient) -> None:
+async def test_a_route_that_is_added_later_has_its_methods() -> None:
     app = build_app()
     async with client_of(app) as client:
         assert (await client.put("/items/status")).status_code == 405

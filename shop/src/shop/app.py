@@ -50,6 +50,8 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         ],
         jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
         readiness_checks=[migrations.find_revision_problem, find_schema_problem],
+        allowed_hosts=chosen.allowed_hosts,
+        internal_port=chosen.internal_port,
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
     )

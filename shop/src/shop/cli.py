@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +22,7 @@ from shop.importing.command import commands as import_commands
 
 if TYPE_CHECKING:
     from shop.ledger.check import LedgerReport
+    from shop.settings import Settings
 
 app = typer.Typer(
     cls=ExplainingGroup,
@@ -40,7 +43,6 @@ def serve(
 ) -> None:
     """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
     from howdah.logs import configure_logging
-    from howdah.serving import bind_socket
     from howdah.serving import serve as serve_app
     from shop import migrations
     from shop.app import create_app
@@ -54,23 +56,36 @@ def serve(
     # Until `serve_app` handles the signals. The exit ends the `with` block below, which stops an embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
-    # The port is bound before the migration, so that nothing is migrated if it is in use.
-    with suppress(KeyboardInterrupt), bind_socket(address, port) as socket, open_location(settings) as location:
+    # The ports are bound before the migration, so that nothing is migrated if one is in use.
+    with suppress(KeyboardInterrupt), _bind(address, port, settings) as sockets, open_location(settings) as location:
         # on standard output, because standard error has the log, whose lines may be JSON
         report_location(settings, lambda line: _out.print(line, highlight=False))
         migrations.upgrade(location.url)
         schema.verify_schema(location.url)
-        service = create_app(location.url, settings)
-        _out.print(f"docs: http://{address}:{socket.getsockname()[1]}/docs", highlight=False)
+        service = create_app(location.url, settings.with_hosts_of(address))
+        docs_host, docs_port, *_ = sockets[-1].getsockname()
+        _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
         freeze_loaded_objects()
         collect_less_often()
         serve_app(
             service,
-            sockets=[socket],
+            sockets=sockets,
             limits=settings.server_limits,
             stop_pause=settings.shutdown_pause,
             stop_timeout=settings.shutdown_timeout,
         )
+
+
+@contextmanager
+def _bind(address: str, port: int, settings: Settings) -> Iterator[list[socket]]:
+    """The socket of the service, and that of `SHOP_INTERNAL_PORT` if it is set."""
+    from howdah.serving import bind_socket
+
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(bind_socket(address, port))]
+        if settings.internal_port is not None:
+            sockets.append(stack.enter_context(bind_socket(settings.internal_host, settings.internal_port)))
+        yield sockets
 
 
 @app.command()

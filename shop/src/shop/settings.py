@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 from howdah.serving import ServerLimits
+
+_LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Settings(BaseSettings):
@@ -25,6 +27,18 @@ class Settings(BaseSettings):
     )
     data_dir: Path | None = Field(default=None, description="The directory with the data of the embedded server")
     host: str = "127.0.0.1"
+    allowed_hosts: Annotated[list[str] | None, NoDecode] = Field(
+        default=None,
+        description="The names in the header Host that are answered, such as shop.example.com,*.example.org; * for "
+        "all. By default all, or the names of this machine if the service listens on a loopback address",
+    )
+    internal_host: str = "127.0.0.1"
+    internal_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_535,
+        description="Serve /metrics, /docs and /openapi.json on this port of `internal_host` only",
+    )
     log_format: Literal["auto", "json", "console"] = "auto"
     pool_size: int = Field(default=20, ge=1)
     pool_timeout: float = Field(default=5.0, gt=0)
@@ -83,6 +97,21 @@ class Settings(BaseSettings):
                 f"({self.shutdown_pause:g} s), because it includes it"
             )
         return self
+
+    def with_hosts_of(self, address: str) -> Self:
+        """The settings for a service that listens on this address.
+
+        On a loopback address only browsers and programs of this machine send requests. A foreign web page could send
+        them, too, under a name of its own that it resolves to this address (DNS rebinding).
+        """
+        if self.allowed_hosts is not None or address not in _LOOPBACK_HOSTS:
+            return self
+        return self.model_copy(update={"allowed_hosts": ["localhost", "127.0.0.1", "[::1]"]})
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
 
     @field_validator("database_url")
     @classmethod
