@@ -42,7 +42,7 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.Asy
     assert_problem(await client.get("/nothing/here"), 404, "not-found")
     answer = await client.put("/healthz")
     assert_problem(answer, 405, "method-not-allowed")
-    assert answer.headers["allow"] == "GET"
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
 
 
 async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
