@@ -19,19 +19,19 @@ LONG = "x" * 5_000
 
 def bodies(text: str, user_id: str) -> list[tuple[str, dict[str, Any]]]:
     """A request for each text that a client can store."""
-    order = {"user_id": user_id, "items": [{"sku": "1", "quantity": 1, "unit_price_cents": 1}]}
+    item = {"sku": "1", "quantity": 1, "unit_price_cents": 1}
     account = {"name": "Current", "currency": "GBP"}
     transfer = {"from_account_id": str(uuid4()), "to_account_id": str(uuid4()), "amount": 1}
     return [
         ("/users", {"email": "ada@example.com", "name": text}),
         ("/users", {"email": "ada@example.com", "name": "Ada", "country": text}),
-        ("/orders", order | {"items": [order["items"][0] | {"sku": text}]}),  # type: ignore[index]
-        ("/orders", order | {"items": [order["items"][0] | {"description": text}]}),  # type: ignore[index]
-        ("/accounts", account | {"name": text}),
-        ("/accounts", account | {"metadata": {text: "north"}}),
-        ("/accounts", account | {"metadata": {"region": text}}),
-        ("/transfers", transfer | {"description": text}),
-        ("/transfers", transfer | {"metadata": {text: "north"}}),
+        ("/orders", {"user_id": user_id, "items": [{**item, "sku": text}]}),
+        ("/orders", {"user_id": user_id, "items": [{**item, "description": text}]}),
+        ("/accounts", {**account, "name": text}),
+        ("/accounts", {**account, "metadata": {text: "north"}}),
+        ("/accounts", {**account, "metadata": {"region": text}}),
+        ("/transfers", {**transfer, "description": text}),
+        ("/transfers", {**transfer, "metadata": {text: "north"}}),
     ]
 
 
