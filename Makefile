@@ -7,7 +7,7 @@ PYTEST := $(RUN) pytest -n 2 --dist worksteal
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak test-matrix test-wheel clean
+.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak fuzz test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -65,7 +65,7 @@ test-matrix: $(UV)
 	UV=$(UV) tools/test-matrix
 
 # Long runs: request batching under cancellations and lost backends, the ledger under SIGKILL, opposed batches and
-# transfers, `shop check` on ten million entries, the slow tests, and property tests with random
+# transfers, `shop check` on ten million entries, stops under load, the slow tests, and property tests with random
 # examples. Failing examples are stored in soak/examples/.
 soak: $(UV)
 	$(RUN) python -m soak.coalescer --seconds 300
@@ -73,8 +73,14 @@ soak: $(UV)
 	$(RUN) python -m soak.opposed_batches --seconds 60
 	$(RUN) python -m soak.opposed_transfers --seconds 30
 	$(RUN) python -m soak.check_at_scale
+	$(RUN) python -m soak.stops --stops 20
 	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 howdah/tests
 	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 shop/tests
+
+# Random requests that are compared with the OpenAPI description, on a PostgreSQL of its own, for some minutes. The
+# command prints its seed, and curl commands for failures: make fuzz ARGS="--seed 7 --examples 20"
+fuzz: $(UV)
+	$(RUN) python -m soak.fuzz $(ARGS)
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

@@ -88,9 +88,10 @@ def test_the_header_and_its_problems_are_described() -> None:
     assert list(description["patch"]["responses"]) == ["200", "304", "412", "422", "428"]
     assert list(description["delete"]["responses"]) == ["200", "412", "422"]
     assert list(description["get"]["responses"]) == ["200", "304", "422"]
-    for method, name in (("patch", "If-Match"), ("delete", "If-Match"), ("get", "If-None-Match")):
+    headers = (("patch", "If-Match", True), ("delete", "If-Match", False), ("get", "If-None-Match", False))
+    for method, name, is_required in headers:
         [parameter] = description[method]["parameters"]
-        assert (parameter["name"], parameter["in"], parameter["required"]) == (name, "header", False)
+        assert (parameter["name"], parameter["in"], parameter["required"]) == (name, "header", is_required)
 
 
 @pytest.mark.parametrize(

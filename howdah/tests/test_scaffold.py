@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -28,6 +34,7 @@ def test_a_new_service_passes_its_tests_and_checks_and_serves() -> None:
         assert_that_mypy_finds_an_error(terminal)
         terminal.serve("make serve")
         use_service(f"http://127.0.0.1:{terminal.port}")
+        fuzz_service(f"http://127.0.0.1:{terminal.port}")
         terminal.interrupt()
         terminal.run(".venv/bin/howdah db stop")
 
@@ -72,3 +79,22 @@ def use_service(url: str) -> None:
         assert [item["name"] for item in client.get("/projects").json()["items"]] == ["Garden"]
         assert client.post("/projects", json={"name": "Garden"}).status_code == 409
         assert "howdah" in client.get("/metrics").text
+
+
+def fuzz_service(url: str) -> None:
+    """schemathesis finds no difference between the service and its description."""
+    if find_spec("schemathesis") is None:  # the tests of the wheel install less
+        return
+    finished = subprocess.run(
+        [
+            Path(sys.executable).with_name("schemathesis"),
+            *("--no-color", "run", f"{url}/openapi.json", "--checks", "all", "--continue-on-failure"),
+            *("--seed", "1", "--max-examples", "3", "--warnings", "off", "--generation-database", "none"),
+        ],
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "howdah.testing.fuzzing"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr

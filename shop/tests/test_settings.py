@@ -57,3 +57,14 @@ async def test_the_timeouts_are_set_on_the_server(committed_url: str) -> None:
 async def _show(database: Database, *names: str) -> list[str]:
     async with database.session() as session:
         return [str(await session.scalar(text(f"SHOW {name}"))) for name in names]
+
+
+def test_hosts_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_ALLOWED_HOSTS", "shop.example.com, *.example.org")
+    assert Settings().allowed_hosts == ["shop.example.com", "*.example.org"]
+    assert Settings().with_hosts_of("127.0.0.1").allowed_hosts == ["shop.example.com", "*.example.org"]
+
+
+def test_a_service_on_a_loopback_address_answers_only_for_this_machine() -> None:
+    assert Settings().with_hosts_of("127.0.0.1").allowed_hosts == ["localhost", "127.0.0.1", "[::1]"]
+    assert Settings().with_hosts_of("0.0.0.0").allowed_hosts is None  # noqa: S104

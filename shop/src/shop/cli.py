@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from shop.explaining import CannotListen, ExplainingGroup
+from shop.explaining import ExplainingGroup
 from shop.importing.command import commands as import_commands
 
 if TYPE_CHECKING:
     from shop.ledger.check import LedgerReport
+    from shop.settings import Settings
 
 app = typer.Typer(
     cls=ExplainingGroup,
@@ -40,9 +42,8 @@ def serve(
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
     """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
-    import uvicorn
-
     from howdah.logs import configure_logging
+    from howdah.serving import serve as serve_app
     from shop import migrations
     from shop.app import create_app
     from shop.memory import collect_less_often, freeze_loaded_objects
@@ -51,45 +52,39 @@ def serve(
 
     settings = Settings()
     configure_logging(settings.log_format)
-    # Uvicorn stops gracefully, and then sends itself the signal again. With this handler that signal ends the `with`
-    # block below, which stops an embedded server.
+    # Until `serve_app` handles the signals. The exit ends the `with` block below, which stops an embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
-    with suppress(KeyboardInterrupt), _bind(address, port) as bound_socket, open_location(settings) as location:
+    # The ports are bound before the migration, so that nothing is migrated if one is in use.
+    with suppress(KeyboardInterrupt), _bind(address, port, settings) as sockets, open_location(settings) as location:
         # on standard output, because standard error has the log, whose lines may be JSON
         report_location(settings, lambda line: _out.print(line, highlight=False))
         migrations.upgrade(location.url)
         migrations.verify_schema(location.url)
-        config = uvicorn.Config(
-            create_app(location.url, settings),
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=settings.shutdown_timeout,
-        )
-        _out.print(f"docs: http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
+        service = create_app(location.url, settings.with_hosts_of(address))
+        docs_host, docs_port, *_ = sockets[-1].getsockname()
+        _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
         freeze_loaded_objects()
         collect_less_often()
-        server = uvicorn.Server(config)
-        server.run(sockets=[bound_socket])
-        if not server.started:
-            raise typer.Exit(1)
+        serve_app(
+            service,
+            sockets=sockets,
+            limits=settings.server_limits,
+            stop_pause=settings.shutdown_pause,
+            stop_timeout=settings.shutdown_timeout,
+        )
 
 
-def _bind(address: str, port: int) -> socket.socket:
-    """Bind a socket. This is done before the migration, so that nothing is migrated if the port is in use.
+@contextmanager
+def _bind(address: str, port: int, settings: Settings) -> Iterator[list[socket]]:
+    """The socket of the service, and that of `SHOP_INTERNAL_PORT` if it is set."""
+    from howdah.serving import bind_socket
 
-    Uvicorn accepts connections later.
-    """
-    bound_socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection is 40 ms late.
-    bound_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        bound_socket.bind((address, port))
-    except OSError as error:
-        bound_socket.close()
-        raise CannotListen(f"can't listen on {address}, port {port}: {error.strerror}") from error
-    return bound_socket
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(bind_socket(address, port))]
+        if settings.internal_port is not None:
+            sockets.append(stack.enter_context(bind_socket(settings.internal_host, settings.internal_port)))
+        yield sockets
 
 
 @app.command()

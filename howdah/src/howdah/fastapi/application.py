@@ -19,10 +19,15 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
+from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimits
+from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
+from howdah.fastapi.hosts import AllowedHosts
+from howdah.fastapi.http_rules import HTTPRules
+from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
-from howdah.fastapi.openapi import _iterate_all_routes, _iterate_dependants
+from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.
@@ -41,11 +46,19 @@ def configure_app(
     resources: Iterable[Resource[Any]] = (),
     jobs: Iterable[Job] = (),
     readiness_checks: Iterable[ReadinessCheck] = (),
+    max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES,
+    max_body_seconds: float | None = DEFAULT_MAX_BODY_SECONDS,
     health: bool = True,
     metrics: bool = True,
     request_log: bool = True,
+    allowed_hosts: Iterable[str] | None = None,
+    internal_port: int | None = None,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
+
+    The application then follows the rules of HTTP in `howdah.fastapi.http_rules`: HEAD, OPTIONS, `Allow`, and headers
+    for caches. It redirects no path with a slash at its end, because the redirect would go to the `Host` of the
+    request. `/docs` is served without files from a CDN, and `/redoc` is removed.
 
     Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
     order, then the lifespans of mounted applications that `configure_app` has set up, and then the application's own
@@ -56,6 +69,15 @@ def configure_app(
     - `resources` are opened for routes; see `Resource`.
     - `jobs` run periodically; see `Job`. The test fixtures `client` and `committed_client` leave them out.
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
+    - `allowed_hosts` are the names in the header `Host` that are answered, such as `api.example.com` or
+      `*.example.com`. For others the response is 421. By default every host is answered. The probes and `/metrics` are
+      answered for every host, because they are read by IP address.
+    - With `internal_port`, requests to this port of the server get `/metrics`, the docs, the OpenAPI description and
+      the probes, and nothing else. Requests to other ports don't get the first three. The server must listen on both
+      ports: `serve(app, sockets=[bind_socket("0.0.0.0", 8000), bind_socket("10.0.0.5", 9000)])`.
+    - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
+      it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
+      `max_body_bytes`. NDJSON that is read by `read_lines` or `BodyRows` has its own limits. None: no limit.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
@@ -77,6 +99,17 @@ def configure_app(
     app.router.lifespan_context = configuration.run
     add_error_handlers(app)
     app.add_middleware(_OwnState)
+    app.router.redirect_slashes = False
+    replace_docs_pages(app)
+    app.add_middleware(
+        HTTPRules,
+        application=app,
+        allowed_hosts=None if allowed_hosts is None else AllowedHosts(allowed_hosts),
+        any_host_paths={*PROBE_PATHS, METRICS_PATH},
+        is_hidden=None if internal_port is None else InternalPort(app, internal_port).hides,
+    )
+    if max_body_bytes is not None or max_body_seconds is not None:
+        app.add_middleware(BodyLimits, max_bytes=max_body_bytes, max_seconds=max_body_seconds)
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:
@@ -231,7 +264,7 @@ def _find_mounted(app: FastAPI) -> list[tuple[FastAPI, _Configuration]]:
 
 
 def _iterate_mounted(routes: Sequence[Any]) -> Iterator[FastAPI]:
-    for each in _iterate_all_routes(routes):
+    for each in iterate_all_routes(routes):
         route = getattr(each, "original_route", each)
         if isinstance(route, Mount | Host):
             if isinstance(route.app, FastAPI):
@@ -269,7 +302,7 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
 
     Routes of mounted applications that aren't configured use the resources of this one.
     """
-    for route in _iterate_all_routes(app.routes):
+    for route in iterate_all_routes(app.routes):
         dependant = getattr(route, "dependant", None)
         for each in [] if dependant is None else _iterate_dependants(dependant):
             if (

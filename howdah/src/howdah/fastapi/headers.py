@@ -4,7 +4,7 @@
 
 from http import HTTPStatus
 from typing import Annotated, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from fastapi import Header
 from fastapi.params import Depends as DependsMarker
@@ -62,13 +62,21 @@ def single_header(
         return value
 
     _header_dependencies.add(get_header)
+    if required:
+        _required_headers[get_header] = name
     return DependsMarker(get_header)
 
 
 _header_dependencies: WeakSet[Any] = WeakSet()
+_required_headers: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def is_single_header(dependency: Any) -> bool:
     """Whether the dependency is one that `single_header` made."""
     # compared by identity, because a dependency may be unhashable
     return any(dependency is each for each in _header_dependencies)
+
+
+def get_required_header(dependency: Any) -> str | None:
+    """The name of the header, if the dependency is one that `single_header(..., required=True)` made."""
+    return _required_headers[dependency] if is_single_header(dependency) and dependency in _required_headers else None

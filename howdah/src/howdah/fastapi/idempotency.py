@@ -23,6 +23,7 @@ from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsMarker
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from pydantic import WithJsonSchema
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -45,6 +46,8 @@ from howdah.idempotency import (
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
 
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_CHARACTERS}}}")
+# The pattern is only described, because the error of an invalid key is a 400.
+_KeyText = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_KEY.pattern}$"})]
 _IN_FAILED_TRANSACTION: Final = "25P02"
 
 # A response with one of these statuses, or a 5xx, asks the client to send the request again. So it isn't stored.
@@ -112,9 +115,8 @@ def idempotency_key(
         "The client chooses a new key for each request, such as a UUID, and sends the same key with each retry. "
         f"At most {MAX_KEY_CHARACTERS} visible ASCII characters"
     )
-    header = single_header(
-        "Idempotency-Key", required=required, description=description, examples=["6b3f1a52-0c7e-4c8a-9d5f-1f0e6a7b8c9d"]
-    )
+    example = "6b3f1a52-0c7e-4c8a-9d5f-1f0e6a7b8c9d"
+    header = single_header("Idempotency-Key", _KeyText, required=required, description=description, examples=[example])
 
     async def get_idempotency_key(
         request: Request,

@@ -26,6 +26,8 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from howdah.errors import DatabaseError
+from howdah.fastapi.body_limits import lift_body_limits
+from howdah.fastapi.client_text import shorten_message, shorten_place
 from howdah.fastapi.exports import NDJSON
 from howdah.fastapi.json_bodies import InvalidJSON, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
@@ -86,6 +88,7 @@ async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
+    lift_body_limits(request)
     number, rest = 0, b""
     async for part in request.stream():
         *lines, rest = (rest + part).split(b"\n")
@@ -203,9 +206,10 @@ def _describe_first_error(error: ValidationError | InvalidJSON) -> str:
     """The first fault and its place, without the rejected value."""
     if isinstance(error, InvalidJSON):
         return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in shorten_place(first["loc"]))
+    message = shorten_message(first)
+    return f"{where}: {message}" if where else message
 
 
 def _find_position(error: InvalidJSON, body: bytes) -> int:

@@ -15,14 +15,16 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from howdah.fastapi.headers import is_single_header
+from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
+from howdah.fastapi.openapi_details import add_links, correct_schemas, forbid_nul, require_headers
 from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
+from howdah.filters import Filters
 
 # The arguments of each call of `get_schema_ref`, by the name in its reference. `_insert_models` replaces these names.
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
@@ -82,6 +84,8 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
             if isinstance(operation, dict) and "responses" in operation:
                 _describe_operation(operation, method.upper(), routes.get((path, method.upper())))
     _insert_models(description)
+    correct_schemas(description)
+    add_links(description)
     schemas = description.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         if name in schemas and REF_PREFIX + name not in _find_references(description):
@@ -91,6 +95,10 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
 def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> None:
     """Add the problems that the route can answer with, and replace FastAPI's own 422. Declared responses stay."""
     responses = operation["responses"]
+    if route is not None:
+        require_headers(operation, _find_required_headers(route))
+        if any(_has_parameters(each, Filters) for each in _iterate_dependants(route.dependant)):
+            forbid_nul(operation)
     statuses = [] if route is None else list(_infer_statuses(operation, method, route))
     schema_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
     if schema_422 == _FASTAPI_422:
@@ -120,7 +128,7 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
     dependants = list(_iterate_dependants(route.dependant))
     calls = [each.call for each in dependants]
     # FastAPI answers 400 if, for example, the body isn't UTF-8 or has a number of 5,000 digits.
-    has_pages = any(_has_page_parameters(each) for each in dependants)
+    has_pages = any(_has_parameters(each, PageParameters) for each in dependants)
     is_strict = isinstance(getattr(route, "original_route", route), StrictJSONRoute)
     has_single = is_strict and bool(get_single_parameters(route.dependant))  # a repeated one is rejected
     if route.body_field is not None or has_pages or has_single or any(map(is_single_header, calls)):
@@ -137,26 +145,37 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.SERVICE_UNAVAILABLE
 
 
+def _find_required_headers(route: Any) -> Iterator[str]:
+    for each in _iterate_dependants(route.dependant):
+        if each.call is get_required_if_match:
+            yield "If-Match"
+        elif (name := get_required_header(each.call)) is not None:
+            yield name
+
+
 def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for each in dependant.dependencies:
         yield from _iterate_dependants(each)
 
 
-def _has_page_parameters(dependant: Dependant) -> bool:
-    """Whether the dependency is `PageParameters`, or has a parameter of that type. Its cursor can be invalid (400)."""
+def _has_parameters(dependant: Dependant, kind: type[BaseModel]) -> bool:
+    """Whether the dependency is this class of parameters, or has a parameter of that type.
+
+    The cursor of `PageParameters` can be invalid (400).
+    """
     types = [dependant.call, *(parameter.field_info.annotation for parameter in dependant.query_params)]
-    return any(isinstance(each, type) and issubclass(each, PageParameters) for each in types)
+    return any(isinstance(each, type) and issubclass(each, kind) for each in types)
 
 
 def _iterate_routes(app: FastAPI) -> Iterator[Any]:
     """The routes of the description, with the prefixes and dependencies that `include_router` adds."""
-    for route in _iterate_all_routes(app.routes):
+    for route in iterate_all_routes(app.routes):
         if isinstance(getattr(route, "original_route", route), routing.APIRoute):
             yield route
 
 
-def _iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:
+def iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:
     """All routes, also WebSockets and mounts, with those of included routers. Each may have an `original_route`."""
     # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
     yield from getattr(routing, "iter_route_contexts", iter)(routes)

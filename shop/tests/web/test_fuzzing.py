@@ -1,0 +1,21 @@
+"""A short form of `make fuzz`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from howdah import Database
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.timeout(300)  # half a minute if the machine is idle
+def test_generated_requests_get_the_responses_of_the_description(service: str, stored: Database) -> None:
+    """The seed and the number of examples are fixed, so that each run sends the same requests."""
+    command = [sys.executable, "-m", "soak.fuzz", "--url", service, "--seed", "1", "--examples", "2"]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
