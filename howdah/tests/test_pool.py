@@ -283,7 +283,7 @@ async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(dat
         assert database.pool_status().in_use == 0
         slots = slots_of(database)
         assert tuple(slots._free) == slots._supplies
-        assert not slots._waiting
+        assert slots.waiting == 0
 
 
 async def test_tasks_with_a_common_ancestor_that_had_a_session_are_not_nested(database_url: str) -> None:
