@@ -13,6 +13,7 @@ from sqlalchemy import URL, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from howdah._connections.aborted_transactions import raise_errors_again
+from howdah._connections.driver import CloseLimit
 from howdah._connections.kept import KeptConnections
 from howdah._connections.options import (
     COMMIT_EACH,
@@ -153,7 +154,8 @@ class Database:
             **options,
             "server_settings": settings,
         }
-        arguments = with_connection_class(arguments)
+        close_limit = CloseLimit()
+        arguments = with_connection_class(arguments, close_limit)
         if pooler is not None:
             arguments = behind_transaction_pooler(arguments)
         self._max_overflow = max_overflow
@@ -199,6 +201,7 @@ class Database:
             kept=self._kept,
             is_transaction_pooled=pooler is not None,
             pool=self.engine.pool,
+            close_limit=close_limit,
         )
 
     async def __aenter__(self) -> Self:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal
 from urllib.parse import urlencode
 
+import asyncpg
 from sqlalchemy import URL, Connection, Engine, event, make_url
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from howdah._connections.driver import CloseLimit
 from howdah._connections.pool import CONNECTION_ERRORS
 from howdah._connections.settings import SettingsConnection, quote_literal
 
@@ -82,11 +84,12 @@ def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
     engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
 
 
-def with_connection_class(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """These arguments of `asyncpg.connect`, for connections whose transactions can begin with settings."""
-    own = arguments.get("connection_class")
-    kind = SettingsConnection if own is None else type(own.__name__, (SettingsConnection, own), {})
-    return {**arguments, "connection_class": kind}
+def with_connection_class(arguments: Mapping[str, Any], close_limit: CloseLimit) -> dict[str, Any]:
+    """These arguments of `asyncpg.connect`, for connections with limits, whose transactions can begin with settings."""
+    own = arguments.get("connection_class", asyncpg.Connection)
+    limits = {"close_limit": close_limit, "rollback_seconds": arguments["timeout"]}
+    bases = (SettingsConnection,) if own is asyncpg.Connection else (SettingsConnection, own)
+    return {**arguments, "connection_class": type(own.__name__, bases, limits)}
 
 
 def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import MissingGreenlet
@@ -11,6 +11,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from howdah._connections.driver import CloseLimit
 from howdah._connections.listeners import ListenerCheck
 from howdah._connections.slots import Priority, Slot, Slots, current_priority, pop_slot_to_use
 from howdah._driver_errors import DRIVER_ERRORS
@@ -50,6 +51,7 @@ class PoolState:
     """Whether a pooler gives each transaction another connection to the server."""
     pool: BoundedPool
     """The current pool of the engine."""
+    close_limit: CloseLimit
     listeners: ListenerCheck = field(default_factory=ListenerCheck)
 
     @property
@@ -112,8 +114,9 @@ class BoundedPool(PoolWithReturnHook):
 
     def dispose(self) -> None:
         self._is_disposed = True
-        self.state.kept.release_all_idle()
-        super().dispose()
+        with self.state.close_limit.for_all():
+            self.state.kept.release_all_idle()
+            super().dispose()
 
     def recreate(self) -> BoundedPool:
         """The pool that replaces this one. Connections of this one that are in use keep their slots."""
@@ -128,6 +131,8 @@ class BoundedPool(PoolWithReturnHook):
     def return_record(self, record: ConnectionPoolEntry) -> None:
         slot = _pop_slot(record)
         try:
+            if _is_lost(record):
+                record.invalidate()  # otherwise its next use would find that out, and discard all other connections
             if self._is_disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
                 self.close_record(record)
             else:
@@ -167,6 +172,12 @@ def release_slot(connection: ManagesConnection, slots: Slots) -> None:
     slot = _pop_slot(connection)
     if slot is not None:
         slots.release(slot)
+
+
+def _is_lost(record: ConnectionPoolEntry) -> bool:
+    """Whether the driver knows that the connection is closed."""
+    driver: Any = record.driver_connection
+    return driver is not None and bool(driver.is_closed())
 
 
 def _pop_slot(connection: ManagesConnection) -> Slot | None:
