@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 from sqlalchemy import make_url, text
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured, WrongResult, check_equal
+from benchmarks.comparison import Comparison, Contender, Goal, Measured, Role, WrongResult, check_equal
 
 TASKS: Final = 512
 POOL_SIZE: Final = 20
@@ -34,9 +34,7 @@ Use: TypeAlias = Callable[[Callable[[], None]], Awaitable[int]]
 
 class Pool(Comparison):
     name = "pool"
-    description = (
-        f"{{size}} short transactions of {TASKS} tasks that share up to {POOL_SIZE + MAX_OVERFLOW} connections"
-    )
+    description = f"{{size}} short transactions of {TASKS} tasks that share at most 30 connections"
     unit = "transactions"
     size = 5_000
     quick_size = 1_000
@@ -53,16 +51,14 @@ class Pool(Comparison):
 
     def contenders(self) -> list[Contender]:
         nested = self.count // 5
-        return [
-            Contender(name, role, partial(self.run, use, units), units)
-            for name, role, use, units in (
-                (HOWDAH, "howdah", self.use_howdah, self.count),
-                (SQLALCHEMY, "reference", self.use_sqlalchemy, self.count),
-                (ASYNCPG, "baseline", self.use_asyncpg, self.count),
-                (NESTED, "howdah", self.use_nested, nested),
-                (NESTED_GATE, "baseline", self.use_nested_behind_gate, nested),
-            )
+        uses: list[tuple[str, Role, Use, int]] = [
+            (HOWDAH, "howdah", self.use_howdah, self.count),
+            (SQLALCHEMY, "reference", self.use_sqlalchemy, self.count),
+            (ASYNCPG, "baseline", self.use_asyncpg, self.count),
+            (NESTED, "howdah", self.use_nested, nested),
+            (NESTED_GATE, "baseline", self.use_nested_behind_gate, nested),
         ]
+        return [Contender(name, role, partial(self.run, use, units), units) for name, role, use, units in uses]
 
     def goals(self) -> list[Goal]:
         return [Goal(HOWDAH, "of the time", 1.3, SQLALCHEMY), Goal(NESTED, "of the time", 1.05, NESTED_GATE)]
@@ -81,13 +77,15 @@ class Pool(Comparison):
         async with self.connections.database.begin() as session:
             await session.connection()
             has_connection()
-            return (await session.scalars(_SELECT)).one()
+            one: int = (await session.scalars(_SELECT)).one()
+            return one
 
     async def use_sqlalchemy(self, has_connection: Callable[[], None]) -> int:
         async with self.connections.sessions.begin() as session:
             await session.connection()
             has_connection()
-            return (await session.scalars(_SELECT)).one()
+            one: int = (await session.scalars(_SELECT)).one()
+            return one
 
     async def use_asyncpg(self, has_connection: Callable[[], None]) -> int:
         async with self.pool.acquire() as connection, connection.transaction():
@@ -101,7 +99,8 @@ class Pool(Comparison):
             async with self.connections.database.begin() as inner:
                 await inner.connection()
                 has_connection()
-                return (await inner.scalars(_SLOW_SELECT)).one()
+                one: int = (await inner.scalars(_SLOW_SELECT)).one()
+                return one
 
     async def use_nested_behind_gate(self, has_connection: Callable[[], None]) -> int:
         async with self.gate:

@@ -51,9 +51,7 @@ class BoundedConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ha
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
         is_limited = timeout is None and not args and query.rstrip("; ") == "ROLLBACK"
         try:
-            status: str = await super().execute(
-                query, *args, timeout=self.rollback_seconds if is_limited else timeout
-            )
+            status: str = await super().execute(query, *args, timeout=self.rollback_seconds if is_limited else timeout)
         except TimeoutError:
             if not is_limited or self.rollback_seconds is None:
                 raise

@@ -24,9 +24,52 @@ COMMIT_EACH: Final = "howdah_commit_each"
 # libpq's parameters for TLS. asyncpg reads them, and the files that they name, from a URL.
 _TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
 
+# The client waits this much longer than statement_timeout, so that it times out only if the server doesn't answer.
+_GRACE_SECONDS: Final = 5.0
+
+# A keyset cursor holds values as PostgreSQL's text. These settings make that text exact, whatever the role has set.
+_TEXT_SETTINGS: Final = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+}
+
+_READ_ONLY: Final = "default_transaction_read_only"
+_FOR_TRANSACTION: Final = {_READ_ONLY: "transaction_read_only"}
+
 # PgBouncer accepts these settings when a client connects, and sets them on each server connection that the client gets.
 # It rejects a client that sends any other setting.
 _POOLED_SETTINGS: Final = frozenset({"timezone", "application_name"})
+
+
+def driver_arguments(
+    options: Mapping[str, Any],
+    close_limit: CloseLimit,
+    *,
+    application_name: str,
+    read_only: bool,
+    statement_timeout: float | None,
+    lock_timeout: float | None,
+    idle_in_transaction_timeout: float | None,
+) -> dict[str, Any]:
+    """The arguments of `asyncpg.connect`. `options` has those of the caller, which take precedence."""
+    remaining = dict(options)
+    settings = {
+        **_TEXT_SETTINGS,
+        "application_name": remaining.pop("application_name", application_name),
+        **milliseconds("statement_timeout", statement_timeout),
+        **milliseconds("lock_timeout", lock_timeout),
+        **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
+        **({_READ_ONLY: "on"} if read_only else {}),
+        **remaining.pop("server_settings", {}),
+    }
+    arguments = {
+        "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
+        **remaining,
+        "server_settings": settings,
+    }
+    return with_connection_class(arguments, close_limit)
 
 
 def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
@@ -101,8 +144,10 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = arguments["server_settings"]
     # `set_config` parses a list such as `a, b` as the startup message does, in which the driver sends the settings if
     # there is no pooler. SET would take the quoted list 'a, b' for a single name.
+    # A default would only apply to the next transaction.
     local = "".join(
-        f"; SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        f"; SELECT pg_catalog.set_config({quote_literal(_FOR_TRANSACTION.get(name, name))}, "
+        f"{quote_literal(value)}, true)"
         for name, value in settings.items()
         if name.lower() not in _POOLED_SETTINGS
     )

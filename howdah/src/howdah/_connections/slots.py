@@ -133,8 +133,8 @@ class Slots:
 
     A slot that is released goes to the waiter that has waited longest. Waiters that others wait for come first: those
     that hold a connection already, and batches. They are few, because each of the former holds a slot and a batch
-    belongs to a worker. So they can't keep the others waiting for long. In order of arrival alone, all connections would
-    soon be held by tasks that wait behind new tasks for their second connection.
+    belongs to a worker. So they can't keep the others waiting for long. In order of arrival alone, all connections
+    would soon be held by tasks that wait behind new tasks for their second connection.
 
     No slot is free while a waiter may use it, so a new use never overtakes a waiter.
     """

@@ -1,0 +1,77 @@
+"""Connections to a server that accepts no writes: after a failover they must not be used any more.
+
+A connection stays where it was opened. If that server is now a standby, or if the connection's session was started
+read-only, every write on it fails, although a new connection may reach a server that accepts writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from howdah._connections.pool import BoundedPool
+from howdah._driver_errors import message_field
+from howdah.errors import ReadOnly
+
+READ_ONLY_QUERY: Final = text(
+    "SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only') = 'on'"
+)
+
+_SQLSTATE: Final = "25006"
+
+# PostgreSQL reports these settings to the client when they change.
+_REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
+
+
+def discard_read_only_connections(engine: Engine, *, is_expected: bool) -> None:
+    """After a write that was rejected by a read-only server or session, replace the connection and all older ones.
+
+    The transaction can go on, for example after a savepoint. The connections are replaced before their next use.
+    """
+    if is_expected:
+        return
+
+    @event.listens_for(engine, "handle_error")
+    def discard(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or context.is_disconnect or connection.invalidated or connection.closed:
+            return
+        if message_field(context.original_exception, "sqlstate") == _SQLSTATE and _is_unexpected(connection):
+            _discard(connection)
+
+
+def discard_connection(connection: AsyncConnection) -> None:
+    """Replace this connection and all older ones before their next use."""
+    assert connection.sync_connection is not None
+    _discard(connection.sync_connection)
+
+
+def read_only_error() -> ReadOnly:
+    """The error if no connection can write."""
+    reason = (
+        "a new connection can't write either: the server is a standby, or default_transaction_read_only is on. For a "
+        "replica use Database(url, read_only=True)"
+    )
+    return ReadOnly(None, None, asyncpg.ReadOnlySQLTransactionError(reason))
+
+
+def _is_unexpected(connection: Connection) -> bool:
+    """Whether the transaction is read-only although nobody has asked for that with `read_only=True` or SET."""
+    if connection.get_execution_options().get("postgresql_readonly"):
+        return False
+    pool = connection.engine.pool
+    if isinstance(pool, BoundedPool) and pool.state.is_transaction_pooled:
+        return True  # a pooler doesn't pass on the settings of each server that it uses
+    driver: Any = connection.connection.driver_connection
+    reported = driver.get_settings()
+    return any(getattr(reported, name, "off") == "on" for name in _REPORTED)
+
+
+def _discard(connection: Connection) -> None:
+    pool = connection.engine.pool
+    if isinstance(pool, BoundedPool):
+        pool.state.discard_open()
