@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Literal
 from unittest import mock
@@ -86,11 +86,12 @@ async def transaction(database: Database) -> None:
 
 
 async def batch(database: Database) -> None:
-    async def write(items: object) -> list[None]:
+    async def write(_items: Sequence[int]) -> list[None]:
         await transaction(database)
         return [None]
 
-    async with Coalescer(write) as coalescer:
+    coalescer: Coalescer[int, None] = Coalescer(write)
+    async with coalescer:
         await coalescer.submit(1)
 
 
@@ -127,8 +128,9 @@ async def pid(connection: AsyncConnection) -> int:
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("pooler", [None, "transaction"])
+@pytest.mark.parametrize(
+    ("way", "pooler"), [*((way, None) for way in WAYS), (begin, "transaction"), (autocommit, "transaction")]
+)
 async def test_a_rejected_write_replaces_all_connections(
     role: str, way: Callable[[Database], Awaitable[None]], pooler: Literal["transaction"] | None
 ) -> None:
@@ -211,8 +213,7 @@ class TestPing:
             await database.ping()
 
 
-@pytest.mark.parametrize("pooler", [None, "transaction"])
-@pytest.mark.parametrize("way", [begin, autocommit, read, copy, scoped])
+@pytest.mark.parametrize(("way", "pooler"), [(autocommit, None), (copy, None), (begin, "transaction")])
 async def test_a_read_only_database_rejects_every_write(
     database_url: str, way: Callable[[Database], Awaitable[None]], pooler: Literal["transaction"] | None
 ) -> None:

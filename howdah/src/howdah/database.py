@@ -19,7 +19,6 @@ from howdah._connections.options import (
     COMMIT_EACH,
     EngineOptions,
     Pooler,
-    asyncpg_url,
     behind_transaction_pooler,
     bound_pre_ping,
     driver_arguments,
@@ -41,6 +40,7 @@ from howdah._connections.settings import (
     listen_for_transactions,
 )
 from howdah._connections.slots import Priority, Slots
+from howdah._connections.urls import asyncpg_url
 from howdah._types.casts import use_exact_casts
 from howdah._types.integers import use_exact_integers
 from howdah._types.json_encoding import dump_json
@@ -78,7 +78,7 @@ class Database:
 
     A URL without a driver (`postgresql://`) means asyncpg. These parameters of libpq are supported: `host`, `port`,
     `application_name`, `connect_timeout`, `target_session_attrs`, and those of TLS (`sslmode`, `sslrootcert`, …). They
-    take precedence over the keywords here. Other parameters are rejected. Further keywords are passed to
+    take precedence over the keywords here. Other parameters raise `InvalidUrl`. Further keywords are passed to
     `sqlalchemy.ext.asyncio.create_async_engine`.
 
     If PostgreSQL has aborted a transaction because of an error, the transaction can't be committed, even if the error
@@ -147,7 +147,7 @@ class Database:
         options = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
         attributes = options.get("target_session_attrs", "any")
         self._is_read_only = read_only or attributes in _REPLICA_ATTRIBUTES
-        if attributes == "any" and isinstance(parsed.query.get("host"), tuple):
+        if "target_session_attrs" not in options and isinstance(options.get("host"), list):
             options["target_session_attrs"] = "prefer-standby" if read_only else "primary"
         close_limit = CloseLimit()
         arguments = driver_arguments(

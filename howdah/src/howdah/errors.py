@@ -6,6 +6,7 @@ HowdahError
 ├── UnknownAttribute                the model has no such attribute                     (also AttributeError)
 ├── ViewCompileError                PostgreSQL can't write a field of a JsonView        (also TypeError)
 ├── EmbeddedPostgresError           the embedded server can't be used                   (also RuntimeError)
+├── InvalidUrl                      the URL of a database has an unknown or wrong part  (also ValueError)
 ├── InvalidCursor                   a page cursor is damaged, or of another list query  (also ValueError)
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
@@ -138,6 +139,10 @@ class ViewCompileError(HowdahError, TypeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason)
+
+
+class InvalidUrl(HowdahError, ValueError):
+    """The URL of a database has an unknown or invalid part. The text names it, and never contains the password."""
 
 
 class EmbeddedPostgresError(HowdahError, RuntimeError):

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
+
+from howdah import Database, InvalidUrl
 
 
 class Settings(BaseSettings):
@@ -39,9 +39,7 @@ class Settings(BaseSettings):
         if url is None:
             return None
         try:
-            scheme = make_url(url).drivername
-        except (ArgumentError, ValueError):  # not chained, because their messages contain the password
-            raise ValueError("not a URL: write postgresql://user:password@host:port/database") from None
-        if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
-            raise ValueError(f"{scheme}:// isn't supported: write postgresql://user:password@host:port/database")
+            Database(url)  # it opens no connection
+        except InvalidUrl as error:
+            raise ValueError(str(error)) from None
         return url

@@ -1,18 +1,18 @@
-"""The options of a connection: the URL, the session settings, the timeouts, and those for a transaction pooler."""
+"""The options of a connection: the session settings, the timeouts, and those for a transaction pooler."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
-from urllib.parse import urlencode
 
 import asyncpg
-from sqlalchemy import URL, Connection, Engine, event, make_url
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from howdah._connections.driver import CloseLimit
+from howdah._connections.hosts import Hosts
 from howdah._connections.pool import CONNECTION_ERRORS
 from howdah._connections.settings import SettingsConnection, quote_literal
 
@@ -20,9 +20,6 @@ Pooler = Literal["transaction"]
 
 # Behind a transaction pooler: the execution option of a connection on which each statement is a transaction.
 COMMIT_EACH: Final = "howdah_commit_each"
-
-# libpq's parameters for TLS. asyncpg reads them, and the files that they name, from a URL.
-_TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
 
 # The client waits this much longer than statement_timeout, so that it times out only if the server doesn't answer.
 _GRACE_SECONDS: Final = 5.0
@@ -69,6 +66,8 @@ def driver_arguments(
         **remaining,
         "server_settings": settings,
     }
+    if isinstance(arguments.get("host"), list):
+        arguments.setdefault("async_creator_fn", Hosts().connect)
     return with_connection_class(arguments, close_limit)
 
 
@@ -79,38 +78,6 @@ def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
     if seconds <= 0:
         raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting, not {seconds}")
     return {setting: str(math.ceil(seconds * 1000))}
-
-
-def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
-    """The URL for SQLAlchemy's asyncpg dialect, and the arguments of `asyncpg.connect` for libpq's parameters.
-
-    Raises `ValueError` for another driver or an unknown parameter.
-    """
-    parsed = make_url(url)
-    if parsed.drivername in {"postgresql", "postgres"}:
-        parsed = parsed.set(drivername="postgresql+asyncpg")
-    if parsed.drivername != "postgresql+asyncpg":
-        raise ValueError(f"{parsed.drivername!r} isn't supported: use postgresql:// or postgresql+asyncpg://")
-    arguments: dict[str, Any] = {}
-    remaining: dict[str, Any] = {}
-    tls: dict[str, Any] = {}
-    for name, value in parsed.query.items():
-        if name in _TLS_PARAMETERS:
-            tls[name] = value
-        elif name == "connect_timeout":
-            arguments["timeout"] = float(str(value)) or None
-        elif name in {"application_name", "target_session_attrs"}:
-            arguments[name] = value
-        elif name in {"host", "port", "prepared_statement_cache_size"}:
-            remaining[name] = value
-        else:
-            raise ValueError(
-                f"the URL's parameter {name!r} isn't supported: remove it, and use connect_args for an argument of "
-                "asyncpg.connect, or connect_args={'server_settings': {...}} for a setting of the server"
-            )
-    if tls:
-        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
-    return parsed.set(query=remaining), arguments
 
 
 def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
