@@ -10,15 +10,19 @@ from typing import Literal
 from unittest import mock
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah import Coalescer, Database, ReadOnly, Unavailable, bulk, run_transaction
 from howdah._connections.pool import BoundedPool, PoolState
+from howdah.fastapi import configure_app
 from howdah_tests.support.embedded_servers import query
+from howdah_tests.support.fastapi_apps import http_client
 from howdah_tests.support.sample_models import User
 from howdah_tests.support.sample_rows import new_user, user_rows
 from howdah_tests.support.standby_servers import Pair, open_pair
+from howdah_tests.support.waiting import until
 
 PID = text("SELECT pg_backend_pid()")
 # It writes no row, so that it can be committed in the database that all tests share.
@@ -288,3 +292,23 @@ async def write_until_recovered(database: Database, outcomes: list[str]) -> None
             if is_last:
                 return
             await asyncio.sleep(0.005)
+
+
+async def test_readyz_fails_until_a_new_connection_can_write_and_accepts_a_declared_replica(role: str) -> None:
+    app = FastAPI()
+    configure_app(
+        app,
+        database=lambda: Database(role),
+        databases={"replica": lambda: Database(role, read_only=True)},
+        metrics=False,
+        request_log=False,
+    )
+    async with http_client(app) as client:
+        answer = await client.get("/readyz")
+        assert (answer.status_code, answer.json()["detail"]) == (503, "ReadOnly")
+        await allow_writes(role)
+
+        async def is_ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await until(is_ready)

@@ -54,7 +54,7 @@ async def limited(database_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 
 
 async def backend(session: AsyncSession) -> int:
-    pid = await session.scalar(PID)
+    pid: int | None = await session.scalar(PID)
     assert pid is not None
     return pid
 

@@ -13,6 +13,12 @@ from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from howdah._connections.aborted_transactions import raise_errors_again
+from howdah._connections.discarding import (
+    READ_ONLY_QUERY,
+    discard_connection,
+    discard_unusable_connections,
+    read_only_error,
+)
 from howdah._connections.driver import CloseLimit
 from howdah._connections.kept import KeptConnections
 from howdah._connections.options import (
@@ -25,12 +31,6 @@ from howdah._connections.options import (
     listen_for_single_statements,
 )
 from howdah._connections.pool import BoundedPool, PoolState, PoolStatus, count_open_connections
-from howdah._connections.read_only import (
-    READ_ONLY_QUERY,
-    discard_connection,
-    discard_read_only_connections,
-    read_only_error,
-)
 from howdah._connections.sessions import new_session_factory, set_read_only
 from howdah._connections.settings import (
     SettingValue,
@@ -181,7 +181,7 @@ class Database:
             connect_args=arguments,
             **engine_options,
         )
-        discard_read_only_connections(self.engine.sync_engine, is_expected=self._is_read_only)
+        discard_unusable_connections(self.engine.sync_engine, is_replica=self._is_read_only)
         raise_errors_again(self.engine.sync_engine)
         listen_for_transactions(self.engine.sync_engine)
         use_exact_times(self.engine.sync_engine)

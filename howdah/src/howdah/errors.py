@@ -34,7 +34,7 @@ HowdahError
     ├── TransactionConflict         rolled back after a conflict: run it again          (also OperationalError)
     │   ├── SerializationFailure    40001
     │   ├── DeadlockDetected        40P01
-    │   └── SchemaChanged           the table of a prepared statement was altered       (also NotSupportedError)
+    │   └── SchemaChanged           26000, or the table of a statement was altered      (also NotSupportedError)
     ├── LockTimeout                 55P03: a lock wasn't released in time (or NOWAIT)   (also OperationalError)
     ├── StatementTimeout            57014: statement_timeout, or cancelled by an admin  (also OperationalError)
     ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights (also ProgrammingError)
@@ -347,7 +347,11 @@ class DeadlockDetected(TransactionConflict):
 
 
 class SchemaChanged(TransactionConflict, sa.NotSupportedError):
-    """A table was altered after the connection had prepared the statement. The next attempt prepares it again."""
+    """A prepared statement can't be used any more. The next attempt prepares it again.
+
+    A table was altered after the connection had prepared the statement, or somebody has sent `DEALLOCATE ALL` or
+    `DISCARD ALL` on the connection (26000).
+    """
 
 
 class LockTimeout(DatabaseError, sa.OperationalError):

@@ -1,7 +1,10 @@
-"""Connections to a server that accepts no writes: after a failover they must not be used any more.
+"""Open connections that must not be used again: they can't write, or have lost their prepared statements.
 
 A connection stays where it was opened. If that server is now a standby, or if the connection's session was started
 read-only, every write on it fails, although a new connection may reach a server that accepts writes.
+
+`DEALLOCATE ALL` and `DISCARD ALL` remove the prepared statements that the driver keeps. Every statement that the
+connection has executed before then fails.
 """
 
 from __future__ import annotations
@@ -21,26 +24,29 @@ READ_ONLY_QUERY: Final = text(
     "SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only') = 'on'"
 )
 
-_SQLSTATE: Final = "25006"
+_READ_ONLY: Final = "25006"
+_NO_PREPARED_STATEMENT: Final = "26000"
 
 # PostgreSQL reports these settings to the client when they change.
 _REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
 
 
-def discard_read_only_connections(engine: Engine, *, is_expected: bool) -> None:
-    """After a write that was rejected by a read-only server or session, replace the connection and all older ones.
+def discard_unusable_connections(engine: Engine, *, is_replica: bool) -> None:
+    """Replace connections that an error shows to be unusable, before their next use.
 
-    The transaction can go on, for example after a savepoint. The connections are replaced before their next use.
+    After a write that was rejected by a read-only server or session, these are the connection and all older ones.
+    After the loss of a prepared statement it is this connection. The transaction can go on after a savepoint.
     """
-    if is_expected:
-        return
 
     @event.listens_for(engine, "handle_error")
     def discard(context: ExceptionContext) -> None:
         connection = context.connection
         if connection is None or context.is_disconnect or connection.invalidated or connection.closed:
             return
-        if message_field(context.original_exception, "sqlstate") == _SQLSTATE and _is_unexpected(connection):
+        sqlstate = message_field(context.original_exception, "sqlstate")
+        if sqlstate == _NO_PREPARED_STATEMENT:
+            connection.connection.invalidate(soft=True)
+        elif sqlstate == _READ_ONLY and not is_replica and _is_unexpected(connection):
             _discard(connection)
 
 
