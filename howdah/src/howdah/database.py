@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar
 
 import orjson
@@ -13,12 +14,7 @@ from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from howdah._connections.aborted_transactions import raise_errors_again
-from howdah._connections.discarding import (
-    READ_ONLY_QUERY,
-    discard_connection,
-    discard_unusable_connections,
-    read_only_error,
-)
+from howdah._connections.discarding import check_server, discard_unusable_connections
 from howdah._connections.driver import CloseLimit
 from howdah._connections.kept import KeptConnections
 from howdah._connections.options import (
@@ -73,8 +69,8 @@ class Database:
     - `lock_timeout` limits the wait for a row lock (`LockTimeout`).
     - `statement_timeout` limits the run time of a statement (`StatementTimeout`). If the server doesn't answer,
       `ConnectionLost` is raised 5 s later.
-    - `idle_in_transaction_timeout` limits the time between two statements of a transaction. After that time the server
-      closes the connection, so a forgotten transaction can't hold its locks for ever.
+    - `idle_in_transaction_timeout` limits the time between two statements of a transaction. Then the server closes the
+      connection.
 
     A URL without a driver (`postgresql://`) means asyncpg. These parameters of libpq are supported: `host`, `port`,
     `application_name`, `connect_timeout`, `target_session_attrs`, and those of TLS (`sslmode`, `sslrootcert`, …). They
@@ -217,10 +213,7 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Close the pool. Connections in use are closed when they are returned. No new connection can be opened.
-
-        It takes at most 2 s, even if the server is frozen.
-        """
+        """Close the pool within 2 s. Connections in use are closed when they are returned. None can be opened."""
         self._check_is_not_scoped()
         self._closed = True
         await self._kept.close()
@@ -331,22 +324,17 @@ class Database:
     async def ping(self) -> None:
         """Run one statement on a pooled connection. Raises `Unavailable` if that fails or takes too long.
 
-        Raises `ReadOnly` if a new connection can't write either. That isn't checked with `read_only=True`, or if
-        `target_session_attrs` asks for a standby. The connection is one that is reserved for reads. The limit is the
-        sum of `pool_timeout` and `connect_timeout`.
+        Raises `ReadOnly` if a new connection can't write, unless the database is a replica: `read_only=True`, or
+        `target_session_attrs` asks for a standby. The limit is the sum of `pool_timeout` and `connect_timeout`.
         """
         self._check_is_open()
         try:
             async with asyncio.timeout(self._ping_timeout):
-                for _ in range(2):  # after the first failure all connections are discarded
-                    async with self._kept.connect_once(self.engine, Priority.READ) as connection:
-                        is_read_only = await connection.scalar(READ_ONLY_QUERY)
-                        if self._is_read_only or not is_read_only:
-                            return
-                        discard_connection(connection)
+                await check_server(
+                    partial(self._kept.connect_once, self.engine, Priority.READ), must_write=not self._is_read_only
+                )
         except TimeoutError as error:
             raise ConnectionFailed(None, None, error) from error
-        raise read_only_error()
 
     def pool_status(self) -> PoolStatus:
         """The current state of the pool in this process."""

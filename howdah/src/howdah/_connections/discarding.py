@@ -9,6 +9,8 @@ connection has executed before then fails.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
 
 import asyncpg
@@ -20,7 +22,7 @@ from howdah._connections.pool import BoundedPool
 from howdah._driver_errors import message_field
 from howdah.errors import ReadOnly
 
-READ_ONLY_QUERY: Final = text(
+_READ_ONLY_QUERY: Final = text(
     "SELECT pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only') = 'on'"
 )
 
@@ -50,19 +52,22 @@ def discard_unusable_connections(engine: Engine, *, is_replica: bool) -> None:
             _discard(connection)
 
 
-def discard_connection(connection: AsyncConnection) -> None:
-    """Replace this connection and all older ones before their next use."""
-    assert connection.sync_connection is not None
-    _discard(connection.sync_connection)
-
-
-def read_only_error() -> ReadOnly:
-    """The error if no connection can write."""
+async def check_server(
+    connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], *, must_write: bool
+) -> None:
+    """Run one statement. With `must_write` raise `ReadOnly` if a new connection can't write either."""
+    for _ in range(2):
+        async with connect() as connection:
+            is_read_only = await connection.scalar(_READ_ONLY_QUERY)
+            if not must_write or not is_read_only:
+                return
+            assert connection.sync_connection is not None
+            _discard(connection.sync_connection)
     reason = (
         "a new connection can't write either: the server is a standby, or default_transaction_read_only is on. For a "
         "replica use Database(url, read_only=True)"
     )
-    return ReadOnly(None, None, asyncpg.ReadOnlySQLTransactionError(reason))
+    raise ReadOnly(None, None, asyncpg.ReadOnlySQLTransactionError(reason))
 
 
 def _is_unexpected(connection: Connection) -> bool:
