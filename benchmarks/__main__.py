@@ -21,6 +21,7 @@ from benchmarks.get_user import GetUser, Servers
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.pages import Pages
+from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
 from benchmarks.retail_import import RetailImport
 from benchmarks.runner import Options, run_comparisons
@@ -39,6 +40,8 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Pages,
     Summary,
     Overhead,
+    Pool,
+    PoolWaits,
     GetUser,
     Servers,
     Transfers,

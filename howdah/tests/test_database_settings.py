@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import URL, literal, make_url, select, text
 from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import ConnectionFailed, Database, InvalidValue
+from howdah import ConnectionFailed, Database, InvalidUrl, InvalidValue
 from howdah_tests.support.faulty_proxy import run_proxy
 from howdah_tests.support.sample_models import Order
 from howdah_tests.support.sample_rows import new_user
@@ -129,10 +132,9 @@ class TestUrl:
             for sslmode in ("disable", "prefer"):
                 async with Database(f"{proxy.url}?sslmode={sslmode}") as database:
                     await database.ping()
-            for query in ("sslmode=require", "sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslmode=nonsense"):
-                async with Database(f"{proxy.url}?{query}") as database:  # the server of the tests has no TLS
-                    with pytest.raises(ConnectionFailed):
-                        await database.ping()
+            async with Database(f"{proxy.url}?sslmode=require") as database:  # the server of the tests has no TLS
+                with pytest.raises(ConnectionFailed):
+                    await database.ping()
 
     async def test_may_require_a_primary(self, database_url: str) -> None:
         for attributes, is_met in (("read-write", True), ("standby", False)):
@@ -148,6 +150,53 @@ class TestUrl:
     def test_rejects_parameters_that_the_driver_does_not_support_and_says_what_to_do(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"'{name}' isn't supported: remove it, and use connect_args"):
             Database(f"postgresql://localhost/shop?{name}=1")
+
+    @pytest.mark.parametrize(
+        ("rest", "problem"),
+        [
+            ("db/shop?connect_timeout=abc", "'connect_timeout' must be a number of seconds, or 0 .*, not 'abc'"),
+            ("db/shop?connect_timeout=-1", "'connect_timeout' must be a number of seconds"),
+            ("db/shop?connect_timeout=1&connect_timeout=2", "has the parameter 'connect_timeout' 2 times"),
+            ("db/shop?sslmode=nonsense", "'sslmode' must be one of disable, allow"),
+            ("db/shop?sslrootcert=/nowhere/ca.pem", "'sslrootcert' must be the path of a file that exists"),
+            ("db/shop?target_session_attrs=master", "'target_session_attrs' must be one of any, primary"),
+            ("db/shop?prepared_statement_cache_size=x", "must be a whole number"),
+            ("db:0/shop", "'port' must be a number from 1 to 65535, not '0'"),
+            ("db/shop?host=a:70000", "'port' must be a number"),
+            ("db/shop?host=a:1&host=b:x", "'port' must be a number"),
+            ("/shop?host=a,b&port=1,2,3", "has 2 hosts and 3 ports"),
+            ("/shop?host=a:1&host=b:2&port=3", "has ports in 'host' and in 'port'"),
+            ("/shop?host=:1&host=b:2", "without a name"),
+            ("db:port/shop", "can't be read: write postgresql://user"),
+        ],
+    )
+    def test_is_checked_before_any_connection_and_its_password_is_not_shown(self, rest: str, problem: str) -> None:
+        with pytest.raises(InvalidUrl, match=problem) as caught:
+            Database(f"postgresql://ada:s3cret@{rest}")
+        assert "s3cret" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+    @pytest.mark.parametrize("query", ["host={0}&host={1}", "host={0},{1}", "host={0}:5432&host={1}:5432"])
+    async def test_may_have_several_hosts_of_which_the_first_does_not_answer(
+        self, database_url: str, query: str
+    ) -> None:
+        """`asyncpg.connect` has one timeout for all hosts, so it would never try the second one."""
+        directory = make_url(database_url).query["host"]
+        database_name = make_url(database_url).database
+        with tempfile.TemporaryDirectory() as frozen, socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(f"{frozen}/.s.PGSQL.5432")
+            silent.listen()
+            both = query.format(frozen, directory)
+            async with Database(f"postgresql://postgres@/{database_name}?{both}", connect_timeout=0.2) as database:
+                await database.ping()
+                silent.accept()[0].close()
+                await database.engine.dispose()
+                await database.ping()  # the host that was chosen comes first
+                silent.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    silent.accept()
+            with pytest.raises(TimeoutError):  # control
+                await asyncpg.connect(host=[frozen, directory], user="postgres", database=database_name, timeout=0.2)
 
     def test_the_password_is_not_shown(self) -> None:
         database = Database(URL.create("postgresql", "ada", "s3cret", "localhost", 5432, "shop"))

@@ -183,14 +183,20 @@ async def test_several_sessions_of_one_task_can_use_the_reserve(database_url: st
         assert database.pool_status() == PoolStatus(size=5, max_overflow=0, in_use=4, idle=0)
 
 
+async def use_session(database: Database) -> None:
+    async with database.session() as session:
+        await session.execute(text("SELECT 1"))
+
+
 async def test_slots_are_counted_correctly_after_the_engine_is_disposed(database_url: str) -> None:
     async with Database(database_url, pool_size=4, max_overflow=0, pool_timeout=0.1) as database:
         async with database.session() as session:
             await session.execute(text("SELECT 1"))
             await database.engine.dispose()
             with pytest.raises(PoolExhausted):
-                await asyncio.create_task(database.ping(), context=Context())
-        await database.ping()
+                await asyncio.create_task(use_session(database), context=Context())
+            await database.ping()  # its connection is reserved for reads
+        await use_session(database)
         assert slots_of(database)._free == [1, 1, 1, 1]
 
 
@@ -283,7 +289,7 @@ async def test_cancelled_and_failing_uses_of_every_kind_leave_all_slots_free(dat
         assert database.pool_status().in_use == 0
         slots = slots_of(database)
         assert tuple(slots._free) == slots._supplies
-        assert not slots._waiting
+        assert slots.waiting == 0
 
 
 async def test_tasks_with_a_common_ancestor_that_had_a_session_are_not_nested(database_url: str) -> None:

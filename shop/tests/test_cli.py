@@ -95,8 +95,22 @@ def test_serve_reports_an_unreachable_database_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("DATABASE_URL", "somewhere:secret", "SHOP_DATABASE_URL: Value error, not a URL: write postgresql://"),
+        (
+            "DATABASE_URL",
+            "somewhere:secret",
+            "SHOP_DATABASE_URL: Value error, the URL of the database can't be read: write postgresql://",
+        ),
         ("DATABASE_URL", "mysql://shop:secret@db/shop", "SHOP_DATABASE_URL: Value error, mysql:// isn't supported"),
+        *(
+            ("DATABASE_URL", f"postgresql://shop:secret@{rest}", f"SHOP_DATABASE_URL: Value error, the URL's {problem}")
+            for rest, problem in [
+                ("db/shop?foo=1", "parameter 'foo' isn't supported: remove it"),
+                ("db/shop?pool_size=5", "parameter 'pool_size' isn't supported: remove it"),
+                ("db/shop?connect_timeout=abc", "parameter 'connect_timeout' must be a number of seconds"),
+                ("db/shop?sslmode=wrong", "parameter 'sslmode' must be one of disable, allow"),
+                ("db:99999/shop", "parameter 'port' must be a number from 1 to 65535, not '99999'"),
+            ]
+        ),
         ("POOL_SIZE", "0", "SHOP_POOL_SIZE: Input should be greater than or equal to 1"),
     ],
 )

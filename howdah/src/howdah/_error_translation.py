@@ -65,6 +65,7 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "25006": ReadOnly,
     "25P03": ConnectionLost,
     "25P04": ConnectionLost,
+    "26000": SchemaChanged,
     "28": ConnectionFailed,
     "3D000": InvalidStatement,
     "3F000": InvalidStatement,

@@ -6,6 +6,7 @@ checks each of them on every supported version, and that no other module uses su
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -173,6 +174,13 @@ class PoolWithReturnHook(AsyncAdaptedQueuePool):
             record.close()
         finally:
             self._dec_overflow()
+
+    def discard_open(self) -> None:
+        """Replace each connection that is open now before its next use.
+
+        SQLAlchemy does this itself after a disconnect. The public `dispose()` doesn't count connections in use.
+        """
+        self._invalidate_time = time.time()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         self.return_record(record)

@@ -6,26 +6,27 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
+from functools import partial
 from typing import Any, Final, Literal, Self, TypeVar
 
 import orjson
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from howdah._connections.aborted_transactions import raise_errors_again
+from howdah._connections.discarding import check_server, discard_unusable_connections
+from howdah._connections.driver import CloseLimit
 from howdah._connections.kept import KeptConnections
 from howdah._connections.options import (
     COMMIT_EACH,
     EngineOptions,
     Pooler,
-    asyncpg_url,
     behind_transaction_pooler,
     bound_pre_ping,
+    driver_arguments,
     listen_for_single_statements,
-    milliseconds,
-    with_connection_class,
 )
-from howdah._connections.pool import BoundedPool, PoolState, PoolStatus
+from howdah._connections.pool import BoundedPool, PoolState, PoolStatus, count_open_connections
 from howdah._connections.sessions import new_session_factory, set_read_only
 from howdah._connections.settings import (
     SettingValue,
@@ -34,7 +35,8 @@ from howdah._connections.settings import (
     apply_in_session,
     listen_for_transactions,
 )
-from howdah._connections.slots import Slots, start_slot_record
+from howdah._connections.slots import Priority, Slots
+from howdah._connections.urls import asyncpg_url
 from howdah._types.casts import use_exact_casts
 from howdah._types.integers import use_exact_integers
 from howdah._types.json_encoding import dump_json
@@ -45,19 +47,11 @@ from howdah.errors import ConnectionFailed
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
-# The client waits this much longer than statement_timeout, so that it times out only if the server doesn't answer.
-_GRACE_SECONDS: Final = 5.0
-
 # At most one fifth of `pool_size` is kept open between reads.
 _KEPT_CONNECTIONS_DIVISOR: Final = 5
 
-# A keyset cursor holds values as PostgreSQL's text. These settings make that text exact, whatever the role has set.
-_TEXT_SETTINGS: Final = {
-    "timezone": "UTC",
-    "datestyle": "ISO",
-    "intervalstyle": "postgres",
-    "extra_float_digits": "1",
-}
+# The values of `target_session_attrs` for a database that isn't written to.
+_REPLICA_ATTRIBUTES: Final = frozenset({"standby", "prefer-standby", "read-only"})
 
 
 class Database:
@@ -70,16 +64,17 @@ class Database:
     setting of the server as it is.
 
     - `pool_timeout` limits the wait for a free connection (`PoolExhausted`).
-    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`ConnectionFailed`).
+    - `connect_timeout` limits the opening of a connection and the ping of an idle one (`ConnectionFailed`). It also
+      limits the wait for a rollback: after that time the connection is closed.
     - `lock_timeout` limits the wait for a row lock (`LockTimeout`).
     - `statement_timeout` limits the run time of a statement (`StatementTimeout`). If the server doesn't answer,
       `ConnectionLost` is raised 5 s later.
-    - `idle_in_transaction_timeout` limits the time between two statements of a transaction. After that time the server
-      closes the connection, so a forgotten transaction can't hold its locks for ever.
+    - `idle_in_transaction_timeout` limits the time between two statements of a transaction. Then the server closes the
+      connection.
 
     A URL without a driver (`postgresql://`) means asyncpg. These parameters of libpq are supported: `host`, `port`,
     `application_name`, `connect_timeout`, `target_session_attrs`, and those of TLS (`sslmode`, `sslrootcert`, …). They
-    take precedence over the keywords here. Other parameters are rejected. Further keywords are passed to
+    take precedence over the keywords here. Other parameters raise `InvalidUrl`. Further keywords are passed to
     `sqlalchemy.ext.asyncio.create_async_engine`.
 
     If PostgreSQL has aborted a transaction because of an error, the transaction can't be committed, even if the error
@@ -104,6 +99,11 @@ class Database:
     with `pool_mode = transaction`. The settings above are then sent with each BEGIN. Statements are prepared for each
     execution. A read or an `autocommit` statement is a transaction of three round trips instead of one.
 
+    With `read_only=True` all transactions are read-only, as for a replica. The database needn't accept writes: see
+    `ping`. Several hosts in the URL mean `target_session_attrs=primary`, or `prefer-standby` with `read_only=True`,
+    unless the URL has another value. A write that finds a server in recovery raises `ReadOnly`, and all connections are
+    replaced before their next use, so that a write after a failover reaches the new primary.
+
     With `copy=False` bulk writes use INSERT instead of COPY, for a pooler or an engine that doesn't support COPY.
 
     Error messages don't contain statement parameters, which may be personal data, unless `hide_parameters=False`.
@@ -126,6 +126,7 @@ class Database:
         hide_parameters: bool = True,
         copy: bool = True,
         pooler: Pooler | None = None,
+        read_only: bool = False,
         connect_args: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
@@ -140,23 +141,22 @@ class Database:
             raise ValueError(f"pooler must be 'transaction', or None for a direct connection, not {pooler!r}")
         parsed, from_url = asyncpg_url(url)
         options = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
-        settings = {
-            **_TEXT_SETTINGS,
-            "application_name": options.pop("application_name", application_name),
-            **milliseconds("statement_timeout", statement_timeout),
-            **milliseconds("lock_timeout", lock_timeout),
-            **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
-            **options.pop("server_settings", {}),
-        }
-        arguments = {
-            "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
-            **options,
-            "server_settings": settings,
-        }
-        arguments = with_connection_class(arguments)
+        attributes = options.get("target_session_attrs", "any")
+        self._is_read_only = read_only or attributes in _REPLICA_ATTRIBUTES
+        if "target_session_attrs" not in options and isinstance(options.get("host"), list):
+            options["target_session_attrs"] = "prefer-standby" if read_only else "primary"
+        close_limit = CloseLimit()
+        arguments = driver_arguments(
+            options,
+            close_limit,
+            application_name=application_name,
+            read_only=read_only,
+            statement_timeout=statement_timeout,
+            lock_timeout=lock_timeout,
+            idle_in_transaction_timeout=idle_in_transaction_timeout,
+        )
         if pooler is not None:
             arguments = behind_transaction_pooler(arguments)
-        self._max_overflow = max_overflow
         self._ping_timeout = pool_timeout + connect_timeout
         self._closed = False
         self._root = self  # `with_settings` and `bound_to` make copies
@@ -177,6 +177,7 @@ class Database:
             connect_args=arguments,
             **engine_options,
         )
+        discard_unusable_connections(self.engine.sync_engine, is_replica=self._is_read_only)
         raise_errors_again(self.engine.sync_engine)
         listen_for_transactions(self.engine.sync_engine)
         use_exact_times(self.engine.sync_engine)
@@ -199,7 +200,10 @@ class Database:
             kept=self._kept,
             is_transaction_pooled=pooler is not None,
             pool=self.engine.pool,
+            max_overflow=max_overflow,
+            close_limit=close_limit,
         )
+        count_open_connections(self.engine.sync_engine, self.engine.pool.state)
 
     async def __aenter__(self) -> Self:
         self._check_is_not_scoped()
@@ -209,7 +213,7 @@ class Database:
         await self.close()
 
     async def close(self) -> None:
-        """Close the pool. Connections in use are closed when they are returned. No new connection can be opened."""
+        """Close the pool within 2 s. Connections in use are closed when they are returned. None can be opened."""
         self._check_is_not_scoped()
         self._closed = True
         await self._kept.close()
@@ -320,13 +324,15 @@ class Database:
     async def ping(self) -> None:
         """Run one statement on a pooled connection. Raises `Unavailable` if that fails or takes too long.
 
-        The limit is the sum of `pool_timeout` and `connect_timeout`.
+        Raises `ReadOnly` if a new connection can't write, unless the database is a replica: `read_only=True`, or
+        `target_session_attrs` asks for a standby. The limit is the sum of `pool_timeout` and `connect_timeout`.
         """
         self._check_is_open()
-        start_slot_record()
         try:
-            async with asyncio.timeout(self._ping_timeout), self.engine.connect() as connection:
-                await connection.execute(text("SELECT 1"))
+            async with asyncio.timeout(self._ping_timeout):
+                await check_server(
+                    partial(self._kept.connect_once, self.engine, Priority.READ), must_write=not self._is_read_only
+                )
         except TimeoutError as error:
             raise ConnectionFailed(None, None, error) from error
 
@@ -334,13 +340,7 @@ class Database:
         """The current state of the pool in this process."""
         pool = self.engine.pool
         assert isinstance(pool, BoundedPool)
-        kept = self._kept.idle_count  # checked out of the pool, although they are idle
-        return PoolStatus(
-            size=pool.size(),
-            max_overflow=self._max_overflow,
-            in_use=pool.checkedout() - kept,
-            idle=pool.checkedin() + kept,
-        )
+        return pool.state.status()
 
     def bound_to(self, connection: AsyncConnection) -> Database:
         """This database on one open connection, for tests.

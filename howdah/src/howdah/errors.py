@@ -6,6 +6,7 @@ HowdahError
 ├── UnknownAttribute                the model has no such attribute                     (also AttributeError)
 ├── ViewCompileError                PostgreSQL can't write a field of a JsonView        (also TypeError)
 ├── EmbeddedPostgresError           the embedded server can't be used                   (also RuntimeError)
+├── InvalidUrl                      the URL of a database has an unknown or wrong part  (also ValueError)
 ├── InvalidCursor                   a page cursor is damaged, or of another list query  (also ValueError)
 ├── NestedTransaction               run_transaction inside the work of another one      (also InvalidRequestError)
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
@@ -33,7 +34,7 @@ HowdahError
     ├── TransactionConflict         rolled back after a conflict: run it again          (also OperationalError)
     │   ├── SerializationFailure    40001
     │   ├── DeadlockDetected        40P01
-    │   └── SchemaChanged           the table of a prepared statement was altered       (also NotSupportedError)
+    │   └── SchemaChanged           26000, or the table of a statement was altered      (also NotSupportedError)
     ├── LockTimeout                 55P03: a lock wasn't released in time (or NOWAIT)   (also OperationalError)
     ├── StatementTimeout            57014: statement_timeout, or cancelled by an admin  (also OperationalError)
     ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights (also ProgrammingError)
@@ -138,6 +139,10 @@ class ViewCompileError(HowdahError, TypeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason)
+
+
+class InvalidUrl(HowdahError, ValueError):
+    """The URL of a database has an unknown or invalid part. The text names it, and never contains the password."""
 
 
 class EmbeddedPostgresError(HowdahError, RuntimeError):
@@ -343,7 +348,11 @@ class DeadlockDetected(TransactionConflict):
 
 
 class SchemaChanged(TransactionConflict, sa.NotSupportedError):
-    """A table was altered after the connection had prepared the statement. The next attempt prepares it again."""
+    """A prepared statement can't be used any more. The next attempt prepares it again.
+
+    A table was altered after the connection had prepared the statement, or somebody has sent `DEALLOCATE ALL` or
+    `DISCARD ALL` on the connection (26000).
+    """
 
 
 class LockTimeout(DatabaseError, sa.OperationalError):

@@ -43,12 +43,14 @@ class PoolCollector(Collector):
         """The current metrics. prometheus_client calls this method."""
         labels = ["database", "state"]
         connections = GaugeMetricFamily("howdah_pool_connections", "Connections of the pool", labels=labels)
+        waiters = GaugeMetricFamily("howdah_pool_waiters", "Tasks that wait for a connection", labels=["database"])
         for name, database in self._databases.items():
             status = database.pool_status()
+            waiters.add_metric([name], status.waiting)
             connections.add_metric([name, "in_use"], status.in_use)
             connections.add_metric([name, "idle"], status.idle)
             connections.add_metric([name, "limit"], status.size + status.max_overflow)
-        yield connections
+        yield from (connections, waiters)
 
 
 class BatchCollector(Collector):

@@ -7,9 +7,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import make_url
-from sqlalchemy.exc import ArgumentError
 
+from howdah import Database, InvalidUrl
 from howdah.serving import ServerLimits
 
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -119,9 +118,7 @@ class Settings(BaseSettings):
         if url is None:
             return None
         try:
-            scheme = make_url(url).drivername
-        except (ArgumentError, ValueError):  # not chained, because their messages contain the password
-            raise ValueError("not a URL: write postgresql://user:password@host:port/database") from None
-        if scheme not in {"postgresql", "postgres", "postgresql+asyncpg"}:
-            raise ValueError(f"{scheme}:// isn't supported: write postgresql://user:password@host:port/database")
+            Database(url)  # it opens no connection
+        except InvalidUrl as error:
+            raise ValueError(str(error)) from None
         return url

@@ -82,10 +82,12 @@ class KeptConnections:
                 yield connection
 
     @asynccontextmanager
-    async def connect_once(self, engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async def connect_once(
+        self, engine: AsyncEngine, priority: Priority = Priority.BATCH
+    ) -> AsyncIterator[AsyncConnection]:
         """A connection of this engine, which has the same pool. It isn't kept."""
         start_slot_record()
-        async with self._slot(Priority.BATCH) as slot:
+        async with self._slot(priority) as slot:
             with use_slot(slot):
                 connection = await engine.connect()
             try:
@@ -171,8 +173,9 @@ class KeptConnections:
             return None
         kept, now = self._idle.pop(), time.monotonic()
         is_fresh = now - kept.used < _MAX_IDLE_SECONDS and not 0 <= self._recycle <= now - kept.opened
+        is_fresh = is_fresh and not self._is_discarded(kept)
         if is_fresh and kept.is_open and not self._is_prepared_for_each_use():
-            assign_slot(kept.sync.connection, slot)
+            assign_slot(kept.sync.connection, slot, self._pool.state)
             return kept
         await _close(kept.connection)
         return None
@@ -194,7 +197,7 @@ class KeptConnections:
             await _close(kept.connection)
             raise
         if self._may_keep(kept):
-            release_slot(kept.sync.connection, self._pool.state.slots)
+            release_slot(kept.sync.connection, self._pool.state)
             kept.used = time.monotonic()
             self._idle.append(kept)
         else:
@@ -204,6 +207,7 @@ class KeptConnections:
         return (
             not self._closed
             and kept.is_open
+            and not self._is_discarded(kept)
             and kept.pool is self._pool  # the engine wasn't disposed during the use
             and len(self._idle) < self._keep
             and self._pool.has_room()
@@ -211,6 +215,9 @@ class KeptConnections:
             # `execution_options()` changes a connection in place
             and kept.sync.get_execution_options() == self._engine.sync_engine.get_execution_options()
         )
+
+    def _is_discarded(self, kept: _KeptConnection) -> bool:
+        return kept.opened <= self._pool.state.discarded
 
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application has a listener that runs at each use of a connection, or at each statement."""

@@ -1,16 +1,18 @@
-"""The options of a connection: the URL, the session settings, the timeouts, and those for a transaction pooler."""
+"""The options of a connection: the session settings, the timeouts, and those for a transaction pooler."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal
-from urllib.parse import urlencode
 
-from sqlalchemy import URL, Connection, Engine, event, make_url
+import asyncpg
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import AdaptedConnection, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from howdah._connections.driver import CloseLimit
+from howdah._connections.hosts import Hosts
 from howdah._connections.pool import CONNECTION_ERRORS
 from howdah._connections.settings import SettingsConnection, quote_literal
 
@@ -19,12 +21,54 @@ Pooler = Literal["transaction"]
 # Behind a transaction pooler: the execution option of a connection on which each statement is a transaction.
 COMMIT_EACH: Final = "howdah_commit_each"
 
-# libpq's parameters for TLS. asyncpg reads them, and the files that they name, from a URL.
-_TLS_PARAMETERS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl"})
+# The client waits this much longer than statement_timeout, so that it times out only if the server doesn't answer.
+_GRACE_SECONDS: Final = 5.0
+
+# A keyset cursor holds values as PostgreSQL's text. These settings make that text exact, whatever the role has set.
+_TEXT_SETTINGS: Final = {
+    "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+}
+
+_READ_ONLY: Final = "default_transaction_read_only"
+_FOR_TRANSACTION: Final = {_READ_ONLY: "transaction_read_only"}
 
 # PgBouncer accepts these settings when a client connects, and sets them on each server connection that the client gets.
 # It rejects a client that sends any other setting.
 _POOLED_SETTINGS: Final = frozenset({"timezone", "application_name"})
+
+
+def driver_arguments(
+    options: Mapping[str, Any],
+    close_limit: CloseLimit,
+    *,
+    application_name: str,
+    read_only: bool,
+    statement_timeout: float | None,
+    lock_timeout: float | None,
+    idle_in_transaction_timeout: float | None,
+) -> dict[str, Any]:
+    """The arguments of `asyncpg.connect`. `options` has those of the caller, which take precedence."""
+    remaining = dict(options)
+    settings = {
+        **_TEXT_SETTINGS,
+        "application_name": remaining.pop("application_name", application_name),
+        **milliseconds("statement_timeout", statement_timeout),
+        **milliseconds("lock_timeout", lock_timeout),
+        **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
+        **({_READ_ONLY: "on"} if read_only else {}),
+        **remaining.pop("server_settings", {}),
+    }
+    arguments = {
+        "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,
+        **remaining,
+        "server_settings": settings,
+    }
+    if isinstance(arguments.get("host"), list):
+        arguments.setdefault("async_creator_fn", Hosts().connect)
+    return with_connection_class(arguments, close_limit)
 
 
 def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
@@ -34,38 +78,6 @@ def milliseconds(setting: str, seconds: float | None) -> dict[str, str]:
     if seconds <= 0:
         raise ValueError(f"{setting} must be more than 0 seconds, or None for the server's own setting, not {seconds}")
     return {setting: str(math.ceil(seconds * 1000))}
-
-
-def asyncpg_url(url: str | URL) -> tuple[URL, dict[str, Any]]:
-    """The URL for SQLAlchemy's asyncpg dialect, and the arguments of `asyncpg.connect` for libpq's parameters.
-
-    Raises `ValueError` for another driver or an unknown parameter.
-    """
-    parsed = make_url(url)
-    if parsed.drivername in {"postgresql", "postgres"}:
-        parsed = parsed.set(drivername="postgresql+asyncpg")
-    if parsed.drivername != "postgresql+asyncpg":
-        raise ValueError(f"{parsed.drivername!r} isn't supported: use postgresql:// or postgresql+asyncpg://")
-    arguments: dict[str, Any] = {}
-    remaining: dict[str, Any] = {}
-    tls: dict[str, Any] = {}
-    for name, value in parsed.query.items():
-        if name in _TLS_PARAMETERS:
-            tls[name] = value
-        elif name == "connect_timeout":
-            arguments["timeout"] = float(str(value)) or None
-        elif name in {"application_name", "target_session_attrs"}:
-            arguments[name] = value
-        elif name in {"host", "port", "prepared_statement_cache_size"}:
-            remaining[name] = value
-        else:
-            raise ValueError(
-                f"the URL's parameter {name!r} isn't supported: remove it, and use connect_args for an argument of "
-                "asyncpg.connect, or connect_args={'server_settings': {...}} for a setting of the server"
-            )
-    if tls:
-        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
-    return parsed.set(query=remaining), arguments
 
 
 def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
@@ -82,11 +94,12 @@ def bound_pre_ping(engine: Engine, seconds: float | None) -> None:
     engine.dialect.do_ping = ping  # type: ignore[assignment, method-assign]
 
 
-def with_connection_class(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """These arguments of `asyncpg.connect`, for connections whose transactions can begin with settings."""
-    own = arguments.get("connection_class")
-    kind = SettingsConnection if own is None else type(own.__name__, (SettingsConnection, own), {})
-    return {**arguments, "connection_class": kind}
+def with_connection_class(arguments: Mapping[str, Any], close_limit: CloseLimit) -> dict[str, Any]:
+    """These arguments of `asyncpg.connect`, for connections with limits, whose transactions can begin with settings."""
+    own = arguments.get("connection_class", asyncpg.Connection)
+    limits = {"close_limit": close_limit, "rollback_seconds": arguments["timeout"]}
+    bases = (SettingsConnection,) if own is asyncpg.Connection else (SettingsConnection, own)
+    return {**arguments, "connection_class": type(own.__name__, bases, limits)}
 
 
 def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +111,10 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = arguments["server_settings"]
     # `set_config` parses a list such as `a, b` as the startup message does, in which the driver sends the settings if
     # there is no pooler. SET would take the quoted list 'a, b' for a single name.
+    # A default would only apply to the next transaction.
     local = "".join(
-        f"; SELECT pg_catalog.set_config({quote_literal(name)}, {quote_literal(value)}, true)"
+        f"; SELECT pg_catalog.set_config({quote_literal(_FOR_TRANSACTION.get(name, name))}, "
+        f"{quote_literal(value)}, true)"
         for name, value in settings.items()
         if name.lower() not in _POOLED_SETTINGS
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+from weakref import WeakSet
 
+from sqlalchemy import Engine, event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry, ManagesConnection, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
+from howdah._connections.driver import CloseLimit
 from howdah._connections.listeners import ListenerCheck
 from howdah._connections.slots import Priority, Slot, Slots, current_priority, pop_slot_to_use
 from howdah._driver_errors import DRIVER_ERRORS
@@ -22,6 +27,8 @@ from howdah.errors import ConnectionFailed, PoolExhausted
 CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asyncpg_dbapi.Error, *DRIVER_ERRORS)
 
 _SLOT: Final = "howdah_slot"
+
+_DISCARD_SECONDS: Final = 1.0
 
 
 class IdleConnections(Protocol):
@@ -50,6 +57,14 @@ class PoolState:
     """Whether a pooler gives each transaction another connection to the server."""
     pool: BoundedPool
     """The current pool of the engine."""
+    max_overflow: int
+    close_limit: CloseLimit
+    opened: WeakSet[Any] = field(default_factory=WeakSet)
+    """The driver's connections, some of which may be closed already."""
+    used: WeakSet[Any] = field(default_factory=WeakSet)
+    """Those of them that have a slot."""
+    discarded: float = -math.inf
+    """The time of the last `discard_open`, on the clock `time.monotonic`."""
     listeners: ListenerCheck = field(default_factory=ListenerCheck)
 
     @property
@@ -57,15 +72,39 @@ class PoolState:
         """The number of connections in use, including those of replaced pools, plus the idle kept connections."""
         return self.slots.in_use + self.kept.idle_count
 
+    def discard_open(self) -> None:
+        """Replace all connections that are open now before their next use. Does nothing within a second of the last
+        call, so that a server that stays read-only costs each connection at most one reconnect per second.
+        """
+        now = time.monotonic()
+        if now - self.discarded >= _DISCARD_SECONDS:
+            self.discarded = now
+            self.pool.discard_open()
+
+    def status(self) -> PoolStatus:
+        """The connections of this pool and of those that it replaces. A connection that is lost isn't open."""
+        in_use = sum(map(_is_open, self.used))
+        return PoolStatus(
+            size=self.pool.size(),
+            max_overflow=self.max_overflow,
+            in_use=in_use,
+            idle=sum(map(_is_open, self.opened)) - in_use,
+            waiting=self.slots.waiting,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """The current state of the pool. `size` and `max_overflow` are settings; `in_use + idle` connections are open."""
+    """The current state of the pool. `size` and `max_overflow` are settings; `in_use + idle` connections are open.
+
+    `waiting` tasks wait for a connection.
+    """
 
     size: int
     max_overflow: int
     in_use: int
     idle: int
+    waiting: int = 0
 
 
 class BoundedPool(PoolWithReturnHook):
@@ -112,8 +151,9 @@ class BoundedPool(PoolWithReturnHook):
 
     def dispose(self) -> None:
         self._is_disposed = True
-        self.state.kept.release_all_idle()
-        super().dispose()
+        with self.state.close_limit.for_all():
+            self.state.kept.release_all_idle()
+            super().dispose()
 
     def recreate(self) -> BoundedPool:
         """The pool that replaces this one. Connections of this one that are in use keep their slots."""
@@ -121,13 +161,17 @@ class BoundedPool(PoolWithReturnHook):
         assert isinstance(new, BoundedPool)
         if not self._is_disposed:  # `engine.dispose(close=False)`
             self.state.kept.abandon_idle()
+            self.state.opened.clear()  # the connections belong to another process
+            self.state.used.clear()
         new.state = self.state
         new.state.pool = new
         return new
 
     def return_record(self, record: ConnectionPoolEntry) -> None:
-        slot = _pop_slot(record)
+        slot = _pop_slot(record, self.state)
         try:
+            if record.driver_connection is not None and not _is_open(record.driver_connection):
+                record.invalidate()  # otherwise its next use would find that out, and discard all other connections
             if self._is_disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
                 self.close_record(record)
             else:
@@ -145,7 +189,7 @@ class BoundedPool(PoolWithReturnHook):
             if self.checkedin() == 0 and self.state.claimed > self.state.slots.total:
                 self.state.kept.release_idle()
             connection = super().connect()
-            assign_slot(connection, slot)
+            assign_slot(connection, slot, self.state)
         except BaseException as error:
             self.state.slots.release(slot)
             if type(error) is PoolTimeoutError:  # connections that are being closed still count as open
@@ -154,22 +198,38 @@ class BoundedPool(PoolWithReturnHook):
         return connection
 
 
-def assign_slot(connection: ManagesConnection, slot: Slot) -> None:
+def count_open_connections(engine: Engine, state: PoolState) -> None:
+    """Register each connection that the pools of the engine open."""
+
+    @event.listens_for(engine, "connect")
+    def register(connection: Any, _record: ConnectionPoolEntry) -> None:
+        state.opened.add(connection.driver_connection)
+
+
+def assign_slot(connection: ManagesConnection, slot: Slot, state: PoolState) -> None:
     """Assign the slot to the connection. The slot is released when the connection is returned to its pool."""
     info = connection.record_info
     assert info is not None
     info[_SLOT] = slot
+    state.used.add(connection.driver_connection)
 
 
-def release_slot(connection: ManagesConnection, slots: Slots) -> None:
+def release_slot(connection: ManagesConnection, state: PoolState) -> None:
     """Release the slot of a connection that stays checked out."""
     # A lost connection has no slot here. If it was opened again since, it has the slot of that later checkout.
-    slot = _pop_slot(connection)
+    slot = _pop_slot(connection, state)
     if slot is not None:
-        slots.release(slot)
+        state.slots.release(slot)
 
 
-def _pop_slot(connection: ManagesConnection) -> Slot | None:
+def _is_open(driver: Any) -> bool:
+    return not driver.is_closed()
+
+
+def _pop_slot(connection: ManagesConnection, state: PoolState) -> Slot | None:
     info = connection.record_info
     slot: Slot | None = None if info is None else info.pop(_SLOT, None)
+    driver = connection.driver_connection
+    if driver is not None:  # a connection that was lost or invalidated has no driver's connection any more
+        state.used.discard(driver)
     return slot

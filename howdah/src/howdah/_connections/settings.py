@@ -20,6 +20,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session, SessionTransaction
 
+from howdah._connections.driver import BoundedConnection
 from howdah._driver_errors import DRIVER_ERRORS
 from howdah._error_translation import raise_for_statement
 from howdah._sqlalchemy import forget_transaction
@@ -117,7 +118,7 @@ class TransactionSettings:
         return AsyncEngine(sync)
 
 
-class SettingsConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+class SettingsConnection(BoundedConnection):
     """A driver's connection whose transactions begin with settings, in the same round trip."""
 
     base_settings_sql = ""

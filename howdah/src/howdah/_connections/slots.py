@@ -8,11 +8,13 @@ wait for a further one until `pool_timeout`. So a few connections are reserved, 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from enum import IntEnum
+from itertools import count
+from typing import Final
 
 
 class Priority(IntEnum):
@@ -31,6 +33,9 @@ class Priority(IntEnum):
     """A batch, a statement in `autocommit`, or a session of a task that already holds two connections."""
     READ = 3
     """A read: it waits for nothing else while it holds the connection."""
+
+
+_PRIORITIES: Final = tuple(Priority)
 
 
 class Slot:
@@ -124,7 +129,14 @@ class Slots:
     """One slot for each connection that the pool may open. There are a supply for all uses and three reserves.
 
     A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
-    it waits. Waiters are served in order of arrival.
+    it waits.
+
+    A slot that is released goes to the waiter that has waited longest. Waiters that others wait for come first: those
+    that hold a connection already, and batches. They are few, because each of the former holds a slot and a batch
+    belongs to a worker. So they can't keep the others waiting for long. In order of arrival alone, all connections
+    would soon be held by tasks that wait behind new tasks for their second connection.
+
+    No slot is free while a waiter may use it, so a new use never overtakes a waiter.
     """
 
     def __init__(self, *, pool_size: int, max_overflow: int) -> None:
@@ -135,7 +147,11 @@ class Slots:
         batches = (reserved - reads) // 2
         self._supplies = (total - reserved, reserved - reads - batches, batches, reads)
         self._free = [*self._supplies]
-        self._waiting: deque[tuple[Priority, asyncio.Future[Slot]]] = deque()
+        # The waiters of each priority by number. The numbers ascend in order of arrival. Each release looks at the
+        # first of each queue only: with thousands of sessions waiting, it must find a waiting read at once.
+        self._first = _Queues()
+        self._others = _Queues()
+        self._arrivals = count()
 
     @property
     def total(self) -> int:
@@ -144,6 +160,10 @@ class Slots:
     @property
     def in_use(self) -> int:
         return self.total - sum(self._free)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._first) + len(self._others)
 
     def limit(self, priority: Priority) -> int:
         """The number of slots that uses of this priority can have."""
@@ -157,31 +177,67 @@ class Slots:
                 return _add_to_record(Slot(supply, priority))
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
-        entry = (priority, waiter)
-        self._waiting.append(entry)
+        queues = self._first if _is_waited_for() else self._others
+        number = next(self._arrivals)
+        queues.add(priority, number, waiter)
         expiry = loop.call_later(timeout, _expire, waiter)
         try:
             return _add_to_record(await waiter)
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.release(waiter.result())  # the waiter got a slot just before the task was cancelled
-            elif entry in self._waiting:
-                self._waiting.remove(entry)
             raise
         finally:
             expiry.cancel()
+            queues.discard(priority, number)
 
     def release(self, slot: Slot) -> None:
-        """Release a slot. The first waiter that may use its supply gets a new one. A second release does nothing."""
+        """Release a slot. A waiter that may use its supply gets a new one. A second release does nothing."""
         if slot.is_released:
             return
         slot.is_released = True
-        for position, (priority, waiter) in enumerate(self._waiting):
-            if priority >= slot.supply and not waiter.done():
-                del self._waiting[position]
-                waiter.set_result(Slot(slot.supply, priority))
-                return
-        self._free[slot.supply] += 1
+        found = self._first.pop_oldest(slot.supply) or self._others.pop_oldest(slot.supply)
+        if found is None:
+            self._free[slot.supply] += 1
+        else:
+            priority, waiter = found
+            waiter.set_result(Slot(slot.supply, priority))
+
+
+class _Queues:
+    """The waiters of each priority, in order of arrival."""
+
+    def __init__(self) -> None:
+        # not a dict: its first key is found slowly after many removals
+        self._queues: tuple[OrderedDict[int, asyncio.Future[Slot]], ...] = tuple(OrderedDict() for _ in Priority)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._queues))
+
+    def add(self, priority: Priority, number: int, waiter: asyncio.Future[Slot]) -> None:
+        self._queues[priority][number] = waiter
+
+    def discard(self, priority: Priority, number: int) -> None:
+        self._queues[priority].pop(number, None)
+
+    def pop_oldest(self, supply: Priority) -> tuple[Priority, asyncio.Future[Slot]] | None:
+        """Remove and return the waiter that has waited longest of those that may use this supply."""
+        oldest: tuple[int, Priority] | None = None
+        for priority in _PRIORITIES[supply:]:
+            queue = self._queues[priority]
+            while queue:
+                number = next(iter(queue))
+                if not queue[number].done():
+                    oldest = (number, priority) if oldest is None else min(oldest, (number, priority))
+                    break
+                del queue[number]  # expired or cancelled; its task has not run yet
+        return None if oldest is None else (oldest[1], self._queues[oldest[1]].pop(oldest[0]))
+
+
+def _is_waited_for() -> bool:
+    """Whether other tasks may wait for this one: it holds a connection, or runs a batch."""
+    record = _record.get()
+    return _lowest_priority.get() >= Priority.BATCH or (record is not None and any(True for _ in record.priorities()))
 
 
 def _expire(waiter: asyncio.Future[Slot]) -> None:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from howdah.database import Database
-from howdah.errors import Unavailable
+from howdah.errors import ReadOnly, Unavailable
 from howdah.fastapi.openapi import describe_problems
 from howdah.fastapi.problem import RETRY_AFTER_SECONDS, problem_response
 from howdah.fastapi.resources import find_opened
@@ -33,6 +33,7 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
     """The routes `/healthz` and `/readyz`. `/readyz` pings every database and then calls these checks in order.
 
     While the process is being stopped by `howdah.serving.serve`, `/readyz` fails without any check.
+    A ping also checks that the database accepts writes, unless it is a replica.
     """
     router = APIRouter(tags=["health"])
 
@@ -42,7 +43,7 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
 
     @router.get(
         "/readyz",
-        summary="The service can handle requests: its databases are reachable and its checks pass",
+        summary="The service can handle requests: its databases are reachable and writable, and its checks pass",
         response_model=Health,
         responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE),
     )
@@ -58,7 +59,7 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
                     reason = await check(database_from_state(request))
                     if reason is not None:
                         return _build_not_ready_response(reason)
-        except (Unavailable, TimeoutError) as error:
+        except (Unavailable, ReadOnly, TimeoutError) as error:
             return _build_not_ready_response(type(error).__name__)
         return Health(status="ready")
 
