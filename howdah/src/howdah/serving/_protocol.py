@@ -87,7 +87,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0  # in the reads since the header began
         self._starts_with_read = True  # whether the next message begins with the data that was read
         self._body_bytes = 0
-        self._received_bytes = 0  # since the header, or since the response
+        self._received_bytes = 0  # since the header, or since the response; a part of one read may be missing
 
     # The transport's callbacks
 
@@ -173,7 +173,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         previous = self.cycle
         super().on_headers_complete()
         self._is_in_header = False
-        self._header_bytes = self._received_bytes = self._body_bytes = 0
+        # Less than the limit needs no count.
+        is_counted = limits.max_header_bytes < self._chunk_bytes == self._header_bytes
+        self._received_bytes = self._chunk_bytes - self._count_header_bytes() if is_counted else 0
+        self._header_bytes = self._body_bytes = 0
         cycle = self.cycle
         if cycle is previous:  # a WebSocket
             return
