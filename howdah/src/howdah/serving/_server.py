@@ -35,6 +35,7 @@ _IDLE_SECONDS_AT_STOP: Final = 1.0
 _HANDSHAKE_SECONDS: Final = 0.1
 _MAX_ACCEPT_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 1.0
+_LOGGING_SECONDS: Final = 0.5
 # For the lifespan after a second signal.
 _FORCED_LIFESPAN_SECONDS: Final = 3.0
 
@@ -204,10 +205,11 @@ def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float
 
 def _end_process(ends_at: float, seconds: float) -> None:
     """End the process at this time, if it is still running. Runs in a thread of its own."""
-    time.sleep(max(0.0, ends_at - time.monotonic()))
     # The log may be blocked, for example by a pipe that nobody reads.
+    logging_seconds = min(_LOGGING_SECONDS, 0.1 * seconds)
+    time.sleep(max(0.0, ends_at - logging_seconds - time.monotonic()))
     message = "the process did not stop within %g s: it ends now, without closing what is open"
     logging_thread = threading.Thread(target=_log.critical, args=(message, seconds), daemon=True)
     logging_thread.start()
-    logging_thread.join(0.5)
+    logging_thread.join(logging_seconds)
     os._exit(1)
