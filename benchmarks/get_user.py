@@ -207,7 +207,6 @@ class Servers(_HttpComparison):
         "uvicorn, two processes": ("--loop", "uvloop", "--http", "httptools", "--workers", "2"),
         "granian": (),
         "granian, two processes": ("--workers", "2"),
-        "hypercorn": (),
     }
     _QUICK_KINDS: Final = ("uvicorn", "howdah.serving", "granian")
     _CONNECTIONS: Final = 64
@@ -220,10 +219,6 @@ class Servers(_HttpComparison):
             application = "benchmarks.routes:from_environment"
             common = {
                 "howdah.serving": ("benchmarks.routes", "{url}", "{port}", "--limited"),
-                "hypercorn": (
-                    *("hypercorn", f"{application}()", "--bind", "127.0.0.1:{port}", "--log-level", "ERROR"),
-                    *("--worker-class", "uvloop"),
-                ),
                 "uvicorn": (
                     "uvicorn",
                     application,

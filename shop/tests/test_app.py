@@ -189,7 +189,7 @@ async def test_a_shutdown_ends_in_time_although_the_database_is_frozen(
             started = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 10) in (0, 1)
-            assert time.monotonic() - started < 3.6
+            assert time.monotonic() - started < 3.5
             for answer in await asyncio.gather(*reading):
                 assert_problem(answer, 503, "stopping")
         finally:

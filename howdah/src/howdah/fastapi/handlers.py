@@ -45,6 +45,7 @@ def add_error_handlers(app: FastAPI) -> None:
     - 400 with `PageParameters`, a body, a `single_header`, or a query parameter of a `StrictJSONRoute`,
     - 400, 409 and 422 with an `idempotency_key`,
     - 415 with `describe_rows_body`,
+    - 413 with a body, if `configure_app` limits its size,
     - 412 with an `If-Match` header, and 428 with `RequiredIfMatch`,
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.

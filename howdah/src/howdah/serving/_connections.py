@@ -19,6 +19,10 @@ _DISCARD_SECONDS: Final = 10.0
 # A connection that became idle just now may get its next request at any moment, so it isn't closed for another one.
 _MIN_IDLE_SECONDS: Final = 1.0
 
+_HEADER: Final = Phase.HEADER
+_IDLE: Final = Phase.IDLE
+_CLOSING: Final = Phase.CLOSING
+
 
 class Connections:
     """The connections of one server, in the order in which they entered their phase."""
@@ -27,25 +31,25 @@ class Connections:
         self.limits = limits
         self.stop = stop
         self.all: set[Any] = set()  # those of uvicorn's ServerState, with WebSockets
-        self._by_phase: dict[Phase, dict[LimitedHttpProtocol, None]] = {
-            phase: {} for phase in (Phase.HEADER, Phase.IDLE, Phase.CLOSING)
-        }
+        self._unfinished: dict[LimitedHttpProtocol, None] = {}
+        self._idle: dict[LimitedHttpProtocol, None] = {}
+        self._closing: dict[LimitedHttpProtocol, None] = {}
         self._max_idle_at_stop: float | None = None
         self._idle_counts_from = 0.0
         self._blocked: dict[Any, tuple[int, float]] = {}  # WebSockets: bytes in the buffer, and since when
 
     def count(self) -> int:
         """The number of connections, without those that are being closed."""
-        return len(self.all) - len(self._by_phase[Phase.CLOSING])
+        return len(self.all) - len(self._closing)
 
     def add(self, connection: LimitedHttpProtocol) -> bool:
         """Count a new connection. Returns whether there are too many now, so that it may only send a probe."""
-        limits, unfinished = self.limits, self._by_phase[Phase.HEADER]
+        limits, unfinished = self.limits, self._unfinished
         unfinished[connection] = None
         count = self.count()
         is_extra = count > limits.max_connections
         if is_extra:
-            idle = next(iter(self._by_phase[Phase.IDLE]), None)
+            idle = next(iter(self._idle), None)
             if idle is not None and connection.since - idle.since > _MIN_IDLE_SECONDS:
                 idle.linger()
         if (
@@ -57,15 +61,22 @@ class Connections:
 
     def move(self, connection: LimitedHttpProtocol, old: Phase, new: Phase) -> None:
         """Note that the phase changes."""
-        if (left := self._by_phase.get(old)) is not None:
-            left.pop(connection, None)
-        if (entered := self._by_phase.get(new)) is not None:
-            entered[connection] = None
-            if new is Phase.CLOSING and len(entered) > _MAX_LINGERING:
-                next(iter(entered)).transport.abort()
+        if old is _IDLE:
+            self._idle.pop(connection, None)
+        elif old is _HEADER:
+            self._unfinished.pop(connection, None)
+        if new is _IDLE:
+            self._idle[connection] = None
+        elif new is _HEADER:
+            self._unfinished[connection] = None
+        elif new is _CLOSING:
+            self._closing[connection] = None
+            if len(self._closing) > _MAX_LINGERING:
+                next(iter(self._closing)).transport.abort()
 
     def remove(self, connection: LimitedHttpProtocol) -> None:
-        for each in self._by_phase.values():
+        """Forget a connection that is closed, or that became a WebSocket."""
+        for each in (self._unfinished, self._idle, self._closing):
             each.pop(connection, None)
 
     def close_idle(self, *, after: float, now: float) -> None:

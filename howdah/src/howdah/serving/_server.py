@@ -19,7 +19,7 @@ import uvicorn
 
 from howdah.serving import _problems
 from howdah.serving._connections import Connections
-from howdah.serving._listening import reject_new_connections
+from howdah.serving._listening import count_waiting, reject_new_connections
 from howdah.serving._protocol import LimitedHttpProtocol
 from howdah.serving.draining import STOP_STATE_KEY, StopState
 from howdah.serving.limits import ServerLimits
@@ -31,9 +31,11 @@ _SAME_SIGNAL_SECONDS: Final = 0.5
 # A connection that is idle for so long is closed at a stop by SIGTERM. One that is used gets a response with
 # `Connection: close` before.
 _IDLE_SECONDS_AT_STOP: Final = 1.0
-# Time to accept the connections whose handshake is complete, before the socket is closed.
-_ACCEPT_SECONDS: Final = 0.1
+# Before the listening socket is closed, handshakes that have begun are completed, and then accepted.
+_HANDSHAKE_SECONDS: Final = 0.1
+_MAX_ACCEPT_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 1.0
+_LOGGING_SECONDS: Final = 0.5
 # For the lifespan after a second signal.
 _FORCED_LIFESPAN_SECONDS: Final = 3.0
 
@@ -147,7 +149,9 @@ class DrainingServer(uvicorn.Server):
         """Close the listening sockets without a reset of a connection that a client has opened already."""
         listening = [each for server in self.servers for each in server.sockets]
         if reject_new_connections(listening):
-            await self._tick_until(lambda: False, _ACCEPT_SECONDS)
+            await self._tick_until(lambda: False, _HANDSHAKE_SECONDS)
+            # uvloop accepts one connection in each iteration of the event loop, so a busy one needs a while.
+            await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
         for each in sockets:
@@ -201,10 +205,11 @@ def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float
 
 def _end_process(ends_at: float, seconds: float) -> None:
     """End the process at this time, if it is still running. Runs in a thread of its own."""
-    time.sleep(max(0.0, ends_at - time.monotonic()))
     # The log may be blocked, for example by a pipe that nobody reads.
+    logging_seconds = min(_LOGGING_SECONDS, 0.1 * seconds)
+    time.sleep(max(0.0, ends_at - logging_seconds - time.monotonic()))
     message = "the process did not stop within %g s: it ends now, without closing what is open"
     logging_thread = threading.Thread(target=_log.critical, args=(message, seconds), daemon=True)
     logging_thread.start()
-    logging_thread.join(0.5)
+    logging_thread.join(logging_seconds)
     os._exit(1)
