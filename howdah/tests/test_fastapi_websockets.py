@@ -331,7 +331,7 @@ async def test_an_exhausted_pool_rejects_the_websocket_with_503(committed_url: s
         async with database.engine.connect():
             seen = await Server().run(with_route(read, database))
         assert seen.denial["status"] == 503
-        assert seen.denial["headers"][b"retry-after"] == b"1"
+        assert seen.denial["headers"][b"retry-after"] in {b"1", b"2", b"3"}
 
 
 async def test_a_session_per_message_commits_each_message(committed_database: Database) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from howdah.database import Database
 from howdah.errors import Unavailable
 from howdah.fastapi.openapi import describe_problems
-from howdah.fastapi.problem import RETRY_AFTER_SECONDS, problem_response
+from howdah.fastapi.problem import problem_response
 from howdah.fastapi.resources import find_opened
 from howdah.fastapi.sessions import database_from_state
 
@@ -60,6 +60,4 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
 
 
 def _build_not_ready_response(reason: str) -> Response:
-    return problem_response(
-        HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
-    )
+    return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=reason)
