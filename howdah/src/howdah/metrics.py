@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from howdah.coalescing import CoalescerStatus
+from howdah._batch_figures import CoalescerStatus
 from howdah.database import Database
 
 __all__ = ["BatchCollector", "PoolCollector"]

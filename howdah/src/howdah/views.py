@@ -23,6 +23,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
 from typing_extensions import TypeVar
 
+from howdah._batch_figures import CoalescerStatus
 from howdah._connections.prepared import PreparedSelect
 from howdah._keys import (
     collect_keys,
@@ -41,7 +42,7 @@ from howdah._reads.viewers import ViewerAttributes, ViewerColumns
 from howdah._scoped_coalescing import Scope, ScopedCoalescers
 from howdah._sqlalchemy import has_distinct, order_by_of
 from howdah._writes.columns import get_version_name
-from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.coalescing import Coalescer
 from howdah.database import Database
 from howdah.errors import NotFound
 from howdah.pagination import get_entity, paginate_as, with_total_order

@@ -31,8 +31,6 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.PolicyViolation: HTTPStatus.FORBIDDEN,
     errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TransactionConflict: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.IdempotencyKeyInUse: HTTPStatus.CONFLICT,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
