@@ -37,20 +37,17 @@ class BatchFigures:
 
     rejected: int = 0
     expired: int = 0
+    waits: Counter[int] = field(default_factory=Counter)
+    """Counted by the binary length of the milliseconds."""
+    wait_seconds_sum: float = 0.0
     _batches: int = 0
     _items: int = 0
     _sizes: Counter[int] = field(default_factory=Counter)
-    _waits: Counter[int] = field(default_factory=Counter)
-    _wait_seconds_sum: float = 0.0
 
     def count_batch(self, size: int) -> None:
         self._batches += 1
         self._items += size
         self._sizes[(size - 1).bit_length()] += 1
-
-    def count_wait(self, seconds: float) -> None:
-        self._waits[int(seconds * 1000).bit_length()] += 1
-        self._wait_seconds_sum += seconds
 
     def to_status(self, waiting: int, running: int) -> CoalescerStatus:
         return CoalescerStatus(
@@ -61,6 +58,6 @@ class BatchFigures:
             rejected=self.rejected,
             expired=self.expired,
             batch_size_histogram={2**power: count for power, count in sorted(self._sizes.items())},
-            wait_histogram={2**power / 1000: count for power, count in sorted(self._waits.items())},
-            wait_seconds_sum=self._wait_seconds_sum,
+            wait_histogram={2**power / 1000: count for power, count in sorted(self.waits.items())},
+            wait_seconds_sum=self.wait_seconds_sum,
         )

@@ -5,33 +5,47 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
-class Wait(NamedTuple):
-    """When a task has called `submit`, and until when it waits. Both are times of the event loop."""
-
-    since: float
-    deadline: float
-
-
 class QueuedItem(Generic[ItemT, ResultT]):
-    """An item of the queue. `waiters` has the futures of the waiting tasks."""
+    """An item of the queue. `waiters` has the futures of the waiting tasks, each with the time of its `submit`."""
 
-    __slots__ = ("item", "links", "waiters")
+    __slots__ = ("_timeouts", "item", "links", "waiters")
 
     def __init__(self, item: ItemT) -> None:
         self.item = item
-        self.waiters: dict[asyncio.Future[ResultT], Wait] = {}
+        self.waiters: dict[asyncio.Future[ResultT], float] = {}
         self.links: list[Any] = []
+        self._timeouts: dict[asyncio.Future[ResultT], float] | None = None
+
+    def set_timeout(self, waiter: asyncio.Future[ResultT], seconds: float) -> None:
+        """Set a timeout for this waiter that is shorter than the one of all waiters."""
+        if self._timeouts is None:
+            self._timeouts = {}
+        self._timeouts[waiter] = seconds
 
     def has_waiters(self) -> bool:
         """Whether a task still waits for the result: it wasn't cancelled, and its deadline hasn't passed."""
         return any(not waiter.done() for waiter in self.waiters)
+
+    def iterate_deadlines(self, timeout: float) -> Iterator[float]:
+        """The deadlines of the waiters that still wait, as times of the event loop."""
+        own = self._timeouts or {}
+        return (since + own.get(waiter, timeout) for waiter, since in self.waiters.items() if not waiter.done())
+
+    def find_expired(self, now: float, timeout: float) -> list[tuple[asyncio.Future[ResultT], float]]:
+        """The waiters whose deadline has passed, each with the seconds that it has waited."""
+        own = self._timeouts or {}
+        return [
+            (waiter, now - since)
+            for waiter, since in self.waiters.items()
+            if since + own.get(waiter, timeout) <= now and not waiter.done()
+        ]
 
 
 class DeadlineTimer:
@@ -40,45 +54,23 @@ class DeadlineTimer:
     def __init__(self, expire: Callable[[asyncio.AbstractEventLoop], None]) -> None:
         self._expire = expire
         self._handle: asyncio.TimerHandle | None = None
-        self.at = math.inf
+        self._at = math.inf
+        self.is_set = False
 
     def set(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
-        """Call `expire` at this time of the loop, and no more at the time that was set before."""
-        self.cancel()
-        self._handle, self.at = loop.call_at(at, self._run, loop), at
+        """Call `expire` at this time of the loop, unless it will be called earlier."""
+        if at < self._at:
+            self.cancel()
+            self._handle, self._at, self.is_set = loop.call_at(at, self._run, loop), at, True
 
     def cancel(self) -> None:
-        """Without this, the loop would keep the coalescer in memory until the time that was set."""
         if self._handle is not None:
             self._handle.cancel()
-            self._handle, self.at = None, math.inf
+        self._handle, self._at, self.is_set = None, math.inf, False
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._handle, self.at = None, math.inf
+        self._handle, self._at, self.is_set = None, math.inf, False
         self._expire(loop)
-
-
-def find_expired(entry: QueuedItem[Any, ResultT], now: float) -> list[tuple[asyncio.Future[ResultT], float]]:
-    """The waiters of this item whose deadline has passed, each with the seconds that it has waited."""
-    return [
-        (waiter, now - wait.since)
-        for waiter, wait in entry.waiters.items()
-        if wait.deadline <= now and not waiter.done()
-    ]
-
-
-def next_deadline(entries: Iterable[QueuedItem[Any, Any]]) -> float:
-    """The first deadline of the waiters that still wait; infinity if there is none."""
-    return min(_iterate_deadlines(entries), default=math.inf)
-
-
-def last_deadline(entries: Iterable[QueuedItem[Any, Any]]) -> float:
-    """The last deadline of the waiters that still wait; minus infinity if there is none."""
-    return max(_iterate_deadlines(entries), default=-math.inf)
-
-
-def _iterate_deadlines(entries: Iterable[QueuedItem[Any, Any]]) -> Iterable[float]:
-    return (wait.deadline for entry in entries for waiter, wait in entry.waiters.items() if not waiter.done())
 
 
 def give_results(batch: Sequence[QueuedItem[Any, Any]], results: Any) -> None:

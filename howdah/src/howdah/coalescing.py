@@ -28,12 +28,8 @@ from howdah._connections.slots import new_batch_context
 from howdah._queued_items import (
     DeadlineTimer,
     QueuedItem,
-    Wait,
     fail,
-    find_expired,
     give_results,
-    last_deadline,
-    next_deadline,
 )
 from howdah._retry import call_with_retries
 from howdah._tracing import batch_span, current_link
@@ -178,10 +174,18 @@ class Coalescer(Generic[ItemT, ResultT]):
         After `close_timeout` the remaining items fail, and the running batches are cancelled.
         """
         self._closed = True
-        if not self._running:
-            return
+        if self._running:
+            await self._finish_running()
+        self.release()
+
+    def release(self) -> None:
+        """Cancel the timer, so that the event loop doesn't keep this object. Without waiters there is nothing to do."""
+        self._timer.cancel()
+
+    async def _finish_running(self) -> None:
+        """Wait until all batches have ended, and cancel them if that takes too long."""
         loop = asyncio.get_running_loop()
-        has_waiters = next_deadline(self._iterate_entries()) < math.inf
+        has_waiters = any(True for _ in self._iterate_deadlines())
         until = loop.time() + (self._close_timeout if has_waiters else _UNOBSERVED_CLOSE_SECONDS)
         while self._running and (remaining := until - loop.time()) > 0:
             await asyncio.wait(self._running, timeout=remaining)
@@ -204,16 +208,19 @@ class Coalescer(Generic[ItemT, ResultT]):
         """
         loop = asyncio.get_running_loop()
         self._check_accepts(loop)
-        now = loop.time()
-        deadline = now + (self._submit_timeout if timeout is None else min(timeout, self._submit_timeout))
-        if deadline < self._timer.at:
-            self._timer.set(loop, deadline)
+        if timeout is not None and timeout <= 0:
+            raise QueueTimeout("the item was not sent: its timeout had passed before")
         key = object() if self._key is None else self._key(item)
         entry = self._queue.get(key)
         if entry is None:
             entry = self._queue[key] = QueuedItem(item)
         waiter: asyncio.Future[ResultT] = loop.create_future()
-        entry.waiters[waiter] = Wait(now, deadline)
+        entry.waiters[waiter] = now = loop.time()
+        if timeout is not None and timeout < self._submit_timeout:
+            entry.set_timeout(waiter, timeout)
+            self._timer.set(loop, now + timeout)
+        elif not self._timer.is_set:
+            self._timer.set(loop, now + self._submit_timeout)
         link = current_link()
         if link is not None:
             entry.links.append(link)
@@ -290,15 +297,11 @@ class Coalescer(Generic[ItemT, ResultT]):
                     {"message": "a batch of a Coalescer failed", "exception": error, "task": worker}
                 )
             self._start_worker(worker.get_loop())  # for items that came after the worker found the queue empty
-            if not self._running:
-                self._timer.cancel()
             return
         # The event loop or the process is ending, so no further worker can run.
         self._is_worker_starting = False
         self._closed = True
         self._fail_queue(CoalescerClosed("the item was not sent: the event loop is ending"))
-        if not self._running:
-            self._timer.cancel()
 
     def _fail_queue(self, error: Exception) -> None:
         """Remove all items from the queue, and raise the error for their waiters."""
@@ -307,8 +310,9 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._waiting = 0
         fail(queued, error)
 
-    def _iterate_entries(self) -> Iterator[QueuedItem[ItemT, ResultT]]:
-        return chain(self._queue.values(), *self._running_batches.values())
+    def _iterate_deadlines(self) -> Iterator[float]:
+        for entry in chain(self._queue.values(), *self._running_batches.values()):
+            yield from entry.iterate_deadlines(self._submit_timeout)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Fail all waiters whose deadline has passed, and set the timer for the next deadline.
@@ -317,7 +321,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         """
         now = loop.time()
         for key, entry in list(self._queue.items()):
-            for waiter, waited in find_expired(entry, now):
+            for waiter, waited in entry.find_expired(now, self._submit_timeout):
                 del entry.waiters[waiter]
                 waiter.set_exception(QueueTimeout(f"the item was not sent: it was in the queue for {waited:.3g} s"))
                 self._waiting -= 1
@@ -325,12 +329,12 @@ class Coalescer(Generic[ItemT, ResultT]):
             if not entry.waiters:
                 del self._queue[key]
         for entry in chain(*self._running_batches.values()):
-            for waiter, waited in find_expired(entry, now):
+            for waiter, waited in entry.find_expired(now, self._submit_timeout):
                 waiter.set_exception(
                     ResultTimeout(f"no result after {waited:.3g} s: the batch is still running, and may be written")
                 )
                 self._figures.expired += 1
-        following = next_deadline(self._iterate_entries())
+        following = min(self._iterate_deadlines(), default=math.inf)
         if following < math.inf:
             self._timer.set(loop, max(following, now + min(_DEADLINE_PRECISION_SECONDS, self._submit_timeout / 20)))
 
@@ -341,11 +345,13 @@ class Coalescer(Generic[ItemT, ResultT]):
         idle = self._workers - len(self._running) + 1 if self._split_between_workers else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
-        now = loop.time()
+        now, waits, waited = loop.time(), self._figures.waits, 0.0
         for entry in batch:
             self._waiting -= len(entry.waiters)
-            for since, _ in entry.waiters.values():
-                self._figures.count_wait(now - since)
+            for since in entry.waiters.values():
+                waits[int((now - since) * 1000).bit_length()] += 1
+                waited += now - since
+        self._figures.wait_seconds_sum += waited
         return batch
 
     async def _run(self, batch: Sequence[QueuedItem[ItemT, ResultT]]) -> None:
@@ -385,7 +391,11 @@ class Coalescer(Generic[ItemT, ResultT]):
             lambda: self._call_apply(items),
             on=_RETRIED,
             attempts=self._max_attempts,
-            has_time=lambda seconds: loop.time() + seconds < last_deadline(batch),
+            has_time=lambda seconds: any(
+                loop.time() + seconds < deadline
+                for entry in batch
+                for deadline in entry.iterate_deadlines(self._submit_timeout)
+            ),
         )
 
     async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
