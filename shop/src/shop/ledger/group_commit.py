@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -11,7 +12,18 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, DatabaseClock, LockTimeout, run_transaction
+from howdah import (
+    BatchAbandoned,
+    Coalescer,
+    CoalescerStatus,
+    ConnectionLost,
+    Database,
+    DatabaseClock,
+    HowdahError,
+    LockTimeout,
+    QueueTimeout,
+    run_transaction,
+)
 from shop.ledger.posting import PostingContext
 from shop.ledger.repository import AccountsAt, read_accounts
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
@@ -26,7 +38,7 @@ from shop.ledger.service import (
 )
 from shop.ledger.snapshots import PostingAccount
 from shop.ledger.validation import check_request, validate_requests
-from shop.ledger.writing import KeyInUse, expected_values, values_to_write, write_if_unchanged
+from shop.ledger.writing import KeyInUse, KeyLocked, expected_values, values_to_write, write_if_unchanged
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
@@ -59,19 +71,37 @@ class Ledger:
     If the connection breaks during a commit, the idempotency keys are looked up, and the requests that were not
     committed are posted. Requests without keys raise the error.
 
-    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those in the queue.
-    Raises `QueueFull` if more than `max_waiting` tasks wait.
+    Each call has an answer within `submit_timeout` seconds. Then it raises `QueueTimeout` if nothing was posted, and
+    `ResultTimeout` if the transfer may have been posted, or may be posted later. The same request with the same key is
+    posted once, so it can be submitted again after any of these errors.
+
+    If another transaction uses the same key and doesn't end, only the requests with this key wait. Nobody else waits
+    for longer than the search for them takes: 0.2 s for each halving of the batch.
+
+    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those in the queue,
+    at most for `close_timeout` seconds. Raises `QueueFull` if more than `max_waiting` tasks wait.
     """
 
     def __init__(
-        self, database: Database, *, workers: int = 2, max_batch_size: int = 500, max_waiting: int = 10_000
+        self,
+        database: Database,
+        *,
+        workers: int = 2,
+        max_batch_size: int = 500,
+        max_waiting: int = 10_000,
+        submit_timeout: float = 10.0,
+        close_timeout: float = 5.0,
     ) -> None:
         self.database: Final = database
+        self._submit_timeout = submit_timeout
+        self._close_timeout = close_timeout
         self._coalescer: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
             self._post_batch,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=close_timeout,
             bisect_on_error=True,
             split_between_workers=True,
         )
@@ -80,6 +110,8 @@ class Ledger:
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=close_timeout,
             bisect_on_error=True,
         )
         self._bulk_slots = asyncio.Semaphore(workers)
@@ -96,9 +128,12 @@ class Ledger:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Accept no more requests, and finish those in the queues."""
+        """Accept no more requests, and finish those in the queues, at most for `close_timeout` seconds."""
+        with suppress(TimeoutError):  # the second call cancels what is left, and fails its waiters
+            async with asyncio.timeout(self._close_timeout):
+                await self._coalescer.aclose()
+                await self._has_no_submits.wait()  # a request may be between the two queues
         await self._coalescer.aclose()
-        await self._has_no_submits.wait()  # a request may be between the two queues
         await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
@@ -113,7 +148,7 @@ class Ledger:
         check_request(request)
         if request.linked:
             raise ValueError("linked: a single request can't be linked to another one; use submit_many()")
-        return (await self._submit((request,)))[0]
+        return (await self._submit((request,), self._start_deadline()))[0]
 
     async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         """Post the requests in order, in one transaction. Other waiting requests may share it.
@@ -124,21 +159,46 @@ class Ledger:
         item = validate_requests(requests)
         if not item:
             return []
-        async with self._bulk_slots:  # so that long lists don't delay single requests
-            return await self._submit(item)
+        deadline = self._start_deadline()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._bulk_slots.acquire()  # so that long lists don't delay single requests
+        except TimeoutError:
+            raise QueueTimeout(
+                f"the requests were not sent: other lists were posted for {self._submit_timeout:g} s"
+            ) from None
+        try:
+            return await self._submit(item, deadline)
+        finally:
+            self._bulk_slots.release()
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
         """Void the expired holds of these accounts, and return their number. Accounts that another transaction has
-        locked are skipped."""
-        async with self._write_lock:
-            return await self._commit(lambda session: void_expired_skip_locked(session, account_ids))
+        locked are skipped. Raises `BatchAbandoned` after `submit_timeout`, so that the write lock is released."""
+        try:
+            async with asyncio.timeout(self._submit_timeout), self._write_lock:
+                return await self._commit(lambda session: void_expired_skip_locked(session, account_ids))
+        except TimeoutError as error:
+            if isinstance(error, HowdahError):
+                raise
+            raise BatchAbandoned(
+                f"no answer after {self._submit_timeout:g} s; the holds may have been voided"
+            ) from error
 
-    async def _submit(self, item: _Item) -> list[TransferResult]:
+    def _start_deadline(self) -> float:
+        """The end of a wait that begins now, as a time of the event loop."""
+        return asyncio.get_running_loop().time() + self._submit_timeout
+
+    async def _submit(self, item: _Item, deadline: float) -> list[TransferResult]:
+        """The results, or an error, until this time of the event loop."""
+        loop = asyncio.get_running_loop()
         self._active_submits += 1
         self._has_no_submits.clear()
         try:
-            results = await self._coalescer.submit(item)
-            return await self._blocked_queue.submit(item) if isinstance(results, Blocked) else results
+            results = await self._coalescer.submit(item, timeout=deadline - loop.time())
+            if not isinstance(results, Blocked):
+                return results
+            return await self._blocked_queue.submit(item, timeout=deadline - loop.time())
         finally:
             self._active_submits -= 1
             if not self._active_submits:
@@ -172,10 +232,16 @@ class Ledger:
         return _replace_blocked(answers, waited)
 
     async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post the items whose accounts no other transaction has locked. The result of the other items is `BLOCKED`."""
+        """Post the items whose accounts and keys no other transaction has locked. The result of the other items is
+        `BLOCKED`."""
         try:
             async with self._write_lock:  # otherwise two batches of this process could block each other
                 return await self._commit(lambda session: post_skip_locked(session, items))
+        except KeyLocked:  # PostgreSQL doesn't say which key, so it is searched
+            if len(items) == 1:
+                return [BLOCKED]
+            half = len(items) // 2
+            return [*await self._post_unblocked(items[:half]), *await self._post_unblocked(items[half:])]
         except ConnectionLost as lost:
             return await self._recover(items, lost)
 
@@ -253,7 +319,7 @@ class Ledger:
             return False
         try:
             is_written, at = await write_if_unchanged(connection, decision.values)
-        except KeyInUse:
+        except (KeyInUse, KeyLocked):
             is_written = False
         else:
             if not is_written:  # the estimated time may have been wrong
