@@ -143,6 +143,27 @@ ERROR_CASES = [
     error_case(errors.InvalidStatement, "3D000", "ALTER DATABASE nowhere SET work_mem = '4MB'"),
     error_case(errors.InvalidStatement, "0A000", "SELECT count(*) FROM things FOR UPDATE"),
     error_case(errors.StatementTimeout, "57014", "SET LOCAL statement_timeout = 1", "SELECT pg_sleep(9)"),
+    error_case(
+        errors.LimitExceeded, "54000", "CREATE INDEX ON things ((repeat(name, 2000) || gen_random_uuid()::text))"
+    ),
+    error_case(errors.LimitExceeded, "54001", "SELECT CAST(repeat('[', 1000000) AS jsonb)"),
+    error_case(
+        errors.OutOfResources,
+        "53400",
+        "SET LOCAL temp_file_limit = 0",
+        "SELECT * FROM generate_series(1, 999999) ORDER BY 1",
+    ),
+    error_case(errors.SystemFailure, "58P01", "SELECT pg_read_file('/nowhere')"),
+    error_case(errors.InvalidStatement, "25001", "VACUUM"),
+    error_case(errors.InvalidStatement, "55000", "SELECT lastval()"),
+    error_case(errors.InvalidStatement, "21000", "SELECT (SELECT 1 UNION SELECT 2)"),
+    error_case(errors.CompletionUnknown, "40003", "DO $$ BEGIN RAISE SQLSTATE '40003'; END $$"),
+    error_case(errors.CompletionUnknown, "08007", "DO $$ BEGIN RAISE SQLSTATE '08007'; END $$"),
+    error_case(errors.OutOfResources, "53100", "DO $$ BEGIN RAISE SQLSTATE '53100'; END $$"),
+    error_case(errors.OutOfResources, "53200", "DO $$ BEGIN RAISE SQLSTATE '53200'; END $$"),
+    error_case(errors.SystemFailure, "58030", "DO $$ BEGIN RAISE SQLSTATE '58030'; END $$"),
+    error_case(errors.ObjectInUse, "55006", "DO $$ BEGIN RAISE SQLSTATE '55006'; END $$"),
+    error_case(errors.TransactionConflict, "72000", "DO $$ BEGIN RAISE SQLSTATE '72000'; END $$"),
     error_case(errors.ServerFault, "XX000", "DO $$ BEGIN RAISE SQLSTATE 'XX000'; END $$"),
     error_case(
         errors.DatabaseError,

@@ -148,7 +148,7 @@ class Ledger:
         check_request(request)
         if request.linked:
             raise ValueError("linked: a single request can't be linked to another one; use submit_many()")
-        return (await self._submit((request,), self._start_deadline()))[0]
+        return (await self._submit((request,)))[0]
 
     async def submit_many(self, requests: Sequence[TransferRequest]) -> list[TransferResult]:
         """Post the requests in order, in one transaction. Other waiting requests may share it.
@@ -189,9 +189,10 @@ class Ledger:
         """The end of a wait that begins now, as a time of the event loop."""
         return asyncio.get_running_loop().time() + self._submit_timeout
 
-    async def _submit(self, item: _Item, deadline: float) -> list[TransferResult]:
+    async def _submit(self, item: _Item, deadline: float | None = None) -> list[TransferResult]:
         """The results, or an error, until this time of the event loop."""
         loop = asyncio.get_running_loop()
+        deadline = self._start_deadline() if deadline is None else deadline
         self._active_submits += 1
         self._has_no_submits.clear()
         try:
