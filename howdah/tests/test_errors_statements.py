@@ -144,7 +144,11 @@ ERROR_CASES = [
     error_case(errors.InvalidStatement, "0A000", "SELECT count(*) FROM things FOR UPDATE"),
     error_case(errors.StatementTimeout, "57014", "SET LOCAL statement_timeout = 1", "SELECT pg_sleep(9)"),
     error_case(
-        errors.LimitExceeded, "54000", "CREATE INDEX ON things ((repeat(name, 2000) || gen_random_uuid()::text))"
+        errors.LimitExceeded,
+        "54000",
+        "CREATE TABLE texts (text text)",
+        "CREATE INDEX ix_text ON texts (text)",
+        "INSERT INTO texts SELECT string_agg(CAST(gen_random_uuid() AS text), '') FROM generate_series(1, 500)",
     ),
     error_case(errors.LimitExceeded, "54001", "SELECT CAST(repeat('[', 1000000) AS jsonb)"),
     error_case(
