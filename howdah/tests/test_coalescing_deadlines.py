@@ -71,7 +71,7 @@ async def test_an_item_with_several_waiters_stays_in_the_queue_for_the_others() 
             await coalescer.submit("b", timeout=0.02)
         assert coalescer.status().waiting == 1
         recorder.release(2)
-        assert await asyncio.gather(first, patient) == ["A", "B"]
+        assert [*await asyncio.gather(first, patient)] == ["A", "B"]
 
 
 async def test_an_item_whose_time_has_passed_before_is_rejected() -> None:

@@ -130,6 +130,7 @@ async def test_a_full_tablespace_rejects_writes_and_loses_nothing(used_data: Pat
                     await connection.execute(text("DROP TABLESPACE small"))
 
 
+@pytest.mark.slow
 async def test_a_full_disk_of_the_log_stops_the_server_and_loses_nothing(used_data: Path) -> None:
     """PostgreSQL panics, because it can't promise anything any more. Without space it can't even start again."""
     with open_folder() as folder:

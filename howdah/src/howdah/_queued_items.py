@@ -48,6 +48,11 @@ class QueuedItem(Generic[ItemT, ResultT]):
         ]
 
 
+def last_deadline(batch: Sequence[QueuedItem[Any, Any]], timeout: float) -> float:
+    """The last deadline of the waiters that still wait; minus infinity if there is none."""
+    return max((deadline for entry in batch for deadline in entry.iterate_deadlines(timeout)), default=-math.inf)
+
+
 class DeadlineTimer:
     """One timer for the deadlines of all waiters: a timer for each waiter would cost more than the rest of its wait."""
 

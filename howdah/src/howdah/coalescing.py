@@ -25,12 +25,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from howdah._batch_figures import BatchFigures, CoalescerStatus
 from howdah._connections.slots import new_batch_context
-from howdah._queued_items import (
-    DeadlineTimer,
-    QueuedItem,
-    fail,
-    give_results,
-)
+from howdah._queued_items import DeadlineTimer, QueuedItem, fail, give_results, last_deadline
 from howdah._retry import call_with_retries
 from howdah._tracing import batch_span, current_link
 from howdah.errors import (
@@ -132,11 +127,10 @@ class Coalescer(Generic[ItemT, ResultT]):
         batch_timeout: float | None = None,
         close_timeout: float = 5.0,
     ) -> None:
-        for name, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting), ("workers", workers)):
+        counts = {"max_batch_size": max_batch_size, "max_waiting": max_waiting, "workers": workers}
+        for name, value in (*counts.items(), ("max_attempts", max_attempts)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
         batch_timeout = submit_timeout if batch_timeout is None else batch_timeout
         timeouts = {"submit_timeout": submit_timeout, "batch_timeout": batch_timeout, "close_timeout": close_timeout}
         for name, seconds in timeouts.items():
@@ -191,9 +185,7 @@ class Coalescer(Generic[ItemT, ResultT]):
             await asyncio.wait(self._running, timeout=remaining)
         if not self._running:
             return
-        self._fail_queue(
-            CoalescerClosed("the item was not sent: the Coalescer is closed, and close_timeout has passed")
-        )
+        self._fail_queue(CoalescerClosed("the item was not sent: the Coalescer was closed, and its time has passed"))
         for batch in self._running_batches.values():
             fail(batch, BatchAbandoned("the Coalescer was closed before the batch ended; it may have been written"))
         for worker in self._running:
@@ -330,9 +322,7 @@ class Coalescer(Generic[ItemT, ResultT]):
                 del self._queue[key]
         for entry in chain(*self._running_batches.values()):
             for waiter, waited in entry.find_expired(now, self._submit_timeout):
-                waiter.set_exception(
-                    ResultTimeout(f"no result after {waited:.3g} s: the batch is still running, and may be written")
-                )
+                waiter.set_exception(ResultTimeout(f"no result after {waited:.3g} s: the batch may be written later"))
                 self._figures.expired += 1
         following = min(self._iterate_deadlines(), default=math.inf)
         if following < math.inf:
@@ -391,11 +381,7 @@ class Coalescer(Generic[ItemT, ResultT]):
             lambda: self._call_apply(items),
             on=_RETRIED,
             attempts=self._max_attempts,
-            has_time=lambda seconds: any(
-                loop.time() + seconds < deadline
-                for entry in batch
-                for deadline in entry.iterate_deadlines(self._submit_timeout)
-            ),
+            has_time=lambda seconds: loop.time() + seconds < last_deadline(batch, self._submit_timeout),
         )
 
     async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:

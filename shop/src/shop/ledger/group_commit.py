@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from howdah import (
     QueueTimeout,
     run_transaction,
 )
+from shop.ledger.account_cache import AccountCache
 from shop.ledger.posting import PostingContext
 from shop.ledger.repository import AccountsAt, read_accounts
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
@@ -42,10 +42,6 @@ from shop.ledger.writing import KeyInUse, KeyLocked, expected_values, values_to_
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
-# Limits the memory of the cache.
-_MAX_CACHED_ACCOUNTS: Final = 100_000
-# After a conflict `_backoff - 1` batches use locks. So this maximum means 63 batches.
-_MAX_BACKOFF: Final = 64
 # Refusals that a held amount can cause. They may be wrong if the cached amount includes an expired hold.
 _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
@@ -116,7 +112,7 @@ class Ledger:
         )
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
-        self._account_cache = _AccountCache()
+        self._account_cache = AccountCache()
         self._clock = DatabaseClock()
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
@@ -192,11 +188,12 @@ class Ledger:
     async def _submit(self, item: _Item, deadline: float | None = None) -> list[TransferResult]:
         """The results, or an error, until this time of the event loop."""
         loop = asyncio.get_running_loop()
+        timeout = None if deadline is None else deadline - loop.time()
         deadline = self._start_deadline() if deadline is None else deadline
         self._active_submits += 1
         self._has_no_submits.clear()
         try:
-            results = await self._coalescer.submit(item, timeout=deadline - loop.time())
+            results = await self._coalescer.submit(item, timeout=timeout)
             if not isinstance(results, Blocked):
                 return results
             return await self._blocked_queue.submit(item, timeout=deadline - loop.time())
@@ -355,57 +352,6 @@ class _Decision(NamedTuple):
     results: list[TransferResult]
     values: dict[str, Any]
     epoch: int
-
-
-@dataclass(slots=True)
-class _AccountCache:
-    """The states of accounts after all decisions of this process, including decisions that are not written yet.
-
-    `epoch` counts invalidations. A decision of an earlier epoch must not be written.
-    """
-
-    accounts: dict[UUID, PostingAccount] = field(default_factory=dict)
-    epoch: int = 0
-    _backoff: int = 1
-    _locked_batches_left: int = 0
-
-    def take_optimistic_slot(self) -> bool:
-        """Whether the next batch may be posted optimistically. Call this once for each batch, because it also counts
-        the batches that use locks after a conflict."""
-        if self._locked_batches_left == 0:
-            return True
-        self._locked_batches_left -= 1
-        return False
-
-    def find(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-        """The accounts with these ids that are in the cache."""
-        return {id_: account for id_ in ids if (account := self.accounts.get(id_)) is not None}
-
-    def add(self, accounts: Mapping[UUID, PostingAccount]) -> None:
-        """Add accounts that were read without locks."""
-        if len(self.accounts) > _MAX_CACHED_ACCOUNTS:
-            self.invalidate()
-        for id_, account in accounts.items():
-            # another batch may have added and changed it in the meantime
-            self.accounts.setdefault(id_, account)
-
-    def replace(self, accounts: Mapping[UUID, PostingAccount]) -> None:
-        """Set the accounts to the states after a decision."""
-        self.accounts.update(accounts)
-
-    def record_success(self) -> None:
-        self._backoff = 1
-
-    def record_conflict(self) -> None:
-        """Invalidate the cache, and use locks for the next batches: 1, 3, 7 … 63 after consecutive conflicts."""
-        self.invalidate()
-        self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
-        self._locked_batches_left = self._backoff - 1
-
-    def invalidate(self) -> None:
-        """Remove all accounts. Decisions that were made on them are not written any more."""
-        self.accounts.clear()
-        self.epoch += 1
 
 
 def _may_be_refused_by_expired_hold(
