@@ -251,3 +251,23 @@ async def test_a_problem_that_asks_for_a_retry_has_a_random_wait_unless_the_call
     async with asgi_client(app) as client:
         assert (await client.get("/")).headers["retry-after"] in waits
     assert "retry-after" not in problem_response(409, "conflict").headers
+
+
+async def test_a_fault_of_the_server_is_503_and_is_logged_for_the_operator(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_bare_app(database)
+
+    @app.get("/{sqlstate}")
+    async def fail(sqlstate: str, db: DbSession) -> None:
+        await db.execute(text(f"DO $$ BEGIN RAISE 'no space' USING ERRCODE = '{sqlstate}'; END $$"))
+
+    async with asgi_client(app) as client:
+        answers = {
+            code: await client.get(f"/{code}") for code in ("53100", "53200", "58030", "55006", "40003", "72000")
+        }
+    assert {code: answer.status_code for code, answer in answers.items()} == dict.fromkeys(answers, 503)
+    assert not any("no space" in answer.text for answer in answers.values())
+    logged = [each.getMessage() for each in caplog.records if each.name == "howdah.database"]
+    assert [any(code in line for line in logged) for code in answers] == [True, True, True, False, False, False]
+    assert all("no space" in line for line in logged)
