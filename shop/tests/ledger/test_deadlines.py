@@ -66,6 +66,20 @@ async def test_the_time_in_both_queues_counts_together(stored: Database) -> None
         await repeat_until_posted(ledger, [TransferRequest(a, b, 1, key="k")])
 
 
+@pytest.mark.parametrize("lock", ["LOCK TABLE transfers", "UPDATE accounts SET name = 'locked'"])
+async def test_closing_ends_in_time_while_transfers_wait(stored: Database, lock: str) -> None:
+    a, b = await open_accounts(stored, 100, 100)
+    ledger = Ledger(stored, close_timeout=0.2)
+    async with stored.session() as holder, asyncio.timeout(10):
+        await holder.execute(text(lock))
+        tasks = [asyncio.create_task(ledger.submit(TransferRequest(a, b, 1, key=f"k{n}"))) for n in range(3)]
+        await until_waiting(stored, 1)
+        await ledger.aclose()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(answer, Unavailable) for answer in answers)
+        await holder.rollback()
+
+
 async def test_a_list_waits_for_other_lists_only_until_its_deadline(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 100)
     async with Ledger(stored, workers=1, submit_timeout=0.3) as ledger, stored.session() as holder:

@@ -42,6 +42,8 @@ from shop.ledger.writing import KeyInUse, KeyLocked, expected_values, values_to_
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
+# `aclose` has waited for the blocked queue before it closes the queue.
+_BLOCKED_CLOSE_SECONDS: Final = 1.0
 # Refusals that a held amount can cause. They may be wrong if the cached amount includes an expired hold.
 _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
@@ -107,7 +109,7 @@ class Ledger:
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             submit_timeout=submit_timeout,
-            close_timeout=close_timeout,
+            close_timeout=min(close_timeout, _BLOCKED_CLOSE_SECONDS),
             bisect_on_error=True,
         )
         self._bulk_slots = asyncio.Semaphore(workers)
@@ -125,11 +127,11 @@ class Ledger:
 
     async def aclose(self) -> None:
         """Accept no more requests, and finish those in the queues, at most for `close_timeout` seconds."""
-        with suppress(TimeoutError):  # the second call cancels what is left, and fails its waiters
-            async with asyncio.timeout(self._close_timeout):
-                await self._coalescer.aclose()
-                await self._has_no_submits.wait()  # a request may be between the two queues
+        until = asyncio.get_running_loop().time() + self._close_timeout
         await self._coalescer.aclose()
+        with suppress(TimeoutError):  # then the second queue fails what is left
+            async with asyncio.timeout_at(until):
+                await self._has_no_submits.wait()  # a request may be between the two queues
         await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
