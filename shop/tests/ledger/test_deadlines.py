@@ -36,7 +36,7 @@ async def repeat_until_posted(ledger: Ledger, requests: Sequence[TransferRequest
         assert all(isinstance(answer, TransferResult | Unavailable) for answer in answers)
         return all(isinstance(answer, TransferResult) for answer in answers)
 
-    await until(are_posted)
+    await until(are_posted, seconds=30)
 
 
 async def test_with_a_locked_table_each_transfer_has_an_answer_and_is_posted_once_later(stored: Database) -> None:
@@ -94,7 +94,7 @@ async def test_a_list_waits_for_other_lists_only_until_its_deadline(stored: Data
 async def test_a_transfer_on_a_frozen_backend_is_posted_once_if_it_is_repeated(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     before = await count_transfers(stored)
-    async with Database(stored.engine.url) as database, Ledger(database, submit_timeout=0.3) as ledger:
+    async with Database(stored.engine.url) as database, Ledger(database, submit_timeout=1) as ledger:
         await ledger.submit(TransferRequest(a, b, 1, key="first"))
         async with database.autocommit() as connection:
             pid = await connection.scalar(select(func.pg_backend_pid()))  # the connection that the ledger has used
@@ -105,7 +105,7 @@ async def test_a_transfer_on_a_frozen_backend_is_posted_once_if_it_is_repeated(s
             pytest.skip("this user must not send signals to the server's processes")
         request = TransferRequest(a, b, 1, key="second")
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 with pytest.raises(OutcomeUnknown):
                     await ledger.submit(request)
                 await repeat_until_posted(ledger, [request])  # on another connection
