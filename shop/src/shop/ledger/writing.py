@@ -270,7 +270,8 @@ _KEY_STORED_AS: Final = {
 # Nothing is written unless the accounts are unchanged and the decision's time is close to the database's clock. Locked
 # accounts are skipped: waiting for their transaction could deadlock, or take long.
 # A transaction waits for another one that has inserted the same key. The caller holds the write lock of its process, so
-# all transfers would wait. This shortens the wait of the statement (and of the rest of its transaction) to 0.2 s.
+# all transfers would wait. This shortens the wait of the statement (and of the rest of its transaction) to 0.2 s. After
+# it, the request waits with the session's `lock_timeout` and without the write lock, whatever has caused the wait.
 _LIMIT_OF_KEY_WAIT: Final = "set_config('lock_timeout', '200', true) IS NOT NULL"
 # A `LockTimeout` after this time isn't caused by `_LIMIT_OF_KEY_WAIT`.
 _MAX_KEY_WAIT_SECONDS: Final = 1.5
