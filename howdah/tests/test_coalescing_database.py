@@ -49,10 +49,15 @@ async def test_with_bisect_on_error_only_the_rejected_rows_fail(committed_databa
     async with committed_database.begin() as session:
         await bulk.insert_many(session, Counter, [{"id": 7}, {"id": 13}])
     for bisect_on_error, stored in ((False, 2), (True, 20)):
-        async with Coalescer(inserting(committed_database), bisect_on_error=bisect_on_error) as coalescer:
+        inserts = Coalescer(
+            inserting(committed_database),
+            bisect_on_error=bisect_on_error,
+            submit_timeout=60,  # a busy machine may need more than 10 s for the halves
+        )
+        async with inserts as coalescer:
             rows = ({"id": id} for id in range(1, 21))
             results = await asyncio.gather(*map(coalescer.submit, rows), return_exceptions=True)
-        assert await count(committed_database) == stored
+        assert await count(committed_database) == stored, results
     assert [id for id, result in enumerate(results, 1) if isinstance(result, UniqueViolation)] == [7, 13]
     assert sum(isinstance(result, int) for result in results) == 18
 

@@ -241,7 +241,7 @@ async def test_a_cancelled_worker_ends_every_waiter() -> None:
     for task in asyncio.all_tasks() - {asyncio.current_task(), *waiting}:
         task.cancel()
     results = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(result) for result in results] == [BatchAbandoned] * 3
+    assert [type(result) for result in results] == [BatchAbandoned, CoalescerClosed, CoalescerClosed]
     with pytest.raises(CoalescerClosed):
         await coalescer.submit("d")
 

@@ -15,18 +15,28 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 import howdah
 from howdah import errors
 from howdah._error_translation import BY_SQLSTATE
+from howdah.fastapi import HTTP_STATUS_BY_ERROR
 from howdah_tests.support.pickling import pickle_roundtrip
 from howdah_tests.support.sample_models import User
 
-# The codes that are mapped to DatabaseError itself: codes for SQL features that PostgreSQL itself never
-# raises, faults of the program rather than of a request, and faults for an operator (disk full).
-UNMAPPED = """
-    03000 09000 0B000 0F000 0F001 0L000 0LP01 0P000 0Z000 0Z002 10608 20000 21000 24000 25000 25001 25002 25003 25004
-    25005 25007 25008 25P01 25P02 27000 2B000 2BP01 2D000 2F000 2F002 2F003 2F004 2F005 34000 38000 38001 38002
-    38003 38004 39000 39001 39004 39P01 39P02 39P03 3B000 3B001 40000 40002 40003 53000 53100 53200 53400 54000 54001
-    54011 54023 55000 55006 55P02 55P04 57000 58000 58030 58P01 58P02 58P03 72000 F0000 F0001 P0000 P0001 P0002 P0003
-    P0004
-"""
+# The decision for each code of the driver, by its two first characters and then for single codes. A new version of the
+# driver may know more codes: decide them here and in `BY_SQLSTATE`.
+DECISIONS = {
+    errors.Unavailable: "08 28 53 55006 55P03 57 58 F0 25P03 25P04 40003 HV001 HV014 HV00N",
+    errors.TransactionConflict: "26 40 72",
+    errors.InvalidValue: "10 22 54",
+    errors.IntegrityViolation: "23 40002 44",
+    errors.InvalidStatement: ("03 09 0A 0B 0F 0L 0P 0Z 20 21 24 25 27 2B 2D 2F 34 38 39 3B 3D 3F 42 54011 54023 55 HV"),
+    errors.ReadOnly: "25006",
+    errors.ServerFault: "XX",
+    errors.DatabaseError: "P0",
+}
+# After these codes the changes may have been written. After every other one PostgreSQL has rolled them back, or nothing
+# was sent.
+UNKNOWN_OUTCOME = {
+    *("08000", "08003", "08006", "08007", "08P01", "25P03", "25P04"),
+    *("40003", "57P01", "57P02", "57P04", "57P05"),
+}
 
 
 @pytest.mark.parametrize(
@@ -62,25 +72,46 @@ def test_unknown_attribute_is_an_attribute_error_that_lists_the_attributes() -> 
 
 
 def driver_errors() -> list[Any]:
-    """The driver's errors with a SQLSTATE, without the errors of foreign data wrappers (class HV)."""
+    """The driver's errors with a SQLSTATE."""
     classes: list[Any] = list(vars(asyncpg.exceptions).values())
     with_code: list[Any] = [c for c in classes if inspect.isclass(c) and issubclass(c, asyncpg.PostgresError)]
-    return [each for each in with_code if each.sqlstate is not None and not each.sqlstate.startswith("HV")]
+    return [each for each in with_code if each.sqlstate is not None]
+
+
+CODES = sorted({each.sqlstate for each in driver_errors()})
 
 
 def error_class(sqlstate: str) -> type[errors.DatabaseError]:
     return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or errors.DatabaseError
 
 
-def test_every_code_of_the_driver_is_mapped_or_listed_as_unmapped() -> None:
-    unmapped = {each.sqlstate for each in driver_errors() if error_class(each.sqlstate) is errors.DatabaseError}
-    assert unmapped == set(UNMAPPED.split())
+def decide(sqlstate: str) -> type[errors.HowdahError]:
+    decided = {code: cls for cls, codes in DECISIONS.items() for code in codes.split()}
+    return decided.get(sqlstate) or decided[sqlstate[:2]]
+
+
+@pytest.mark.parametrize("sqlstate", CODES)
+def test_every_code_of_the_driver_is_assigned_on_purpose(sqlstate: str) -> None:
+    assert sqlstate in BY_SQLSTATE or sqlstate[:2] in BY_SQLSTATE
+    cls, decided = error_class(sqlstate), decide(sqlstate)
+    assert issubclass(cls, decided)
+    if decided is errors.DatabaseError:
+        assert cls is decided
+    assert issubclass(cls, errors.OutcomeUnknown) == (sqlstate in UNKNOWN_OUTCOME)
+    status = next((HTTP_STATUS_BY_ERROR[each] for each in cls.__mro__ if each in HTTP_STATUS_BY_ERROR), 500)
+    is_temporary = issubclass(cls, errors.Unavailable | errors.TransactionConflict | errors.ReadOnly)
+    assert (status == 503) == is_temporary
+
+
+def test_the_decisions_have_no_code_that_does_not_exist() -> None:
+    known = {*CODES, *(code[:2] for code in CODES)}
+    assert {code for codes in DECISIONS.values() for code in codes.split()} <= known
+    assert set(CODES) >= UNKNOWN_OUTCOME
 
 
 def test_the_table_has_no_code_that_does_not_exist() -> None:
-    known = {each.sqlstate for each in driver_errors()}
-    assert {code for code in BY_SQLSTATE if len(code) == 5} <= known
-    assert {code for code in BY_SQLSTATE if len(code) == 2} <= {code[:2] for code in known}
+    known = {*CODES, *(code[:2] for code in CODES), "23001"}
+    assert set(BY_SQLSTATE) <= known
 
 
 def test_every_code_becomes_a_subclass_of_the_error_of_sqlalchemy() -> None:
@@ -114,8 +145,7 @@ def test_the_codes_in_the_docstring_are_in_the_table() -> None:
         found = re.search(r"── (\w+) ", line)
         codes = re.findall(r"\b(?=\w*\d)[0-9A-Z]{5}\b", line)
         if found and codes:
-            table = {code for code, cls in BY_SQLSTATE.items() if cls.__name__ == found[1]}
-            assert set(codes) <= table, line
+            assert {error_class(code).__name__ for code in codes} == {found[1]}, line
 
 
 def test_every_class_of_the_tree_is_public() -> None:

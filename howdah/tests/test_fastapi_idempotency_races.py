@@ -110,7 +110,8 @@ async def test_the_wait_is_bounded_and_the_answer_is_409(stored: Database) -> No
     async with stored.session() as session, asgi_client(create_app(stored)) as client:
         await claim_request(session, IdempotentRequest, scope="", key="k", max_wait_seconds=9)
         answer = await post(client, path="/notes/required")  # waits for 50 ms
-        assert (answer.status_code, answer.headers["retry-after"]) == (409, "1")
+        assert answer.status_code == 409
+        assert answer.headers["retry-after"] in {"1", "2", "3"}
         assert answer.json()["type"] == "urn:howdah:problem:idempotency-key-in-use"
         other_key = await post(client, "other", "/notes/required")
         assert other_key.status_code == 200

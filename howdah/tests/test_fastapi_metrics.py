@@ -209,6 +209,23 @@ async def test_without_the_request_log_an_unexpected_error_is_raised_to_the_serv
         assert 'howdah_requests_total{method="GET",route="/",status="500"}' in await read_metrics(client)
 
 
+async def test_a_readiness_check_with_an_unexpected_error_is_a_503_and_is_logged(
+    real_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(database: Database) -> str | None:
+        raise LookupError("of the check")
+
+    app = FastAPI()
+    configure_app(app, database=lambda: Database(NOWHERE), readiness_checks=[check])
+    async with client_of(app, real_database) as client:
+        answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["detail"]) == (503, "LookupError")
+    assert "of the check" not in answer.text
+    [record] = [each for each in caplog.records if each.name == "howdah.readiness"]
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], LookupError)
+
+
 async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_checks_pass(
     real_database: Database,
 ) -> None:
@@ -233,7 +250,7 @@ async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_check
             responses = [await client.get("/readyz") for _ in range(3)]
             assert [each.status_code for each in responses] == [200, 503, 503]
             assert [each.json().get("detail") for each in responses] == [None, "the schema is old", "Unavailable"]
-            assert responses[1].headers["retry-after"] == "1"
+            assert responses[1].headers["retry-after"] in {"1", "2", "3"}
         async with client_of(app, real_database, reports=nowhere) as client:
             assert (await client.get("/readyz")).json()["detail"] == "ConnectionFailed"
             assert (await client.get("/healthz")).json() == {"status": "ok"}

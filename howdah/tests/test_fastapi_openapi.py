@@ -134,7 +134,7 @@ def test_a_route_describes_the_problems_that_follow_from_its_parameters(
     assert list(described) == sorted(["200", *map(str, statuses)])
     for status in statuses:
         assert described[str(status)]["content"] == {PROBLEM_JSON: PROBLEM}
-        assert ("Retry-After" in described[str(status)].get("headers", {})) == (status == 503)
+        assert ("Retry-After" in described[str(status)].get("headers", {})) == (status in {429, 503})
     schemas = app.openapi().get("components", {}).get("schemas", {})
     assert "HTTPValidationError" not in schemas
     assert ("Problem" in schemas) == bool(statuses)

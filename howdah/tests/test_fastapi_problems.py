@@ -142,7 +142,7 @@ async def test_an_exhausted_pool_is_503_with_retry_after(committed_url: str) -> 
             async with database.engine.connect():
                 response = await client.get("/")
             assert response.status_code == 503
-            assert response.headers["retry-after"] == "1"
+            assert response.headers["retry-after"] in {"1", "2", "3"}
             assert response.json()["type"] == "urn:howdah:problem:pool-exhausted"
             assert (await client.get("/")).json() == 1
 
@@ -234,3 +234,40 @@ def test_a_problem_needs_a_status_of_an_error_and_keeps_its_own_members() -> Non
         ProblemException(200, "fine", "it is fine")
     with pytest.raises(TypeError, match="the member type"):
         ProblemException(409, "sold-out", "it is sold out", type="about:blank")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_a_problem_that_asks_for_a_retry_has_a_random_wait_unless_the_caller_sets_one(status: int) -> None:
+    """Clients that were rejected in the same moment must not come back in the same moment."""
+    waits = {problem_response(status, "busy").headers["retry-after"] for _ in range(200)}
+    assert waits == {"1", "2", "3"}
+    assert problem_response(status, "busy", headers={"retry-after": "60"}).headers["retry-after"] == "60"
+    app = create_bare_app()
+
+    @app.get("/")
+    async def fail() -> None:
+        raise HTTPException(status)
+
+    async with asgi_client(app) as client:
+        assert (await client.get("/")).headers["retry-after"] in waits
+    assert "retry-after" not in problem_response(409, "conflict").headers
+
+
+async def test_a_fault_of_the_server_is_503_and_is_logged_for_the_operator(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_bare_app(database)
+
+    @app.get("/{sqlstate}")
+    async def fail(sqlstate: str, db: DbSession) -> None:
+        await db.execute(text(f"DO $$ BEGIN RAISE 'no space' USING ERRCODE = '{sqlstate}'; END $$"))
+
+    async with asgi_client(app) as client:
+        answers = {
+            code: await client.get(f"/{code}") for code in ("53100", "53200", "58030", "55006", "40003", "72000")
+        }
+    assert {code: answer.status_code for code, answer in answers.items()} == dict.fromkeys(answers, 503)
+    assert not any("no space" in answer.text for answer in answers.values())
+    logged = [each.getMessage() for each in caplog.records if each.name == "howdah.database"]
+    assert [any(code in line for line in logged) for code in answers] == [True, True, True, False, False, False]
+    assert all("no space" in line for line in logged)

@@ -1,6 +1,7 @@
 """Howdah: the data layer for async Python services on PostgreSQL."""
 
 from howdah import bulk
+from howdah._batch_figures import CoalescerStatus
 from howdah._connections.pool import PoolStatus
 from howdah._reads.filter_markers import Condition, Filter
 from howdah._reads.lookups import JsonBytes
@@ -9,12 +10,13 @@ from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah._writes.results import InsertResult, MatchResult, RejectedRow, UpsertResult
 from howdah.clock import DatabaseClock
-from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.coalescing import Coalescer
 from howdah.database import Database, IsolationLevel
 from howdah.errors import (
     BatchAbandoned,
     CheckViolation,
     CoalescerClosed,
+    CompletionUnknown,
     ConnectionFailed,
     ConnectionLost,
     DatabaseError,
@@ -30,21 +32,28 @@ from howdah.errors import (
     InvalidText,
     InvalidUrl,
     InvalidValue,
+    LimitExceeded,
     LockTimeout,
     MultipleRowsFound,
     NestedTransaction,
     NotFound,
     NotNullViolation,
+    ObjectInUse,
+    OutcomeUnknown,
     OutOfRange,
+    OutOfResources,
     PolicyViolation,
     PoolExhausted,
     QueueFull,
+    QueueTimeout,
     ReadOnly,
+    ResultTimeout,
     SchemaChanged,
     SerializationFailure,
     ServerFault,
     StaleRow,
     StatementTimeout,
+    SystemFailure,
     TooLong,
     TransactionConflict,
     Unavailable,
@@ -85,6 +94,7 @@ __all__ = [
     "Coalescer",
     "CoalescerClosed",
     "CoalescerStatus",
+    "CompletionUnknown",
     "Condition",
     "ConnectionFailed",
     "ConnectionLost",
@@ -111,20 +121,26 @@ __all__ = [
     "JsonBytes",
     "JsonView",
     "JsonViewReader",
+    "LimitExceeded",
     "LockTimeout",
     "MatchResult",
     "MultipleRowsFound",
     "NestedTransaction",
     "NotFound",
     "NotNullViolation",
+    "ObjectInUse",
     "OutOfRange",
+    "OutOfResources",
+    "OutcomeUnknown",
     "Page",
     "PolicyViolation",
     "PoolExhausted",
     "PoolStatus",
     "QueueFull",
+    "QueueTimeout",
     "ReadOnly",
     "RejectedRow",
+    "ResultTimeout",
     "SchemaChanged",
     "SerializationFailure",
     "ServerFault",
@@ -132,6 +148,7 @@ __all__ = [
     "StaleRow",
     "StatementTimeout",
     "StoredAnswer",
+    "SystemFailure",
     "Timestamps",
     "TooLong",
     "TransactionConflict",

@@ -13,6 +13,7 @@ from howdah._lazy_loads import explain_missing_await
 from howdah._sqlalchemy import raise_adapted, raise_handled
 from howdah.errors import (
     CheckViolation,
+    CompletionUnknown,
     ConnectionFailed,
     ConnectionLost,
     DatabaseError,
@@ -23,9 +24,12 @@ from howdah.errors import (
     InvalidStatement,
     InvalidText,
     InvalidValue,
+    LimitExceeded,
     LockTimeout,
     NotNullViolation,
+    ObjectInUse,
     OutOfRange,
+    OutOfResources,
     PolicyViolation,
     ReadOnly,
     RejectedValue,
@@ -33,19 +37,34 @@ from howdah.errors import (
     SerializationFailure,
     ServerFault,
     StatementTimeout,
+    SystemFailure,
     TooLong,
+    TransactionConflict,
     UniqueViolation,
 )
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
-# The class for a SQLSTATE: by the whole code, otherwise by its first two characters, otherwise DatabaseError.
+# The class for a SQLSTATE: by the whole code, otherwise by its first two characters, otherwise DatabaseError. Each
+# class of codes is assigned on purpose: a later retry may help (`Unavailable`, `TransactionConflict`), a value or a row
+# is at fault, or the code of the application is (`InvalidStatement`). A test has all codes that the driver knows.
 BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
+    "03": InvalidStatement,
     "08": ConnectionLost,
     "08001": ConnectionFailed,
     "08004": ConnectionFailed,
+    "08007": CompletionUnknown,
+    "09": InvalidStatement,
     "0A": InvalidStatement,
+    "0B": InvalidStatement,
+    "0F": InvalidStatement,
+    "0L": InvalidStatement,
+    "0P": InvalidStatement,
+    "0Z": InvalidStatement,
+    "10": InvalidValue,
+    "20": InvalidStatement,
+    "21": InvalidStatement,
     "22": InvalidValue,
     "22001": TooLong,
     "22003": OutOfRange,
@@ -62,32 +81,64 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "23505": UniqueViolation,
     "23514": CheckViolation,
     "23P01": ExclusionViolation,
+    "24": InvalidStatement,
+    "25": InvalidStatement,
     "25006": ReadOnly,
     "25P03": ConnectionLost,
     "25P04": ConnectionLost,
-    "26000": SchemaChanged,
+    "26": SchemaChanged,
+    "27": InvalidStatement,
     "28": ConnectionFailed,
-    "3D000": InvalidStatement,
-    "3F000": InvalidStatement,
+    "2B": InvalidStatement,
+    "2D": InvalidStatement,
+    "2F": InvalidStatement,
+    "34": InvalidStatement,
+    "38": InvalidStatement,
+    "39": InvalidStatement,
+    "3B": InvalidStatement,
+    "3D": InvalidStatement,
+    "3F": InvalidStatement,
+    "40": TransactionConflict,
     "40001": SerializationFailure,
+    "40002": IntegrityViolation,  # a retry would violate the constraint again
+    "40003": CompletionUnknown,
     "40P01": DeadlockDetected,
     "42": InvalidStatement,
-    "44000": CheckViolation,
+    "44": CheckViolation,
+    "53": OutOfResources,
     "53300": ConnectionFailed,
+    "54": LimitExceeded,
+    "54011": InvalidStatement,  # too many columns
+    "54023": InvalidStatement,  # too many arguments
+    "55": InvalidStatement,
+    "55006": ObjectInUse,
     "55P03": LockTimeout,
+    "57": ConnectionLost,
+    "57000": StatementTimeout,
     "57014": StatementTimeout,
-    "57P01": ConnectionLost,
-    "57P02": ConnectionLost,
     "57P03": ConnectionFailed,
-    "57P04": ConnectionLost,
-    "57P05": ConnectionLost,
-    "XX": ServerFault,
+    "58": SystemFailure,
+    "72": TransactionConflict,  # snapshot too old: another snapshot is a new one
+    "F0": SystemFailure,
+    "HV": InvalidStatement,  # a foreign table is defined wrongly
+    "HV001": OutOfResources,
+    "HV014": OutOfResources,
+    "HV00N": ConnectionFailed,  # the foreign server can't be reached
+    "P0": DatabaseError,  # raised by a function of the application, which gives it its meaning
+    "XX": ServerFault,  # damage isn't repaired by waiting, so a client must not repeat the request
 }
 
 # A row that violates a policy and a missing GRANT have this SQLSTATE. This routine of PostgreSQL (15 to 18) checks each
 # row that is written, and raises it for policies only. The name of the routine is a field of the error.
 _NO_RIGHTS: Final = "42501"
 _CHECK_OF_POLICIES: Final = "ExecWithCheckOptions"
+# A file system that became read-only has the SQLSTATE of a missing right, too. These source files of PostgreSQL access
+# tables, temporary files and the log.
+_STORAGE: Final = frozenset({"md.c", "smgr.c", "fd.c", "buffile.c", "slru.c", "xlog.c", "copydir.c"})
+# A database without transaction ids accepts no writes until it is vacuumed. It has the SQLSTATE of a value that is too
+# large (`LimitExceeded`).
+_TOO_LARGE: Final = "54000"
+_ASSIGNMENT_OF_IDS: Final = frozenset({"GetNewTransactionId", "GetNewMultiXactId"})
 
 
 def translate(context: ExceptionContext) -> DatabaseError | None:
@@ -142,6 +193,10 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
     sqlstate = message_field(error, "sqlstate")
     if sqlstate == _NO_RIGHTS and message_field(error, "server_source_function") == _CHECK_OF_POLICIES:
         return PolicyViolation
+    if sqlstate == _NO_RIGHTS and message_field(error, "server_source_filename") in _STORAGE:
+        return SystemFailure
+    if sqlstate == _TOO_LARGE and message_field(error, "server_source_function") in _ASSIGNMENT_OF_IDS:
+        return OutOfResources
     if sqlstate is not None:
         return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
     if context.is_disconnect or isinstance(error, OSError):

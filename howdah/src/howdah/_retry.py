@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 ResultT = TypeVar("ResultT")
 
@@ -19,14 +23,18 @@ async def call_with_retries(
     on: tuple[type[Exception], ...],
     attempts: int,
     timeout: float | None = None,  # noqa: ASYNC109  # limits the start of a retry, not the work
+    has_time: Callable[[float], bool] | None = None,
 ) -> ResultT:
     """Call `once`, and return its result. If it raises one of the errors `on`, it is called again.
 
     `once` is called at most `attempts` times. No retry starts later than `timeout` seconds after the first start. After
     the last attempt its error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s
     ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+
+    Before each retry `has_time` is called with the seconds that the retry will take, with its delay, if it takes as
+    long as the attempt before it. If it returns False, the error is raised.
     """
-    started = time.monotonic()
+    started = attempt_started = time.monotonic()
     failed: Exception | None
     try:
         return await once()
@@ -38,21 +46,28 @@ async def call_with_retries(
         AsyncRetrying,
         retry_if_exception_type,
         stop_after_attempt,
+        stop_any,
         stop_before_delay,
         wait_random_exponential,
     )
 
     async def attempt() -> ResultT:
-        nonlocal failed
+        nonlocal attempt_started, failed
         if failed is not None:  # the first attempt counts, although it ran without tenacity
             first, failed = failed, None
             raise first
+        attempt_started = time.monotonic()
         return await once()
 
-    stop = stop_after_attempt(attempts)
+    def must_stop(state: RetryCallState) -> bool:
+        seconds = time.monotonic() - attempt_started + state.upcoming_sleep
+        return limit(state) or (has_time is not None and not has_time(seconds))
+
+    remaining = math.inf if timeout is None else timeout - (time.monotonic() - started)
+    limit = stop_any(stop_after_attempt(attempts), stop_before_delay(remaining))
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(on),
-        stop=stop if timeout is None else stop | stop_before_delay(timeout - (time.monotonic() - started)),
+        stop=must_stop,
         wait=wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
         reraise=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -42,12 +43,12 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
             self._users[scope] -= 1
             if not self._users[scope]:
                 del self._users[scope], self._by_scope[scope]
+                coalescer.release()
 
     async def aclose(self) -> None:
-        """Reject new items, and wait until all others have a result."""
+        """Reject new items, and wait until all others have a result. All coalescers end within one `close_timeout`."""
         self._closed = True
-        for coalescer in [*self._by_scope.values()]:
-            await coalescer.aclose()
+        await asyncio.gather(*(coalescer.aclose() for coalescer in self._by_scope.values()))
 
 
 class Scope(Generic[ItemT, ResultT]):

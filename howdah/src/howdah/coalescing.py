@@ -15,17 +15,31 @@ the same with its log (<https://www.postgresql.org/docs/current/wal-configuratio
 from __future__ import annotations
 
 import asyncio
-import copy
-from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from itertools import chain
 from types import TracebackType
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
+from howdah._batch_figures import BatchFigures, CoalescerStatus
 from howdah._connections.slots import new_batch_context
+from howdah._queued_items import DeadlineTimer, QueuedItem, fail, give_results, last_deadline
 from howdah._retry import call_with_retries
 from howdah._tracing import batch_span, current_link
-from howdah.errors import BatchAbandoned, CoalescerClosed, ConnectionFailed, QueueFull, TransactionConflict, Unavailable
+from howdah.errors import (
+    BatchAbandoned,
+    CoalescerClosed,
+    ConnectionFailed,
+    PoolExhausted,
+    QueueFull,
+    QueueTimeout,
+    ReadOnly,
+    ResultTimeout,
+    TransactionConflict,
+    Unavailable,
+)
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -33,32 +47,21 @@ Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exce
 
 # These errors mean that nothing was written, so `apply` can be called again with the same batch.
 _RETRIED: Final = (TransactionConflict, ConnectionFailed)
+# Without a connection the next batch would fail, too, after the same wait.
+_NO_CONNECTION: Final = (ConnectionFailed, PoolExhausted)
+# A single item doesn't cause these errors. Each half of the batch would fail again, perhaps after the same timeout.
+_NOT_OF_ONE_ITEM: Final = (Unavailable, TransactionConflict, ReadOnly, TimeoutError, OSError)
+
+# Deadlines are checked at most this often, because a check looks at all waiters.
+_DEADLINE_PRECISION_SECONDS: Final = 0.05
+# At the end, running batches may finish within this time if no task waits for them.
+_UNOBSERVED_CLOSE_SECONDS: Final = 1.0
+# Cancelled batches are given this time to release their connections.
+_CANCEL_SECONDS: Final = 1.0
 
 # With `split_between_workers`, a batch isn't split into parts smaller than this: the fixed cost of a batch would exceed
 # the gain.
 _MIN_SPLIT_BATCH_SIZE: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class CoalescerStatus:
-    """Figures for monitoring. `waiting` and `running` are current values; all others only grow."""
-
-    waiting: int
-    """Tasks whose item isn't in a batch yet."""
-    running: int
-    """Batches that are running."""
-    batches: int
-    """Calls of `apply`, including running ones and retries."""
-    items: int
-    """The items of these calls."""
-    rejected: int
-    """Calls of `submit` that found the queue full."""
-    batch_size_histogram: Mapping[int, int]
-    """The number of calls of `apply` by size. A key is an upper limit; the lower limit is half of it."""
-    wait_histogram: Mapping[float, int]
-    """The number of tasks by their wait in seconds, until their batch started. A key is an upper limit, as above."""
-    wait_seconds_sum: float
-    """The sum of these waits."""
 
 
 class Coalescer(Generic[ItemT, ResultT]):
@@ -81,19 +84,28 @@ class Coalescer(Generic[ItemT, ResultT]):
     - A result that is an `Exception` is raised for the waiters of its item only.
     - After `TransactionConflict` and `ConnectionFailed` nothing has been done. The batch is retried after a random
       delay, up to `max_attempts` attempts in all.
+      No retry starts if it couldn't end before the deadline of the waiters.
     - Any other error of `apply` is raised for every waiter of the batch. Each one gets a copy, whose cause is the
       error.
-    - With `bisect_on_error`, a batch that fails (other than with `Unavailable` or `TransactionConflict`) is split in
-      two and retried, until only the faulty items fail. `apply` must write all items of a batch or none.
-    - A call that takes longer than `batch_timeout` seconds is cancelled. Its waiters get `BatchAbandoned`. Its changes
-      may have been written, as after a lost connection.
+    - If a batch gets no connection (`ConnectionFailed`, `PoolExhausted`), all waiting items fail with it.
+    - With `bisect_on_error`, a batch that fails because of an item is split in two and retried, until only the faulty
+      items fail. `apply` must write all items of a batch or none. After an error that isn't caused by one item
+      (`Unavailable`, which includes the timeouts, `TransactionConflict`, `ReadOnly`) the batch isn't split.
     - If a waiter is cancelled, other waiters aren't affected. An item without waiters is removed from the queue, but
       not from a running batch.
     - If `max_waiting` tasks are waiting, `submit` raises `QueueFull` immediately.
 
-    Each waiter gets a result or an error. No wait is endless, because `batch_timeout` and `max_attempts` limit the
-    earlier batches. The end of the `async with` block waits until all accepted items have a result. New items are then
-    rejected with `CoalescerClosed`. A coalescer belongs to the event loop that uses it first.
+    Each waiter gets a result or an error within `submit_timeout` seconds after its `submit`. If its item is still in
+    the queue at that time, the error is `QueueTimeout`, and the item is never sent. If its item is in a running batch,
+    the error is `ResultTimeout`: the outcome is unknown. The batch goes on for its other waiters. A call of `apply`
+    that takes longer than `batch_timeout` seconds (by default `submit_timeout`, so no task waits for it any more) is
+    cancelled, and its waiters get `BatchAbandoned`: the outcome is unknown. So frozen batches end, too, and never more
+    than `workers` run.
+
+    The end of the `async with` block rejects new items with `CoalescerClosed`. It waits until all accepted items have a
+    result, at most for `close_timeout` seconds, and at most for 1 s if no task waits for a result. Then items in the
+    queue fail with `CoalescerClosed`, and running batches are cancelled (`BatchAbandoned`). A coalescer belongs to the
+    event loop that uses it first.
 
     A task may submit while it holds a transaction open, because some connections of the pool are reserved for batches.
     The transaction keeps its locks in the meantime. A batch that needs one of them fails with `LockTimeout` after
@@ -111,31 +123,36 @@ class Coalescer(Generic[ItemT, ResultT]):
         bisect_on_error: bool = False,
         split_between_workers: bool = False,
         max_attempts: int = 3,
-        batch_timeout: float = 30.0,
+        submit_timeout: float = 10.0,
+        batch_timeout: float | None = None,
+        close_timeout: float = 5.0,
     ) -> None:
-        for name, value in (("max_batch_size", max_batch_size), ("max_waiting", max_waiting), ("workers", workers)):
+        counts = {"max_batch_size": max_batch_size, "max_waiting": max_waiting, "workers": workers}
+        for name, value in (*counts.items(), ("max_attempts", max_attempts)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
-        if batch_timeout <= 0:
-            raise ValueError(f"batch_timeout must be more than 0 seconds, not {batch_timeout}")
+        batch_timeout = submit_timeout if batch_timeout is None else batch_timeout
+        timeouts = {"submit_timeout": submit_timeout, "batch_timeout": batch_timeout, "close_timeout": close_timeout}
+        for name, seconds in timeouts.items():
+            if not 0 < seconds < math.inf:
+                raise ValueError(f"{name} must be more than 0 seconds and finite, not {seconds}")
         self._apply = apply
         self._max_batch_size, self._max_waiting, self._workers = max_batch_size, max_waiting, workers
         self._key, self._bisect_on_error = key, bisect_on_error
         self._split_between_workers = split_between_workers
-        self._max_attempts, self._batch_timeout = max_attempts, batch_timeout
+        self._max_attempts = max_attempts
+        self._submit_timeout, self._batch_timeout, self._close_timeout = submit_timeout, batch_timeout, close_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue: OrderedDict[Hashable, _QueuedItem[ItemT, ResultT]] = OrderedDict()
+        self._queue: OrderedDict[Hashable, QueuedItem[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
         self._running: set[asyncio.Task[None]] = set()
+        self._running_batches: dict[int, Sequence[QueuedItem[ItemT, ResultT]]] = {}
         self._running_items = 0
+        self._timer = DeadlineTimer(self._expire)
+        self._succeeded_at = -math.inf
         self._is_worker_starting = False
         self._closed = False
-        self._batches = self._items = self._rejected = 0
-        self._batch_sizes: Counter[int] = Counter()
-        self._waits: Counter[int] = Counter()
-        self._wait_seconds_sum = 0.0
+        self._figures = BatchFigures()
 
     async def __aenter__(self) -> Coalescer[ItemT, ResultT]:
         return self
@@ -146,24 +163,56 @@ class Coalescer(Generic[ItemT, ResultT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Reject new items, and wait until all items of the queue and of running batches have a result."""
-        self._closed = True
-        while self._running:
-            await asyncio.wait(self._running)
+        """Reject new items, and wait until all items of the queue and of running batches have a result.
 
-    async def submit(self, item: ItemT) -> ResultT:
+        After `close_timeout` the remaining items fail, and the running batches are cancelled.
+        """
+        self._closed = True
+        if self._running:
+            await self._finish_running()
+        self.release()
+
+    def release(self) -> None:
+        """Cancel the timer, so that the event loop doesn't keep this object. Without waiters there is nothing to do."""
+        self._timer.cancel()
+
+    async def _finish_running(self) -> None:
+        """Wait until all batches have ended, and cancel them if that takes too long."""
+        loop = asyncio.get_running_loop()
+        has_waiters = any(True for _ in self._iterate_deadlines())
+        until = loop.time() + (self._close_timeout if has_waiters else _UNOBSERVED_CLOSE_SECONDS)
+        while self._running and (remaining := until - loop.time()) > 0:
+            await asyncio.wait(self._running, timeout=remaining)
+        if not self._running:
+            return
+        self._fail_queue(CoalescerClosed("the item was not sent: the Coalescer was closed, and its time has passed"))
+        for batch in self._running_batches.values():
+            fail(batch, BatchAbandoned("the Coalescer was closed before the batch ended; it may have been written"))
+        for worker in self._running:
+            worker.cancel()
+        await asyncio.wait(self._running, timeout=_CANCEL_SECONDS)
+
+    async def submit(self, item: ItemT, *, timeout: float | None = None) -> ResultT:  # noqa: ASYNC109
         """Add the item to the next batch, and return its result when the batch is done, or raise its error.
 
-        Raises `QueueFull` or `CoalescerClosed` if the item isn't accepted.
+        `timeout` shortens `submit_timeout` for this call, in seconds. Raises `QueueFull` or `CoalescerClosed` if the
+        item isn't accepted, and `QueueTimeout` or `ResultTimeout` if there is no result in time.
         """
         loop = asyncio.get_running_loop()
         self._check_accepts(loop)
+        if timeout is not None and timeout <= 0:
+            raise QueueTimeout("the item was not sent: its timeout had passed before")
         key = object() if self._key is None else self._key(item)
         entry = self._queue.get(key)
         if entry is None:
-            entry = self._queue[key] = _QueuedItem(item)
+            entry = self._queue[key] = QueuedItem(item)
         waiter: asyncio.Future[ResultT] = loop.create_future()
-        entry.waiters[waiter] = loop.time()
+        entry.waiters[waiter] = now = loop.time()
+        if timeout is not None and timeout < self._submit_timeout:
+            entry.set_timeout(waiter, timeout)
+            self._timer.set(loop, now + timeout)
+        elif not self._timer.is_set:
+            self._timer.set(loop, now + self._submit_timeout)
         link = current_link()
         if link is not None:
             entry.links.append(link)
@@ -182,16 +231,7 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     def status(self) -> CoalescerStatus:
         """The current figures, in this process."""
-        return CoalescerStatus(
-            waiting=self._waiting,
-            running=len(self._running) - self._is_worker_starting,
-            batches=self._batches,
-            items=self._items,
-            rejected=self._rejected,
-            batch_size_histogram={2**power: count for power, count in sorted(self._batch_sizes.items())},
-            wait_histogram={2**power / 1000: count for power, count in sorted(self._waits.items())},
-            wait_seconds_sum=self._wait_seconds_sum,
-        )
+        return self._figures.to_status(self._waiting, len(self._running) - self._is_worker_starting)
 
     def _check_accepts(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is None:
@@ -201,7 +241,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         if self._closed:
             raise CoalescerClosed("the item was rejected: this Coalescer is closed, or closing")
         if self._waiting >= self._max_waiting:
-            self._rejected += 1
+            self._figures.rejected += 1
             raise QueueFull(
                 f"the queue is full: {self._waiting:,} tasks are waiting; retry later, or raise max_waiting"
             )
@@ -230,12 +270,14 @@ class Coalescer(Generic[ItemT, ResultT]):
         while self._queue:
             batch = self._next_batch(loop)
             self._running_items += len(batch)
+            self._running_batches[id(batch)] = batch
             self._start_worker(loop)  # for the items beyond `max_batch_size`
             try:
                 await self._run(batch)
             finally:
                 self._running_items -= len(batch)
-                _fail(batch, BatchAbandoned("the batch was cancelled before it had a result; it may have been written"))
+                del self._running_batches[id(batch)]
+                fail(batch, BatchAbandoned("the batch was cancelled before it had a result; it may have been written"))
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         """Start the next worker, or fail all waiters if the event loop is ending."""
@@ -251,65 +293,100 @@ class Coalescer(Generic[ItemT, ResultT]):
         # The event loop or the process is ending, so no further worker can run.
         self._is_worker_starting = False
         self._closed = True
+        self._fail_queue(CoalescerClosed("the item was not sent: the event loop is ending"))
+
+    def _fail_queue(self, error: Exception) -> None:
+        """Remove all items from the queue, and raise the error for their waiters."""
         queued = list(self._queue.values())
         self._queue.clear()
         self._waiting = 0
-        _fail(queued, BatchAbandoned("the item was not sent: the event loop is ending"))
+        fail(queued, error)
 
-    def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[_QueuedItem[ItemT, ResultT]]:
+    def _iterate_deadlines(self) -> Iterator[float]:
+        for entry in chain(self._queue.values(), *self._running_batches.values()):
+            yield from entry.iterate_deadlines(self._submit_timeout)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail all waiters whose deadline has passed, and set the timer for the next deadline.
+
+        In normal operation this runs once in `submit_timeout`, because later waiters don't set the timer again.
+        """
+        now = loop.time()
+        for key, entry in list(self._queue.items()):
+            for waiter, waited in entry.find_expired(now, self._submit_timeout):
+                del entry.waiters[waiter]
+                waiter.set_exception(QueueTimeout(f"the item was not sent: it was in the queue for {waited:.3g} s"))
+                self._waiting -= 1
+                self._figures.expired += 1
+            if not entry.waiters:
+                del self._queue[key]
+        for entry in chain(*self._running_batches.values()):
+            for waiter, waited in entry.find_expired(now, self._submit_timeout):
+                waiter.set_exception(ResultTimeout(f"no result after {waited:.3g} s: the batch may be written later"))
+                self._figures.expired += 1
+        following = min(self._iterate_deadlines(), default=math.inf)
+        if following < math.inf:
+            self._timer.set(loop, max(following, now + min(_DEADLINE_PRECISION_SECONDS, self._submit_timeout / 20)))
+
+    def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[QueuedItem[ItemT, ResultT]]:
         """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
         # This worker is in `_running`, but it is idle.
         idle = self._workers - len(self._running) + 1 if self._split_between_workers else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
-        now = loop.time()
+        now, waits, waited = loop.time(), self._figures.waits, 0.0
         for entry in batch:
             self._waiting -= len(entry.waiters)
             for since in entry.waiters.values():
-                self._waits[int((now - since) * 1000).bit_length()] += 1
-                self._wait_seconds_sum += now - since
+                waits[int((now - since) * 1000).bit_length()] += 1
+                waited += now - since
+        self._figures.wait_seconds_sum += waited
         return batch
 
-    async def _run(self, batch: Sequence[_QueuedItem[ItemT, ResultT]]) -> None:
+    async def _run(self, batch: Sequence[QueuedItem[ItemT, ResultT]]) -> None:
         """Apply the batch, and give every waiter its result or its error."""
+        started = time.monotonic()
         try:
             with batch_span(len(batch), (link for entry in batch for link in entry.links)):
-                results = await self._apply_with_retries([entry.item for entry in batch])
+                results = await self._apply_with_retries(batch)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            _fail(batch, BatchAbandoned("a call in `apply` was cancelled; the batch may have been written"))
+            fail(batch, BatchAbandoned("a call in `apply` was cancelled; the batch may have been written"))
         except Exception as error:
-            if self._bisect_on_error and len(batch) > 1 and not isinstance(error, Unavailable | TransactionConflict):
-                half = len(batch) // 2
-                await self._run(batch[:half])
-                await self._run(batch[half:])
-            else:
-                _fail(batch, error)
-        else:
-            count = len(results) if isinstance(results, Sequence) else None
-            if count != len(batch):  # no retry: the batch has been written
-                what = f"a {type(results).__name__}" if count is None else f"{count} results"
-                _fail(batch, TypeError(f"apply got {len(batch)} items and returned {what}: return one result per item"))
+            if self._bisect_on_error and len(batch) > 1 and not isinstance(error, _NOT_OF_ONE_ITEM):
+                await self._run_halves(batch)
                 return
-            for entry, result in zip(batch, results, strict=True):
-                if isinstance(result, Exception):
-                    _fail([entry], result)
-                    continue
-                for waiter in entry.waiters:
-                    if not waiter.done():
-                        waiter.set_result(result)
+            fail(batch, error)
+            # If another batch got its connection in the meantime, the database can be reached.
+            if isinstance(error, _NO_CONNECTION) and self._succeeded_at < started:
+                self._fail_queue(error)
+        else:
+            self._succeeded_at = time.monotonic()
+            give_results(batch, results)
 
-    async def _apply_with_retries(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        return await call_with_retries(lambda: self._call_apply(items), on=_RETRIED, attempts=self._max_attempts)
+    async def _run_halves(self, batch: Sequence[QueuedItem[ItemT, ResultT]]) -> None:
+        """Run each half of a failed batch. Items whose waiters have left in the meantime aren't sent again."""
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            if remaining := [entry for entry in part if entry.has_waiters()]:
+                await self._run(remaining)
+
+    async def _apply_with_retries(self, batch: Sequence[QueuedItem[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
+        """Call `apply`, and again after some errors if the waiters may still get that result in time."""
+        items, loop = [entry.item for entry in batch], asyncio.get_running_loop()
+        return await call_with_retries(
+            lambda: self._call_apply(items),
+            on=_RETRIED,
+            attempts=self._max_attempts,
+            has_time=lambda seconds: loop.time() + seconds < last_deadline(batch, self._submit_timeout),
+        )
 
     async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
         """Call `apply` within `batch_timeout`, and count the call."""
-        self._batches += 1
-        self._items += len(items)
-        self._batch_sizes[(len(items) - 1).bit_length()] += 1
+        self._figures.count_batch(len(items))
         bound = asyncio.timeout(self._batch_timeout)
         try:
             async with bound:
@@ -320,40 +397,3 @@ class Coalescer(Generic[ItemT, ResultT]):
             raise BatchAbandoned(
                 f"the batch took longer than batch_timeout ({self._batch_timeout:g} s); it may have been written"
             ) from error
-
-
-class _QueuedItem(Generic[ItemT, ResultT]):
-    """An item of the queue. `waiters` has the futures of the waiting tasks, each with the time of its `submit`."""
-
-    __slots__ = ("item", "links", "waiters")
-
-    def __init__(self, item: ItemT) -> None:
-        self.item = item
-        self.waiters: dict[asyncio.Future[ResultT], float] = {}
-        self.links: list[Any] = []
-
-
-def _fail(batch: Sequence[_QueuedItem[Any, Any]], error: Exception) -> None:
-    """Raise the error for all waiters that have no result. If there are several, each one gets a copy."""
-    if isinstance(error, StopIteration):  # a Future doesn't accept StopIteration
-        wrapped = RuntimeError("apply failed with StopIteration")
-        wrapped.__cause__ = error
-        error = wrapped
-    pending = [waiter for entry in batch for waiter in entry.waiters if not waiter.done()]
-    for waiter in pending:
-        waiter.set_exception(error if len(pending) == 1 else _copy_error(error))
-
-
-def _copy_error(error: Exception) -> Exception:
-    """A copy of the error, or the error itself if it can't be copied.
-
-    Each waiter needs a copy, because raising an error adds to its traceback.
-    """
-    try:
-        own = copy.copy(error)
-    except Exception:
-        return error
-    if type(own) is not type(error):
-        return error
-    own.__cause__ = error
-    return own

@@ -15,32 +15,42 @@ HowdahError
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
-│   ├── BatchAbandoned              a batch was cancelled; it may have been written
+│   ├── QueueTimeout                the item waited too long in the queue; not sent
 │   ├── CoalescerClosed             a Coalescer is closed, or closing
 │   ├── IdempotencyKeyInUse         the first request with this key is still running
 │   ├── ConnectionFailed            the server can't be reached, or rejects the login   (also DatabaseError)
-│   └── ConnectionLost              the connection broke; in COMMIT, outcome unknown    (also DatabaseError)
+│   ├── LockTimeout                 55P03: a lock wasn't released in time (or NOWAIT)   (also DatabaseError)
+│   ├── StatementTimeout            57014, 57000: too slow, or cancelled by an admin    (also DatabaseError)
+│   ├── ObjectInUse                 55006: another session uses the object              (also DatabaseError)
+│   ├── OutOfResources              class 53: disk full, out of memory, …               (also DatabaseError)
+│   ├── SystemFailure               classes 58 and F0: a fault of the disk or the setup (also DatabaseError)
+│   └── OutcomeUnknown              the changes may have been written
+│       ├── ResultTimeout           the batch was still running as the wait ended
+│       ├── BatchAbandoned          a batch was cancelled
+│       ├── ConnectionLost          the connection broke while it was in use            (also DatabaseError)
+│       └── CompletionUnknown       40003, 08007: PostgreSQL itself doesn't know        (also DatabaseError)
 └── DatabaseError                   PostgreSQL rejected a statement                     (also DBAPIError)
     ├── IntegrityViolation          class 23                                            (also IntegrityError)
     │   ├── UniqueViolation         23505
     │   ├── ForeignKeyViolation     23503, 23001
-    │   ├── CheckViolation          23514, 44000
+    │   ├── CheckViolation          23514, class 44
     │   ├── NotNullViolation        23502
     │   └── ExclusionViolation      23P01
     ├── InvalidValue                class 22, and values rejected before sending        (also DataError)
     │   ├── OutOfRange              22003, 22008, 22015
     │   ├── TooLong                 22001
-    │   └── InvalidText             22P02, 22021, 22P05, 22007
-    ├── TransactionConflict         rolled back after a conflict: run it again          (also OperationalError)
+    │   ├── InvalidText             22P02, 22021, 22P05, 22007
+    │   └── LimitExceeded           54000, 54001: too large or too deep for PostgreSQL
+    ├── TransactionConflict         40000, 72000: a conflict; run the transaction again (also OperationalError)
     │   ├── SerializationFailure    40001
     │   ├── DeadlockDetected        40P01
     │   └── SchemaChanged           26000, or the table of a statement was altered      (also NotSupportedError)
-    ├── LockTimeout                 55P03: a lock wasn't released in time (or NOWAIT)   (also OperationalError)
-    ├── StatementTimeout            57014: statement_timeout, or cancelled by an admin  (also OperationalError)
-    ├── InvalidStatement            classes 42 and 0A: syntax, missing tables or rights (also ProgrammingError)
+    ├── InvalidStatement            42, 0A, 25, …: syntax, missing tables or rights     (also ProgrammingError)
     │   └── PolicyViolation         a row-level-security policy rejects the row
     ├── ReadOnly                    25006: a write, in a read-only transaction          (also InternalError)
     └── ServerFault                 class XX: an internal error of PostgreSQL           (also InternalError)
+
+If `Unavailable` is raised, nothing was changed, unless it is an `OutcomeUnknown`.
 
 A `DatabaseError` is also the SQLAlchemy error that would have been raised without this library. So
 `except IntegrityError` still works. Its `__cause__` is the driver's error. `howdah._error_translation` chooses the
@@ -211,15 +221,12 @@ class QueueFull(Unavailable):
     """The queue of a Coalescer has `max_waiting` tasks. The item was not accepted: retry later."""
 
 
-class BatchAbandoned(Unavailable):
-    """A batch took longer than `batch_timeout`, or was cancelled, for example because its event loop ended.
-
-    The outcome is unknown. Before a retry, check in the database whether the changes were written.
-    """
+class QueueTimeout(Unavailable):
+    """An item waited in the queue of a Coalescer for `submit_timeout`. It was not sent, and will not be sent."""
 
 
 class CoalescerClosed(Unavailable):
-    """An item was submitted to a Coalescer that is closed, or closing. It was not accepted."""
+    """A Coalescer is closed, or closing. The item was not sent."""
 
 
 class IdempotencyKeyInUse(Unavailable):
@@ -230,6 +237,25 @@ class IdempotencyKeyInUse(Unavailable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
+
+
+class OutcomeUnknown(Unavailable):
+    """The answer didn't arrive, so the changes may have been written or not.
+
+    Before a retry, check in the database whether they were written, or send the request with an idempotency key. A read
+    can be repeated.
+    """
+
+
+class ResultTimeout(OutcomeUnknown):
+    """A task has waited for `submit_timeout`, and the batch with its item is still running.
+
+    The batch isn't cancelled, because other tasks may wait for it. Its changes may be written later.
+    """
+
+
+class BatchAbandoned(OutcomeUnknown):
+    """A batch took longer than `batch_timeout`, or was cancelled, for example because its Coalescer was closed."""
 
 
 class DatabaseError(HowdahError, sa.DBAPIError):
@@ -279,8 +305,10 @@ class ConnectionFailed(Unavailable, DatabaseError, sa.OperationalError):
     """
 
 
-class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.InterfaceError):
+class ConnectionLost(OutcomeUnknown, DatabaseError, sa.OperationalError, sa.InterfaceError):
     """The connection broke while it was in use. If that was in COMMIT, the outcome is unknown.
+
+    Without COMMIT the transaction was rolled back. An autocommit statement commits itself.
 
     If a timeout of the server closed the connection, the message names the timeout. If no statement was running, the
     message names `idle_in_transaction_timeout` only as a likely cause, because the driver doesn't keep the server's
@@ -290,6 +318,37 @@ class ConnectionLost(Unavailable, DatabaseError, sa.OperationalError, sa.Interfa
     def _describe(self, orig: BaseException) -> str:
         cause = describe_closing_timeout(orig)
         return super()._describe(orig) + (f": {cause}" if cause else "")
+
+
+class CompletionUnknown(OutcomeUnknown, DatabaseError, sa.OperationalError):
+    """The server doesn't know whether the statement or the transaction was completed.
+
+    PostgreSQL itself doesn't raise it. Distributed databases do, if a node failed during the commit.
+    """
+
+
+class LockTimeout(Unavailable, DatabaseError, sa.OperationalError):
+    """A lock wasn't released within `lock_timeout`, or immediately with NOWAIT."""
+
+
+class StatementTimeout(Unavailable, DatabaseError, sa.OperationalError):
+    """The statement took longer than `statement_timeout`, or an administrator cancelled it."""
+
+
+class ObjectInUse(Unavailable, DatabaseError, sa.OperationalError):
+    """Another session uses the database, table or replication slot that was to be changed or dropped."""
+
+
+class OutOfResources(Unavailable, DatabaseError, sa.OperationalError):
+    """The server has no disk space, memory, connections or transaction ids left. The statement was rolled back.
+
+    The service recovers as soon as the operator has freed the resource. `sqlstate` says which one it is: 53100 is the
+    disk.
+    """
+
+
+class SystemFailure(Unavailable, DatabaseError, sa.OperationalError):
+    """The server couldn't read or write a file, or its configuration is wrong. An operator must repair it."""
 
 
 class IntegrityViolation(DatabaseError, sa.IntegrityError):
@@ -332,6 +391,10 @@ class InvalidText(InvalidValue):
     """A text isn't a value of its type (a UUID, an enum, a date), or has a character that can't be stored (NUL)."""
 
 
+class LimitExceeded(InvalidValue):
+    """A value or a row is too large, or nested too deeply, for PostgreSQL or for an index."""
+
+
 class TransactionConflict(DatabaseError, sa.OperationalError):
     """PostgreSQL rolled the transaction back because of a concurrent one. Run the whole transaction again.
 
@@ -355,16 +418,12 @@ class SchemaChanged(TransactionConflict, sa.NotSupportedError):
     """
 
 
-class LockTimeout(DatabaseError, sa.OperationalError):
-    """A lock wasn't released within `lock_timeout`, or immediately with NOWAIT."""
-
-
-class StatementTimeout(DatabaseError, sa.OperationalError):
-    """The statement took longer than `statement_timeout`, or an administrator cancelled it."""
-
-
 class InvalidStatement(DatabaseError, sa.ProgrammingError):
-    """The statement is wrong: its syntax, a name that doesn't exist, or a right that the role doesn't have."""
+    """The statement is wrong: its syntax, a name that doesn't exist, or a right that the role doesn't have.
+
+    Or it isn't possible in the state of the transaction, of a cursor or of an object: a materialized view without data,
+    for example.
+    """
 
 
 class PolicyViolation(InvalidStatement):

@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from howdah._batch_figures import CoalescerStatus
 from howdah._log_writer import dropped_lines
-from howdah.coalescing import CoalescerStatus
 from howdah.database import Database
 
 __all__ = ["BatchCollector", "LogCollector", "PoolCollector"]
@@ -70,6 +70,9 @@ class BatchCollector(Collector):
         rejections = CounterMetricFamily(
             "howdah_batch_rejections", "Requests that were rejected because the queue was full", labels=labels
         )
+        timeouts = CounterMetricFamily(
+            "howdah_batch_timeouts", "Requests that had no result within submit_timeout", labels=labels
+        )
         sizes = HistogramMetricFamily("howdah_batch_size", "Items per batch", labels=labels)
         waits = HistogramMetricFamily(
             "howdah_batch_wait_seconds", "Time that requests waited for a batch", labels=labels
@@ -79,9 +82,10 @@ class BatchCollector(Collector):
             waiters.add_metric([queue], status.waiting)
             running.add_metric([queue], status.running)
             rejections.add_metric([queue], status.rejected)
+            timeouts.add_metric([queue], status.expired)
             sizes.add_metric([queue], _to_buckets(_SIZES, status.batch_size_histogram), status.items)
             waits.add_metric([queue], _to_buckets(_SECONDS, status.wait_histogram), status.wait_seconds_sum)
-        yield from (waiters, running, rejections, sizes, waits)
+        yield from (waiters, running, rejections, timeouts, sizes, waits)
 
 
 class LogCollector(Collector):

@@ -10,6 +10,7 @@ async with UserView.open(database) as users:  # as long as the application runs
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial
@@ -23,6 +24,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.util import unwrap_order_by
 from typing_extensions import TypeVar
 
+from howdah._batch_figures import CoalescerStatus
 from howdah._connections.prepared import PreparedSelect
 from howdah._keys import (
     collect_keys,
@@ -41,7 +43,7 @@ from howdah._reads.viewers import ViewerAttributes, ViewerColumns
 from howdah._scoped_coalescing import Scope, ScopedCoalescers
 from howdah._sqlalchemy import has_distinct, order_by_of
 from howdah._writes.columns import get_version_name
-from howdah.coalescing import Coalescer, CoalescerStatus
+from howdah.coalescing import Coalescer
 from howdah.database import Database
 from howdah.errors import NotFound
 from howdah.pagination import get_entity, paginate_as, with_total_order
@@ -140,14 +142,30 @@ class JsonView(Generic[ModelT, ViewerT]):
         return body, renderer.get_row_filters(self.model)
 
     def open(
-        self, database: Database, *, workers: int = 2, max_batch_size: int = 100, max_waiting: int = 10_000
+        self,
+        database: Database,
+        *,
+        workers: int = 2,
+        max_batch_size: int = 100,
+        max_waiting: int = 10_000,
+        submit_timeout: float = 10.0,
+        close_timeout: float = 5.0,
     ) -> JsonViewReader[ModelT, ViewerT]:
         """A reader of the view for one database. The other arguments are those of its `Coalescer`.
 
         At most `workers` statements of `get` run at a time, each with at most `max_batch_size` keys. A call raises
-        `QueueFull` if `max_waiting` calls are waiting.
+        `QueueFull` if `max_waiting` calls are waiting, and `QueueTimeout` or `ResultTimeout` after `submit_timeout`
+        seconds.
         """
-        return JsonViewReader(self, database, workers=workers, max_batch_size=max_batch_size, max_waiting=max_waiting)
+        return JsonViewReader(
+            self,
+            database,
+            workers=workers,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=close_timeout,
+        )
 
 
 class JsonViewReader(Generic[ModelT, ViewerT]):
@@ -165,6 +183,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         workers: int,
         max_batch_size: int,
         max_waiting: int,
+        submit_timeout: float,
+        close_timeout: float,
     ) -> None:
         self._view, self.model, self._database = view, view.model, database
         self._viewer = view._viewer
@@ -186,6 +206,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=close_timeout,
         )
         self._coalescer, self._scopes = create(partial(self._read, database)), ScopedCoalescers(create)
         self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
@@ -209,10 +231,12 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Finish the submitted calls of `get`. Later ones raise `CoalescerClosed`. Does nothing for a scoped reader."""
+        """Finish the submitted calls of `get`, at most for `close_timeout` seconds. Later ones raise `CoalescerClosed`.
+
+        Does nothing for a scoped reader.
+        """
         if self._scope is None:
-            await self._coalescer.aclose()
-            await self._scopes.aclose()
+            await asyncio.gather(self._coalescer.aclose(), self._scopes.aclose())
 
     def status(self) -> CoalescerStatus:
         """The status of the coalescer that batches the calls of `get`, other than those of scoped readers."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
+from typing import Any, Final
 
 from fastapi import FastAPI
 
-from howdah.fastapi import configure_app, describe_problems
+from howdah import JsonView
+from howdah.fastapi import Resource, configure_app, describe_problems
 from shop import migrations
+from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
 from shop.ledger.http.dependencies import ledger
@@ -17,12 +22,22 @@ from shop.ledger.maintenance import build_jobs
 from shop.orders import problems as order_problems
 from shop.orders.dependencies import order_reader, order_with_items_reader
 from shop.orders.routes import router as order_routes
+from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
 from shop.postgres import open_database
 from shop.settings import Settings
 from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
+from shop.user_orders.service import USER_WITH_ORDERS_VIEW
 from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
+from shop.users.service import USER_VIEW
+
+_READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
+    (user_reader, USER_VIEW),
+    (order_reader, ORDER_VIEW),
+    (order_with_items_reader, ORDER_WITH_ITEMS_VIEW),
+    (user_with_orders_reader, USER_WITH_ORDERS_VIEW),
+)
 
 _DESCRIPTION = """
 Users, orders, accounts and transfers. Amounts are integers in the currency's smallest unit; times are RFC 3339, in UTC.
@@ -41,11 +56,8 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         app,
         database=lambda: open_database(database_url, chosen),
         resources=[
-            user_reader,
-            order_reader,
-            order_with_items_reader,
-            user_with_orders_reader,
-            ledger,
+            *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
+            ledger.using(partial(Ledger, submit_timeout=chosen.submit_timeout)),
         ],
         jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
         readiness_checks=[migrations.find_schema_problem],

@@ -56,7 +56,7 @@ def explain(error: Exception) -> str:
     """
     from pydantic import ValidationError
 
-    from howdah import ConnectionLost, DatabaseError, LockTimeout, Unavailable
+    from howdah import ConnectionFailed, ConnectionLost, DatabaseError, LockTimeout, PoolExhausted, Unavailable
 
     match error:
         case ValidationError():
@@ -72,8 +72,10 @@ def explain(error: Exception) -> str:
             problem = (
                 f"the connection to the database is lost ({_driver_message(error)}): run the command again to finish"
             )
-        case Unavailable():
+        case ConnectionFailed() | PoolExhausted():
             problem = f"the database can't be reached: {_driver_message(error)}"
+        case Unavailable():
+            problem = f"the database can't do it now, and nothing of it was done: {_driver_message(error)}"
         case DatabaseError():
             problem = (
                 f"the database rejected a statement, and its transaction was rolled back: {_driver_message(error)}"

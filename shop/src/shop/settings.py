@@ -43,6 +43,11 @@ class Settings(BaseSettings):
     pool_timeout: float = Field(default=5.0, gt=0)
     statement_timeout: float | None = Field(default=30.0, gt=0)
     lock_timeout: float = Field(default=5.0, gt=0)
+    submit_timeout: float = Field(
+        default=10.0,
+        gt=0,
+        description="How long a request waits for the result of a batch: a transfer, or a row that is read",
+    )
     key_retention_days: float = Field(
         default=30.0, ge=1, description="The minimum time for which idempotency keys are kept"
     )

@@ -230,7 +230,7 @@ async def two_wait(ledger: Ledger) -> bool:
 async def test_cached_accounts_are_not_refused_as_unknown_during_conflicts(stored: Database) -> None:
     """Many batches with and without conflicts at the same time. All accounts exist."""
     accounts = await open_accounts(stored, *[10_000] * 12)
-    async with Ledger(stored, max_batch_size=3, workers=4) as ledger:
+    async with Ledger(stored, max_batch_size=3, workers=4, submit_timeout=60) as ledger:
 
         async def disturb() -> None:
             for _ in range(30):

@@ -266,4 +266,4 @@ async def test_a_payment_is_a_503_if_its_key_is_in_use_twice_in_a_row(
     monkeypatch.setattr(shop.orders.routes, "pay_order", raise_key_in_use)
     answer = await pay(client, order, buyer, till)
     assert_problem(answer, 503, "key-in-use")
-    assert answer.headers["Retry-After"] == "1"
+    assert answer.headers["Retry-After"] in {"1", "2", "3"}

@@ -57,6 +57,7 @@ from howdah.fastapi.problem import (
     ProblemException,
     error_response,
     problem_response,
+    retry_after,
 )
 from howdah.fastapi.resources import Resource
 from howdah.fastapi.scoped_sessions import session_from
@@ -143,6 +144,7 @@ __all__ = [
     "parse_line",
     "problem_response",
     "read_lines",
+    "retry_after",
     "session_dependency",
     "session_from",
     "single_header",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Final
 
@@ -18,6 +19,8 @@ from howdah.fastapi.ndjson import RejectedLine
 from howdah.fastapi.openapi import add_problem_descriptions
 from howdah.fastapi.problem import ProblemException, error_response, problem_response, to_problem_code
 from howdah.fastapi.websockets import WebSocketErrors
+
+_log = logging.getLogger("howdah.database")
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _MAX_SHOWN_ERRORS: Final = 20
@@ -68,6 +71,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _handle_howdah_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.HowdahError)
+    if isinstance(error, errors.OutOfResources | errors.SystemFailure):
+        _log.error("the database server needs an operator: %s", error.args[0])  # the response doesn't say why
     return error_response(error)
 
 

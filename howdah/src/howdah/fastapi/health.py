@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final, TypeAlias
@@ -13,13 +14,18 @@ from pydantic import BaseModel
 from howdah.database import Database
 from howdah.errors import ReadOnly, Unavailable
 from howdah.fastapi.openapi import describe_problems
-from howdah.fastapi.problem import RETRY_AFTER_SECONDS, problem_response
+from howdah.fastapi.problem import problem_response
 from howdah.fastapi.resources import find_opened
 from howdah.fastapi.sessions import database_from_state
 from howdah.serving import is_draining
 
 ReadinessCheck: TypeAlias = Callable[[Database], Awaitable[str | None]]
-"""Gets the application's `Database`. Returns why the service isn't ready, or None. May raise `Unavailable`."""
+"""Gets the application's `Database`. Returns why the service isn't ready, or None.
+
+If it raises an error, the service isn't ready. An error other than `Unavailable` is logged with its traceback.
+"""
+
+_log = logging.getLogger("howdah.readiness")
 
 # The limit of all checks together. It is shorter than `statement_timeout`. Most probes have a shorter timeout.
 _MAX_SECONDS: Final = 10.0
@@ -61,12 +67,13 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
                         return _build_not_ready_response(reason)
         except (Unavailable, ReadOnly, TimeoutError) as error:
             return _build_not_ready_response(type(error).__name__)
+        except Exception as error:  # a probe must get its answer: a 500 would say nothing about the database
+            _log.exception("a readiness check failed")
+            return _build_not_ready_response(type(error).__name__)
         return Health(status="ready")
 
     return router
 
 
 def _build_not_ready_response(reason: str) -> Response:
-    return problem_response(
-        HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=reason, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}
-    )
+    return problem_response(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", detail=reason)

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.coalescing import CoalescerStatus
+from howdah._batch_figures import CoalescerStatus
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.jobs import JobRunner
 from howdah.fastapi.resources import Opened, find_opened

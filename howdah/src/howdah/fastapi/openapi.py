@@ -56,7 +56,7 @@ def describe_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
             "description": HTTPStatus(status).phrase,
             "content": {PROBLEM_JSON: {"schema": get_schema_ref(Problem)}},
         }
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
             responses[int(status)]["headers"] = {"Retry-After": _RETRY_AFTER}
     return responses
 

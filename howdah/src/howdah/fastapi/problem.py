@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -31,8 +32,6 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.PolicyViolation: HTTPStatus.FORBIDDEN,
     errors.InvalidValue: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.TransactionConflict: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.LockTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
-    errors.StatementTimeout: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.IdempotencyKeyInUse: HTTPStatus.CONFLICT,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -41,6 +40,9 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
 
 # `Retry-After` is in whole seconds, so this is the shortest wait.
 RETRY_AFTER_SECONDS: Final = 1
+# Clients that were rejected at the same moment come back within these seconds, and not all at once.
+_LONGEST_RETRY_AFTER_SECONDS: Final = 3
+_HAS_RETRY_AFTER: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 
 NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 NO_STORE: Final = (b"cache-control", b"no-store")
@@ -110,7 +112,10 @@ def problem_response(
     """A problem details response with the type `urn:howdah:problem:<code>`; `members` extend it.
 
     A `detail` of more than 500 characters is shortened, because it may have a text of the client.
+    A 503 and a 429 have the header `Retry-After`: that of `headers`, otherwise the one of `retry_after`.
     """
+    if status in _HAS_RETRY_AFTER and not any(name.lower() == "retry-after" for name in headers or ()):
+        headers = {**(headers or {}), "Retry-After": retry_after()}
     body = {
         "type": f"urn:howdah:problem:{code}",
         "title": title or HTTPStatus(status).phrase,
@@ -126,6 +131,14 @@ def problem_response(
     return response
 
 
+def retry_after() -> str:
+    """A value for the header `Retry-After`: 1, 2 or 3 seconds, at random.
+
+    With a fixed value all clients of an overloaded service would come back in the same second.
+    """
+    return str(random.randint(RETRY_AFTER_SECONDS, _LONGEST_RETRY_AFTER_SECONDS))  # noqa: S311  # not a secret
+
+
 def error_response(error: errors.HowdahError, **members: Any) -> Response:
     """The problem details for this error, with its status in `HTTP_STATUS_BY_ERROR`.
 
@@ -136,12 +149,11 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
     status = next((HTTP_STATUS_BY_ERROR[cls] for cls in type(error).__mro__ if cls in HTTP_STATUS_BY_ERROR), None)
     if status is None:
         raise error
-    is_temporary = status == HTTPStatus.SERVICE_UNAVAILABLE or isinstance(error, errors.IdempotencyKeyInUse)
     return problem_response(
         status,
         to_problem_code(type(error).__name__),
         detail=_describe_for_client(error),
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)} if is_temporary else None,
+        headers={"Retry-After": retry_after()} if isinstance(error, errors.IdempotencyKeyInUse) else None,
         **_get_members(error),
         **members,
     )

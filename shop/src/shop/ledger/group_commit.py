@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from howdah import Coalescer, CoalescerStatus, ConnectionLost, Database, DatabaseClock, LockTimeout, run_transaction
+from howdah import (
+    BatchAbandoned,
+    Coalescer,
+    CoalescerStatus,
+    ConnectionLost,
+    Database,
+    DatabaseClock,
+    HowdahError,
+    LockTimeout,
+    QueueTimeout,
+    run_transaction,
+)
+from shop.ledger.account_cache import AccountCache
 from shop.ledger.posting import PostingContext
 from shop.ledger.repository import AccountsAt, read_accounts
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
@@ -26,14 +38,12 @@ from shop.ledger.service import (
 )
 from shop.ledger.snapshots import PostingAccount
 from shop.ledger.validation import check_request, validate_requests
-from shop.ledger.writing import KeyInUse, expected_values, values_to_write, write_if_unchanged
+from shop.ledger.writing import KeyInUse, KeyLocked, expected_values, values_to_write, write_if_unchanged
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
-# Limits the memory of the cache.
-_MAX_CACHED_ACCOUNTS: Final = 100_000
-# After a conflict `_backoff - 1` batches use locks. So this maximum means 63 batches.
-_MAX_BACKOFF: Final = 64
+# `aclose` has waited for the blocked queue before it closes the queue.
+_BLOCKED_CLOSE_SECONDS: Final = 1.0
 # Refusals that a held amount can cause. They may be wrong if the cached amount includes an expired hold.
 _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
 
@@ -59,19 +69,37 @@ class Ledger:
     If the connection breaks during a commit, the idempotency keys are looked up, and the requests that were not
     committed are posted. Requests without keys raise the error.
 
-    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those in the queue.
-    Raises `QueueFull` if more than `max_waiting` tasks wait.
+    Each call has an answer within `submit_timeout` seconds. Then it raises `QueueTimeout` if nothing was posted, and
+    `ResultTimeout` if the transfer may have been posted, or may be posted later. The same request with the same key is
+    posted once, so it can be submitted again after any of these errors.
+
+    If another transaction uses the same key and doesn't end, only the requests with this key wait. Nobody else waits
+    for longer than the search for them takes: 0.2 s for each halving of the batch.
+
+    Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those in the queue,
+    at most for `close_timeout` seconds. Raises `QueueFull` if more than `max_waiting` tasks wait.
     """
 
     def __init__(
-        self, database: Database, *, workers: int = 2, max_batch_size: int = 500, max_waiting: int = 10_000
+        self,
+        database: Database,
+        *,
+        workers: int = 2,
+        max_batch_size: int = 500,
+        max_waiting: int = 10_000,
+        submit_timeout: float = 10.0,
+        close_timeout: float = 5.0,
     ) -> None:
         self.database: Final = database
+        self._submit_timeout = submit_timeout
+        self._close_timeout = close_timeout
         self._coalescer: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
             self._post_batch,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=close_timeout,
             bisect_on_error=True,
             split_between_workers=True,
         )
@@ -80,11 +108,13 @@ class Ledger:
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=min(close_timeout, _BLOCKED_CLOSE_SECONDS),
             bisect_on_error=True,
         )
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
-        self._account_cache = _AccountCache()
+        self._account_cache = AccountCache()
         self._clock = DatabaseClock()
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
@@ -96,9 +126,12 @@ class Ledger:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Accept no more requests, and finish those in the queues."""
+        """Accept no more requests, and finish those in the queues, at most for `close_timeout` seconds."""
+        until = asyncio.get_running_loop().time() + self._close_timeout
         await self._coalescer.aclose()
-        await self._has_no_submits.wait()  # a request may be between the two queues
+        with suppress(TimeoutError):  # then the second queue fails what is left
+            async with asyncio.timeout_at(until):
+                await self._has_no_submits.wait()  # a request may be between the two queues
         await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
@@ -124,21 +157,48 @@ class Ledger:
         item = validate_requests(requests)
         if not item:
             return []
-        async with self._bulk_slots:  # so that long lists don't delay single requests
-            return await self._submit(item)
+        deadline = self._start_deadline()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._bulk_slots.acquire()  # so that long lists don't delay single requests
+        except TimeoutError:
+            raise QueueTimeout(
+                f"the requests were not sent: other lists were posted for {self._submit_timeout:g} s"
+            ) from None
+        try:
+            return await self._submit(item, deadline)
+        finally:
+            self._bulk_slots.release()
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
         """Void the expired holds of these accounts, and return their number. Accounts that another transaction has
-        locked are skipped."""
-        async with self._write_lock:
-            return await self._commit(lambda session: void_expired_skip_locked(session, account_ids))
+        locked are skipped. Raises `BatchAbandoned` after `submit_timeout`, so that the write lock is released."""
+        try:
+            async with asyncio.timeout(self._submit_timeout), self._write_lock:
+                return await self._commit(lambda session: void_expired_skip_locked(session, account_ids))
+        except TimeoutError as error:
+            if isinstance(error, HowdahError):
+                raise
+            raise BatchAbandoned(
+                f"no answer after {self._submit_timeout:g} s; the holds may have been voided"
+            ) from error
 
-    async def _submit(self, item: _Item) -> list[TransferResult]:
+    def _start_deadline(self) -> float:
+        """The end of a wait that begins now, as a time of the event loop."""
+        return asyncio.get_running_loop().time() + self._submit_timeout
+
+    async def _submit(self, item: _Item, deadline: float | None = None) -> list[TransferResult]:
+        """The results, or an error, until this time of the event loop."""
+        loop = asyncio.get_running_loop()
+        timeout = None if deadline is None else deadline - loop.time()
+        deadline = self._start_deadline() if deadline is None else deadline
         self._active_submits += 1
         self._has_no_submits.clear()
         try:
-            results = await self._coalescer.submit(item)
-            return await self._blocked_queue.submit(item) if isinstance(results, Blocked) else results
+            results = await self._coalescer.submit(item, timeout=timeout)
+            if not isinstance(results, Blocked):
+                return results
+            return await self._blocked_queue.submit(item, timeout=deadline - loop.time())
         finally:
             self._active_submits -= 1
             if not self._active_submits:
@@ -172,10 +232,16 @@ class Ledger:
         return _replace_blocked(answers, waited)
 
     async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post the items whose accounts no other transaction has locked. The result of the other items is `BLOCKED`."""
+        """Post the items whose accounts and keys no other transaction has locked. The result of the other items is
+        `BLOCKED`."""
         try:
             async with self._write_lock:  # otherwise two batches of this process could block each other
                 return await self._commit(lambda session: post_skip_locked(session, items))
+        except KeyLocked:  # PostgreSQL doesn't say which key, so it is searched
+            if len(items) == 1:
+                return [BLOCKED]
+            half = len(items) // 2
+            return [*await self._post_unblocked(items[:half]), *await self._post_unblocked(items[half:])]
         except ConnectionLost as lost:
             return await self._recover(items, lost)
 
@@ -253,7 +319,7 @@ class Ledger:
             return False
         try:
             is_written, at = await write_if_unchanged(connection, decision.values)
-        except KeyInUse:
+        except (KeyInUse, KeyLocked):
             is_written = False
         else:
             if not is_written:  # the estimated time may have been wrong
@@ -288,57 +354,6 @@ class _Decision(NamedTuple):
     results: list[TransferResult]
     values: dict[str, Any]
     epoch: int
-
-
-@dataclass(slots=True)
-class _AccountCache:
-    """The states of accounts after all decisions of this process, including decisions that are not written yet.
-
-    `epoch` counts invalidations. A decision of an earlier epoch must not be written.
-    """
-
-    accounts: dict[UUID, PostingAccount] = field(default_factory=dict)
-    epoch: int = 0
-    _backoff: int = 1
-    _locked_batches_left: int = 0
-
-    def take_optimistic_slot(self) -> bool:
-        """Whether the next batch may be posted optimistically. Call this once for each batch, because it also counts
-        the batches that use locks after a conflict."""
-        if self._locked_batches_left == 0:
-            return True
-        self._locked_batches_left -= 1
-        return False
-
-    def find(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-        """The accounts with these ids that are in the cache."""
-        return {id_: account for id_ in ids if (account := self.accounts.get(id_)) is not None}
-
-    def add(self, accounts: Mapping[UUID, PostingAccount]) -> None:
-        """Add accounts that were read without locks."""
-        if len(self.accounts) > _MAX_CACHED_ACCOUNTS:
-            self.invalidate()
-        for id_, account in accounts.items():
-            # another batch may have added and changed it in the meantime
-            self.accounts.setdefault(id_, account)
-
-    def replace(self, accounts: Mapping[UUID, PostingAccount]) -> None:
-        """Set the accounts to the states after a decision."""
-        self.accounts.update(accounts)
-
-    def record_success(self) -> None:
-        self._backoff = 1
-
-    def record_conflict(self) -> None:
-        """Invalidate the cache, and use locks for the next batches: 1, 3, 7 … 63 after consecutive conflicts."""
-        self.invalidate()
-        self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
-        self._locked_batches_left = self._backoff - 1
-
-    def invalidate(self) -> None:
-        """Remove all accounts. Decisions that were made on them are not written any more."""
-        self.accounts.clear()
-        self.epoch += 1
 
 
 def _may_be_refused_by_expired_hold(

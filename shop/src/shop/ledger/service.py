@@ -71,12 +71,13 @@ async def post_skip_locked(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
 ) -> tuple[list[list[TransferResult] | Blocked], AccountsAt]:
     """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
-    another transaction has locked one of its accounts."""
+    another transaction has locked one of its accounts. Raises `KeyLocked` if another transaction uses a key."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
     locked, blocked_ids = await TransferRepository(session).lock_accounts_skip_locked(ids)
     free = [n for n, each in enumerate(lists) if not blocked_ids or blocked_ids.isdisjoint(collect_account_ids(each))]
     free_lists = [lists[n] for n in free]
-    posted = await _post(session, locked, [request for requests in free_lists for request in requests])
+    requests = [request for each in free_lists for request in each]
+    posted = await _post(session, locked, requests, waits_for_keys=False)
     results: list[list[TransferResult] | Blocked] = [BLOCKED] * len(lists)
     for n, group in zip(free, group_results(free_lists, posted), strict=True):
         results[n] = group
@@ -111,7 +112,9 @@ async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
     return voided
 
 
-async def _post(session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest]) -> list[TransferResult]:
+async def _post(
+    session: AsyncSession, locked: AccountsAt, requests: Sequence[TransferRequest], *, waits_for_keys: bool = True
+) -> list[TransferResult]:
     """Decide the requests on the locked accounts, and write the decision."""
     await _void_expired(session, locked)  # first, because an expired hold must not cause a refusal
     repository = TransferRepository(session)
@@ -132,7 +135,7 @@ async def _post(session: AsyncSession, locked: AccountsAt, requests: Sequence[Tr
     )
     results = context.decide(requests)
     if not context.is_empty:
-        await write(session, context)
+        await write(session, context, waits_for_keys=waits_for_keys)
     return results
 
 

@@ -5,6 +5,7 @@ PostgreSQL creates the entries and the balances from the new transfers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,7 +18,7 @@ from sqlalchemy.orm import attributes
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
-from howdah import Base, UniqueViolation
+from howdah import Base, LockTimeout, UniqueViolation
 from shop.ledger.models import Account, AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.posting import PostingContext
 from shop.ledger.requests import TransferRecord, TransferResult
@@ -28,6 +29,10 @@ class KeyInUse(Exception):
     """Another transaction has used one of the idempotency keys. Roll back this transaction, and repeat it."""
 
 
+class KeyLocked(Exception):
+    """Another transaction has written one of the idempotency keys and hasn't ended. Nothing was written."""
+
+
 class WriteResult(NamedTuple):
     """Whether the statement wrote the decision, and the time by the database's clock."""
 
@@ -35,16 +40,21 @@ class WriteResult(NamedTuple):
     at: datetime
 
 
-async def write(session: AsyncSession, context: PostingContext) -> None:
+async def write(session: AsyncSession, context: PostingContext, *, waits_for_keys: bool = True) -> None:
     """Write what was decided under locks.
 
-    Raises `KeyInUse` if another transaction has used one of the keys without locking the same accounts.
+    Raises `KeyInUse` if another transaction has used one of the keys without locking the same accounts. If that
+    transaction hasn't ended, the statement waits for it, or raises `KeyLocked` if `waits_for_keys` is False.
     """
     if settled := context.settled_holds():  # first, because a new transfer may need the released amounts
         values = {"settled": [hold.id for hold in settled], "states": [hold.state.value for hold in settled]}
         await _write_holds(session, context, settled, _SETTLE_HOLDS, values)
-    with _raise_key_in_use():
-        await session.execute(WRITE, values_to_write(context))
+    if waits_for_keys:
+        with _raise_key_in_use():
+            await session.execute(WRITE, values_to_write(context))
+    else:
+        with _raise_key_in_use(), _raise_key_locked():
+            await session.execute(WRITE_WITHOUT_WAIT, values_to_write(context))
     if context.holds:  # last, because a new hold may reserve amounts of the new transfers
         await _write_holds(session, context, context.holds, _INSERT_HOLDS, _hold_values(context.holds))
     for account in context.changed_accounts():
@@ -89,9 +99,9 @@ async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, A
     - no other transaction has locked one of them,
     - the time of the decision is at most ten seconds behind the database's clock, and not ahead of it.
 
-    Raises `KeyInUse`.
+    Raises `KeyInUse` and `KeyLocked`.
     """
-    with _raise_key_in_use():
+    with _raise_key_in_use(), _raise_key_locked():
         row = (await connection.execute(WRITE_IF_UNCHANGED, values)).one()
     return WriteResult(is_written=row.is_written, at=row.at)
 
@@ -124,6 +134,21 @@ def _raise_key_in_use() -> Iterator[None]:
         if error.constraint != "pk_idempotency_keys":
             raise
         raise KeyInUse from error
+
+
+@contextmanager
+def _raise_key_locked() -> Iterator[None]:
+    """Raise `KeyLocked` instead of the `LockTimeout` of `_LIMIT_OF_KEY_WAIT`.
+
+    A lock of a whole table ends with `LockTimeout`, too, but only after the longer `lock_timeout` of the session.
+    """
+    started = time.monotonic()
+    try:
+        yield
+    except LockTimeout as error:
+        if time.monotonic() - started > _MAX_KEY_WAIT_SECONDS:
+            raise
+        raise KeyLocked from error
 
 
 class _ArrayParameters:
@@ -244,23 +269,38 @@ _KEY_STORED_AS: Final = {
 
 # Nothing is written unless the accounts are unchanged and the decision's time is close to the database's clock. Locked
 # accounts are skipped: waiting for their transaction could deadlock, or take long.
+# A transaction waits for another one that has inserted the same key. The caller holds the write lock of its process, so
+# all transfers would wait. This shortens the wait of the statement (and of the rest of its transaction) to 0.2 s. After
+# it, the request waits with the session's `lock_timeout` and without the write lock, whatever has caused the wait.
+_LIMIT_OF_KEY_WAIT: Final = "set_config('lock_timeout', '200', true) IS NOT NULL"
+# A `LockTimeout` after this time isn't caused by `_LIMIT_OF_KEY_WAIT`.
+_MAX_KEY_WAIT_SECONDS: Final = 1.5
+
 _COMPARISON: Final = f"""
         locked AS MATERIALIZED (
             SELECT id, entry_count, revision FROM {Account.__tablename__}
             WHERE id = ANY (:a_id) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
         ), comparison AS MATERIALIZED (
             SELECT count(*) = cardinality(:a_id)
-                AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp() AS is_unchanged
+                AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp()
+                AND {_LIMIT_OF_KEY_WAIT} AS is_unchanged
             FROM locked JOIN {_EXPECTED.unnest("expected")} ON locked.id = expected.id
                 AND locked.entry_count = expected.entry_count AND locked.revision = coalesce(expected.revision, 0)
         ),"""  # noqa: S608  # built from constants
 
 
-def _write_statement(*, if_unchanged: bool) -> Any:
+def _write_statement(*, if_unchanged: bool, waits_for_keys: bool = False) -> Any:
     """The statement that writes transfers and keys. A trigger creates the entries and balances."""
-    condition = "(SELECT is_unchanged FROM comparison)" if if_unchanged else "true"
+    condition, first = "true", ""
+    if if_unchanged:
+        condition, first = "(SELECT is_unchanged FROM comparison)", _COMPARISON
+    elif not waits_for_keys:
+        condition, first = (
+            "(SELECT is_limited FROM wait)",
+            f"wait AS MATERIALIZED (SELECT {_LIMIT_OF_KEY_WAIT} AS is_limited),",
+        )
     statement = text(f"""
-        WITH {_COMPARISON if if_unchanged else ""} new_transfers AS (
+        WITH {first} new_transfers AS (
             INSERT INTO {Transfer.__tablename__} ({", ".join(TRANSFER_PARAMETERS.columns)})
             SELECT {", ".join(_STORED_AS.get(name, name) for name in TRANSFER_PARAMETERS.columns)}
             FROM {TRANSFER_PARAMETERS.unnest("input")} WHERE {condition}
@@ -280,7 +320,8 @@ def _write_statement(*, if_unchanged: bool) -> Any:
     return statement.columns(is_written=Boolean(), at=DateTime(timezone=True))
 
 
-WRITE: Final = _write_statement(if_unchanged=False)
+WRITE: Final = _write_statement(if_unchanged=False, waits_for_keys=True)
+WRITE_WITHOUT_WAIT: Final = _write_statement(if_unchanged=False)
 WRITE_IF_UNCHANGED: Final = _write_statement(if_unchanged=True)
 
 

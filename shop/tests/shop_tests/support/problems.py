@@ -16,7 +16,7 @@ def assert_problem(response: httpx.Response, status: int, code: str, **members: 
     assert body["status"] == status
     assert body["title"]
     assert {name: body.get(name) for name in members} == members
-    assert ("retry-after" in response.headers) == (status == 503)
+    assert ("retry-after" in response.headers) == (status in {429, 503})
     assert not any(
         word in response.text for word in ("INSERT", "SELECT", "UPDATE", "asyncpg", "sqlalchemy", "Traceback")
     )

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 
-from howdah.fastapi import RETRY_AFTER_SECONDS, problem_response
+from howdah.fastapi import problem_response
 from shop.ledger.accounts import AccountUnchangeable
 from shop.ledger.requests import Refusal, TransferRefused
 from shop.ledger.writing import KeyInUse
@@ -58,7 +58,6 @@ def add_problem_handlers(app: FastAPI) -> None:
             HTTPStatus.SERVICE_UNAVAILABLE,
             "key-in-use",
             detail="other requests are using the idempotency key: send the request again",
-            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
         )
 
     @app.exception_handler(AccountUnchangeable)
