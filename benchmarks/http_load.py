@@ -109,6 +109,10 @@ class HttpServer:
         self._warm: set[tuple[str, int]] = set()
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
@@ -184,15 +188,21 @@ class HttpServer:
                 raise ContenderFailed(f"GET {path}: {status_line or 'no answer'}")
             return body
 
-    async def measure_load(self, prefix: str, connections: int, *, is_post: bool = False) -> Measured:
+    async def measure_load(
+        self, prefix: str, connections: int, *, is_post: bool = False, waits_until_idle: bool = True
+    ) -> Measured:
         """Send requests over this many connections for the length of the window: GET requests to `prefix` plus a random
         id, or POST requests to `prefix` with a transfer between two random ids.
 
-        Raises `ContenderFailed` if a request failed, or if there was no response.
+        Without `waits_until_idle` other clients may use the server. Raises `ContenderFailed` if a request failed, or if
+        there was no response.
         """
         async with self.replaced_on_failure():
             try:
-                await self._warm_up(prefix, connections, is_post=is_post)
+                if waits_until_idle:
+                    await self._warm_up(prefix, connections, is_post=is_post)
+                else:
+                    await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
                 summary = await self._run_wrk(prefix, connections, self._window_seconds, is_post=is_post)
                 if summary["status"]:
                     again = await self._run_wrk(prefix, connections, 1, is_post=is_post, counts_statuses=True)
