@@ -97,7 +97,7 @@ class HttpServer:
     def __init__(self, *command: str, url: str, ids: Sequence[Any], window_seconds: int = WINDOW_SECONDS) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self._port: int = free.getsockname()[1]
         self._url = url
         self._command = [each.format(url=url, port=self._port) for each in command]
         self._window_seconds = window_seconds

@@ -35,9 +35,9 @@ class SlowClients(Comparison):
     name = "slow-clients"
     description = (
         f"`GET /users/{{{{id}}}}` of `shop serve` over {_CONNECTIONS} connections, alone and with {_SLOW_CLIENTS} slow "
-        f"clients: uploads to `/users/bulk` that stall after {_STALLED_AFTER_LINES:,} lines, exports of {{size}} orders "
-        f"read at {_EXPORT_BYTES_PER_SECOND // 1000} kB/s, and {_PIPELINED_LISTS} pipelined lists that are never read. "
-        "A slow client connects again when the service has disconnected it"
+        f"clients: uploads to `/users/bulk` that stall after {_STALLED_AFTER_LINES:,} lines, exports of {{size}} "
+        f"orders read at {_EXPORT_BYTES_PER_SECOND // 1000} kB/s, and {_PIPELINED_LISTS} pipelined lists that are "
+        "never read. A slow client connects again when the service has disconnected it"
     )
     unit = "requests"
     size = 20_000
@@ -151,7 +151,9 @@ async def _connect_for_ever(port: int, use: Callable[[socket.socket], Awaitable[
 async def _stall_upload(connection: socket.socket) -> None:
     """Send the beginning of a body, and then nothing until the service closes the connection."""
     loop, name = asyncio.get_running_loop(), id(connection)
-    head = "POST /users/bulk HTTP/1.1\r\nHost: shop\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000000\r\n"
+    head = (
+        "POST /users/bulk HTTP/1.1\r\nHost: shop\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000000\r\n"
+    )
     await loop.sock_sendall(connection, f"{head}\r\n".encode())
     for number in range(_STALLED_AFTER_LINES):
         row = {"email": f"slow-{name}-{number}@example.com", "name": "Slow"}
@@ -176,4 +178,4 @@ async def _ignore_lists(connection: socket.socket) -> None:
 async def _read(connection: socket.socket, *, bytes_per_second: int) -> None:
     """Read until the service closes the connection."""
     while await asyncio.get_running_loop().sock_recv(connection, bytes_per_second):
-        await asyncio.sleep(1)
+        await asyncio.sleep(1)  # the pace of the client

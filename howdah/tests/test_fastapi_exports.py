@@ -21,7 +21,14 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from starlette.types import Receive, Scope, Send
 
 from howdah import AsyncRepository, Database, JsonView
-from howdah.fastapi import ExportFormat, ReadDbSession, describe_export, export_response, ndjson_response
+from howdah.fastapi import (
+    ExportFormat,
+    ReadDbSession,
+    SendLimits,
+    describe_export,
+    export_response,
+    ndjson_response,
+)
 from howdah_tests.support.fastapi_apps import asgi_client, create_app, create_bare_app, http_client
 from howdah_tests.support.sample_models import Order, Status, User
 from howdah_tests.support.sample_rows import user_rows
@@ -171,8 +178,8 @@ async def test_an_export_that_ends_early_releases_its_connection_and_is_incomple
     real_database: Database, ending: str
 ) -> None:
     """Control: a client that reads gets all rows."""
-    timeout = 0.3 if ending == "slow" else 60
-    app = add_export(create_app(real_database), select_numbers(MANY), send_timeout=timeout)
+    limits = SendLimits(window_seconds=0.3 if ending == "slow" else 60)
+    app = add_export(create_app(real_database), select_numbers(MANY), limits=limits)
     async with (
         http_client(app) as client,
         slow_client_of(client) as slow,

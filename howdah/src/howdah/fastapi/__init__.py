@@ -14,7 +14,15 @@ from __future__ import annotations
 
 from howdah.fastapi.application import configure_app
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
-from howdah.fastapi.exports import CSV, NDJSON, ExportFormat, describe_export, export_response, ndjson_response
+from howdah.fastapi.exports import (
+    CSV,
+    NDJSON,
+    ExportFormat,
+    describe_export,
+    export_response,
+    ndjson_response,
+    unescape_formula,
+)
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
@@ -69,6 +77,7 @@ from howdah.fastapi.sessions import (
     get_read_db,
     session_dependency,
 )
+from howdah.fastapi.stream_limits import BodyLimits, BodyTooLarge, BodyTooSlow, SendLimits, TooManyStreams
 from howdah.fastapi.view_responses import json_response, list_response, page_response
 
 __all__ = [
@@ -79,7 +88,10 @@ __all__ = [
     "NOT_MODIFIED",
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
+    "BodyLimits",
     "BodyRows",
+    "BodyTooLarge",
+    "BodyTooSlow",
     "CacheCondition",
     "DbSession",
     "DecimalDigits",
@@ -109,7 +121,9 @@ __all__ = [
     "RepeatedParameter",
     "RequiredIfMatch",
     "Resource",
+    "SendLimits",
     "StrictJSONRoute",
+    "TooManyStreams",
     "UnsupportedMediaType",
     "add_error_handlers",
     "answer_batches",
@@ -140,4 +154,5 @@ __all__ = [
     "session_dependency",
     "session_from",
     "single_header",
+    "unescape_formula",
 ]

@@ -29,7 +29,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from howdah.fastapi._spool import SpooledParts
 from howdah.fastapi.openapi import get_schema_ref
-from howdah.fastapi.sessions import keep_for_response
 from howdah.fastapi.stream_limits import ClientPace, SendLimits, StreamTicket, take_ticket
 from howdah.pagination import with_total_order
 
@@ -91,7 +90,6 @@ async def export_response(
         statement = with_total_order(statement).with_only_columns(*columns, maintain_column_froms=True)
     headers = _make_disposition(f"{name}.{export_format}")
     ticket = await take_ticket(db.get_bind().engine.pool)
-    keep_for_response(db)
     batches: AsyncIterator[Sequence[Sequence[Any]]] | None = None
     try:
         result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 from weakref import WeakSet, WeakValueDictionary
 
 from fastapi import Depends
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsMarker
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ORMExecuteState
 from starlette.requests import HTTPConnection
 
+from howdah._connections.sessions import is_streaming
 from howdah.database import Database
 from howdah.fastapi.resources import Resource, find_named_database
-
-# In the `info` of a session whose rows are the response.
-_IS_STREAMING: Final = "howdah.is_streaming"
 
 
 def database_from_state(connection: HTTPConnection) -> Database:
@@ -157,20 +153,9 @@ async def _open_committing_session(connection: HTTPConnection, database: Databas
 async def _release_before_response(connection: HTTPConnection, session: AsyncSession) -> AsyncIterator[AsyncSession]:
     """The session. At the end its connection is returned, unless it is the source of the response."""
     _reject_late_end(connection)
-    event.listen(session.sync_session, "do_orm_execute", _note_stream)
     yield session
-    if _IS_STREAMING not in session.info:
+    if not is_streaming(session):
         await session.reset()
-
-
-def keep_for_response(session: AsyncSession) -> None:
-    """Keep the connection of a `ReadDbSession` when its route returns. The caller calls `reset` on the session."""
-    session.info[_IS_STREAMING] = True
-
-
-def _note_stream(state: ORMExecuteState) -> None:
-    if state.execution_options.get("stream_results"):
-        state.session.info[_IS_STREAMING] = True
 
 
 _committing_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_db})
@@ -213,8 +198,8 @@ def _reject_late_end(connection: HTTPConnection) -> None:
             )
         if each.scope != "function" and any(each.call is reading for reading in _reading_dependencies):
             raise RuntimeError(
-                f"{connection.scope['path']}: the session would hold its connection while the response is sent: declare "
-                "it as ReadDbSession, or with Depends(..., scope='function')"
+                f"{connection.scope['path']}: the session would hold its connection until the response was sent: "
+                "declare it as ReadDbSession, or with Depends(..., scope='function')"
             )
         unchecked += each.dependencies
     _checked_routes[id(route)] = route
