@@ -177,5 +177,5 @@ async def _ignore_lists(connection: socket.socket) -> None:
 
 async def _read(connection: socket.socket, *, bytes_per_second: int) -> None:
     """Read until the service closes the connection."""
-    while await asyncio.get_running_loop().sock_recv(connection, bytes_per_second):
-        await asyncio.sleep(1)  # the pace of the client
+    while await asyncio.get_running_loop().sock_recv(connection, bytes_per_second):  # noqa: ASYNC110
+        await asyncio.sleep(1)

@@ -32,8 +32,6 @@ class SpoolFull(Exception):
 class Spool:
     """The queue. One task writes to it and one task reads from it."""
 
-    _stored_bytes = 0  # of all spools of the process
-
     def __init__(self) -> None:
         self._tail = bytearray()  # what was written last
         self._blocks: deque[_Block] = deque()  # what was written before that
@@ -92,16 +90,15 @@ class Spool:
             data = bytes(self._tail)
             if not data:  # the reader has taken it
                 return True
-            if Spool._stored_bytes + len(data) > MAX_STORED_BYTES:
+            if not _usage.reserve(len(data)):
                 return False
-            Spool._stored_bytes += len(data)  # before the thread runs, because another spool may store at this moment
             file = self._file
             try:
                 if file is None:
                     file = self._file = _File()
                 await asyncio.to_thread(file.write, data)
             except BaseException as error:
-                Spool._stored_bytes -= len(data)
+                _usage.release(len(data))
                 if isinstance(error, OSError):
                     return False
                 raise
@@ -130,7 +127,7 @@ class Spool:
         if file is self._file:
             self._file = None
         file.close()
-        Spool._stored_bytes -= file.size
+        _usage.release(file.size)
 
 
 class SpooledParts:
@@ -214,6 +211,33 @@ class _File:
     def close(self) -> None:
         with self._lock:
             self._file.close()
+
+
+class _Usage:
+    """The bytes in the files of all spools of the process, whose event loops may run in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.stored_bytes = 0
+
+    def reserve(self, size: int) -> bool:
+        with self._lock:
+            if self.stored_bytes + size > MAX_STORED_BYTES:
+                return False
+            self.stored_bytes += size
+            return True
+
+    def release(self, size: int) -> None:
+        with self._lock:
+            self.stored_bytes -= size
+
+
+_usage = _Usage()
+
+
+def stored_bytes() -> int:
+    """The bytes in the files of all spools of the process."""
+    return _usage.stored_bytes
 
 
 @dataclass(slots=True)

@@ -184,10 +184,13 @@ class PacedResponse(StreamingResponse):
         pace = ClientPace(self._limits)
 
         async def send_in_time(message: Message) -> None:
-            await pace.wait(send(message))
+            try:
+                await pace.wait(send(message))
+            except TimeoutError as error:
+                raise ClientDisconnect from error
             pace.count(len(message.get("body", b"")))
 
-        # Starlette raises this after a disconnect and after the timeout. Neither is an error of the service.
+        # Neither a client that has disconnected nor a slow one is an error of the service.
         with suppress(ClientDisconnect):
             await super().__call__(scope, receive, send_in_time)
 
