@@ -189,20 +189,20 @@ class HttpServer:
             return body
 
     async def measure_load(
-        self, prefix: str, connections: int, *, is_post: bool = False, waits_until_idle: bool = True
+        self, prefix: str, connections: int, *, is_post: bool = False, is_shared: bool = False
     ) -> Measured:
         """Send requests over this many connections for the length of the window: GET requests to `prefix` plus a random
         id, or POST requests to `prefix` with a transfer between two random ids.
 
-        Without `waits_until_idle` other clients may use the server. Raises `ContenderFailed` if a request failed, or if
+        With `is_shared` the server may be busy with other clients. Raises `ContenderFailed` if a request failed, or if
         there was no response.
         """
         async with self.replaced_on_failure():
             try:
-                if waits_until_idle:
-                    await self._warm_up(prefix, connections, is_post=is_post)
-                else:
+                if is_shared:
                     await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
+                else:
+                    await self._warm_up(prefix, connections, is_post=is_post)
                 summary = await self._run_wrk(prefix, connections, self._window_seconds, is_post=is_post)
                 if summary["status"]:
                     again = await self._run_wrk(prefix, connections, 1, is_post=is_post, counts_statuses=True)

@@ -10,6 +10,7 @@ import asyncio
 import os
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ FILE_BYTES: Final = 16_777_216
 """The size after which a further file is begun, so that the disk space of the first one can be freed."""
 MAX_STORED_BYTES: Final = 1_073_741_824
 """The most that all spools of the process store in files."""
+READ_AHEAD_BYTES_PER_SECOND: Final = 4_194_304
+"""The speed at which rows are read that no client waits for yet, of all responses of the process together.
+
+At full speed, one export uses all of the CPU time of an event loop and produces about 25 MB/s (`make bench
+ONLY=slow-clients`). So this leaves more than 0.8 of the time to other requests.
+"""
 
 
 class SpoolFull(Exception):
@@ -50,6 +57,16 @@ class Spool:
         while len(self._tail) >= MEMORY_BYTES and not await self._store_tail():
             if not waits:
                 raise SpoolFull
+            self._writable.clear()
+            await self._writable.wait()
+
+    def is_ahead(self) -> bool:
+        """Whether the reader has something in files still to read."""
+        return bool(self._blocks)
+
+    async def wait_until_read(self) -> None:
+        """Wait until the reader has read all files."""
+        while self._blocks:
             self._writable.clear()
             await self._writable.wait()
 
@@ -171,6 +188,8 @@ class SpooledParts:
             try:
                 async for part in self._parts:
                     await self._spool.write(part, waits=True)
+                    if self._spool.is_ahead():
+                        await _read_ahead.wait(self._spool, len(part))
             finally:
                 await self._close_parts()
         except Exception as raised:
@@ -184,6 +203,27 @@ class SpooledParts:
                 await close()
         finally:
             self._at_end()
+
+
+class _ReadAhead:
+    """Divides `READ_AHEAD_BYTES_PER_SECOND` between all responses of the process."""
+
+    def __init__(self) -> None:
+        self._allowed_at = 0.0  # when all bytes that were read ahead so far are allowed
+
+    async def wait(self, spool: Spool, size: int) -> None:
+        """Wait as long as the limit requires after so many bytes, or until the client needs the next ones."""
+        now = time.monotonic()
+        allowed_at = self._allowed_at = max(now, self._allowed_at) + size / READ_AHEAD_BYTES_PER_SECOND
+        try:
+            async with asyncio.timeout(allowed_at - now):
+                await spool.wait_until_read()
+        except TimeoutError:
+            return
+        self._allowed_at -= max(0.0, allowed_at - time.monotonic())
+
+
+_read_ahead = _ReadAhead()
 
 
 class _File:
