@@ -25,7 +25,7 @@ _STALLED_AFTER_LINES: Final = 1_001
 _EXPORT_BYTES_PER_SECOND: Final = 20_000
 _PIPELINED_LISTS: Final = 40
 _ACCOUNTS: Final = 1_000
-_RECEIVE_BUFFER_BYTES: Final = 65_536
+_RECEIVE_BUFFER_BYTES: Final = 2_048
 """Larger buffers of the kernel would hold a whole response, so the service would not notice the slow client."""
 _SETTLING_SECONDS: Final = 30
 """The first responses fill the buffers of the kernel. Until then these clients are as much work as fast ones."""
