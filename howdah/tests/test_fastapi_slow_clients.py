@@ -101,7 +101,7 @@ class Service:
         """Return when this many requests have reached the application."""
 
         async def is_started() -> bool:
-            return self.app.state.started >= count
+            return int(self.app.state.started) >= count
 
         await until(is_started)
 

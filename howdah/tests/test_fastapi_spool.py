@@ -126,4 +126,4 @@ async def test_a_ticket_that_is_lost_is_released() -> None:
 @pytest.mark.parametrize("name", ["max_bytes", "max_array_bytes", "min_bytes_per_second", "window_seconds"])
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        BodyLimits(**{name: 0})  # type: ignore[arg-type]
+        BodyLimits(**{name: 0})

@@ -42,6 +42,7 @@ _MAX_READ_BYTES: Final = MAX_LINE_BYTES + len(codecs.BOM_UTF8) + 1
 # Parsing blocks the event loop, so other tasks get a turn after this many lines. One of them may be the task that
 # processes the previous batch.
 _LINES_BETWEEN_PAUSES: Final = 50
+_LIMIT_STATUSES: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 # Blank lines make the number of a line differ from that of its row. Only the latest differences are kept, so that
 # memory use is constant. That is enough, because a bulk write reports a row that it has read recently.
 _MAX_SHIFTS: Final = 10_000
@@ -215,7 +216,7 @@ class BodyRows(Generic[ModelT]):
 def describe_rows_body(model: type[BaseModel], *, array: bool = True) -> dict[str, Any]:
     """The OpenAPI description of the body, for `openapi_extra` of a route: NDJSON, and with `array` a JSON array.
 
-    It includes the 415 for a body of another media type.
+    It includes the 415 for a body of another media type, the 408 for a slow client, and the 413 for a large body.
     """
     schema = get_schema_ref(model, "validation")
     content = {NDJSON: {"schema": schema}}
@@ -226,7 +227,10 @@ def describe_rows_body(model: type[BaseModel], *, array: bool = True) -> dict[st
     unsupported["headers"] = {"Accept-Post": {"description": "The accepted media types", "schema": {"type": "string"}}}
     return {
         "requestBody": {"required": True, "content": content},
-        "responses": {str(int(status)): unsupported},
+        "responses": {
+            **{str(int(each)): problem for each, problem in describe_problems(*_LIMIT_STATUSES).items()},
+            str(int(status)): unsupported,
+        },
     }
 
 
