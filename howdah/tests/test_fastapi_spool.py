@@ -78,6 +78,29 @@ async def test_a_reader_that_stops_ends_the_source_and_deletes_the_files(reads: 
     assert _spool.stored_bytes() == 0
 
 
+async def test_what_nobody_waits_for_is_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: a reader that keeps up gets everything at once."""
+    monkeypatch.setattr(_spool, "READ_AHEAD_BYTES_PER_SECOND", 1.0)
+    size, produced = MEMORY_BYTES, 0
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal produced
+        for _ in range(20):
+            produced += 1
+            yield bytes(size)
+
+    parts = SpooledParts(source(), at_end=lambda: None)
+    received = len(await anext(parts))
+    for _ in range(200):  # the reader does nothing for a while
+        await asyncio.sleep(0)
+    assert produced < 20
+    async with asyncio.timeout(5):
+        async for part in parts:
+            received += len(part)
+    await parts.aclose()
+    assert received == 20 * size
+
+
 async def test_what_was_read_before_an_error_is_received_first() -> None:
     async def source() -> AsyncIterator[bytes]:
         yield bytes(MEMORY_BYTES * 3)

@@ -130,8 +130,11 @@ def session_dependency(database: str | Callable[[HTTPConnection], Database], *, 
 def read_session_marker(open_session: Callable[..., AsyncIterator[AsyncSession]]) -> Any:
     """A marker as that of `ReadDbSession`, for the sessions of the dependency `open_session`."""
 
+    # A default and no annotation, because FastAPI can't resolve an annotation that names an argument.
+    opening: Any = DependsMarker(open_session, scope="request")
+
     async def get_read_session(
-        connection: HTTPConnection, opened: Annotated[AsyncSession, DependsMarker(open_session, scope="request")]
+        connection: HTTPConnection, opened: AsyncSession = opening
     ) -> AsyncIterator[AsyncSession]:
         async with _release_before_response(connection, opened) as session:
             yield session
