@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import make_url
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured
+from benchmarks.comparison import Comparison, Contender, ContenderFailed, Goal, Measured
 from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
 from benchmarks.postgres import connect_driver
 from benchmarks.processes import run_module
@@ -27,8 +28,11 @@ _PIPELINED_LISTS: Final = 40
 _ACCOUNTS: Final = 1_000
 _RECEIVE_BUFFER_BYTES: Final = 2_048
 """Larger buffers of the kernel would hold a whole response, so the service would not notice the slow client."""
-_SETTLING_SECONDS: Final = 30
-"""The first responses fill the buffers of the kernel. Until then these clients are as much work as fast ones."""
+_SETTLING_SECONDS: Final = 180
+"""The first responses fill the buffers of the kernel. Until then these clients are as much work as fast ones. So the
+measurement begins when ten requests in a row have been answered quickly, or after this time."""
+_QUICK_SECONDS: Final = 0.1
+_QUICK_ANSWERS: Final = 10
 _RECONNECT_SECONDS: Final = 1
 
 
@@ -44,6 +48,7 @@ class SlowClients(Comparison):
     size = 20_000
     quick_size = 5_000
     has_warm_up = False
+    max_seconds = 300.0
     _ALONE, _WITH_SLOW_CLIENTS = "no slow clients", f"{_SLOW_CLIENTS} slow clients"
     _USERS: Final = 2_000
 
@@ -116,16 +121,27 @@ class SlowClients(Comparison):
     async def _measure_with_slow_clients(self) -> Measured:
         try:
             async with self.server.replaced_on_failure(), _slow_clients(self.server.port):
-                await asyncio.sleep(_SETTLING_SECONDS)
+                await self._settle()
                 return await self.server.measure_load("/users/", _CONNECTIONS, is_shared=True)
         finally:
             await self.server.stop_process()
+
+    async def _settle(self) -> None:
+        """Wait until the service answers quickly."""
+        await asyncio.sleep(_RECONNECT_SECONDS)
+        deadline, quick = time.monotonic() + _SETTLING_SECONDS, 0
+        while quick < _QUICK_ANSWERS and time.monotonic() < deadline:
+            started = time.monotonic()
+            with suppress(ContenderFailed):
+                await self.server.get_body("/users/00000000-0000-7000-8000-000000000001")
+            quick = quick + 1 if time.monotonic() - started < _QUICK_SECONDS else 0
+            await asyncio.sleep(_QUICK_SECONDS)
 
 
 @asynccontextmanager
 async def _slow_clients(port: int) -> AsyncIterator[None]:
     """Slow clients of all kinds, until the end of the block."""
-    kinds = (_stall_upload, _read_export_slowly, _ignore_lists)
+    kinds = (_stall_upload, _read_export_slowly, _stall_upload, _read_export_slowly, _ignore_lists)
     tasks = [
         asyncio.create_task(_connect_for_ever(port, kinds[number % len(kinds)])) for number in range(_SLOW_CLIENTS)
     ]

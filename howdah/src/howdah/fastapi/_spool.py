@@ -24,11 +24,11 @@ FILE_BYTES: Final = 16_777_216
 """The size after which a further file is begun, so that the disk space of the first one can be freed."""
 MAX_STORED_BYTES: Final = 1_073_741_824
 """The most that all spools of the process store in files."""
-READ_AHEAD_BYTES_PER_SECOND: Final = 4_194_304
+READ_AHEAD_BYTES_PER_SECOND: Final = 2_097_152
 """The speed at which rows are read that no client waits for yet, of all responses of the process together.
 
 At full speed, one export uses all of the CPU time of an event loop and produces about 25 MB/s (`make bench
-ONLY=slow-clients`). So this leaves more than 0.8 of the time to other requests.
+ONLY=slow-clients`). So this leaves about 0.9 of the time to other requests.
 """
 
 
