@@ -242,12 +242,13 @@ def _make_csv_encoder(*, escapes_formulas: bool) -> Callable[[Iterable[Sequence[
     convert = _escape_formula if escapes_formulas else str
 
     def convert_field(value: Any) -> Any:
-        if _is_plain(type(value)):
+        kind: Any = type(value)
+        if _is_plain(kind):
             return value
         if isinstance(value, Enum):
             return convert_field(value.value)
         # Most texts begin with a letter or a digit. This test is several times as fast as the regular expression.
-        return value if type(value) is str and value[:1].isalnum() else convert(_to_csv_text(value))
+        return value if kind is str and value[:1].isalnum() else convert(_to_csv_text(value))
 
     def encode(rows: Iterable[Sequence[Any]]) -> bytes:
         lines = StringIO(newline="")
