@@ -25,6 +25,7 @@ from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
 from benchmarks.retail_import import RetailImport
 from benchmarks.runner import Options, run_comparisons
+from benchmarks.slow_clients import SlowClients
 from benchmarks.summary import Summary
 from benchmarks.terminal import Terminal
 from benchmarks.transfers import Transfers, TransfersOverHttp
@@ -46,6 +47,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Servers,
     Transfers,
     TransfersOverHttp,
+    SlowClients,
     Memory,
     RetailImport,
 )

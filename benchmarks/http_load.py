@@ -97,7 +97,7 @@ class HttpServer:
     def __init__(self, *command: str, url: str, ids: Sequence[Any], window_seconds: int = WINDOW_SECONDS) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+            self._port: int = free.getsockname()[1]
         self._url = url
         self._command = [each.format(url=url, port=self._port) for each in command]
         self._window_seconds = window_seconds
@@ -107,6 +107,10 @@ class HttpServer:
         self._script.write_text(_SCRIPT)
         self._process: asyncio.subprocess.Process | None = None
         self._warm: set[tuple[str, int]] = set()
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     @property
     def address(self) -> str:
@@ -189,15 +193,21 @@ class HttpServer:
                 raise ContenderFailed(f"GET {path}: {status_line or 'no answer'}")
             return body
 
-    async def measure_load(self, prefix: str, connections: int, *, is_post: bool = False) -> Measured:
+    async def measure_load(
+        self, prefix: str, connections: int, *, is_post: bool = False, is_shared: bool = False
+    ) -> Measured:
         """Send requests over this many connections for the length of the window: GET requests to `prefix` plus a random
         id, or POST requests to `prefix` with a transfer between two random ids.
 
-        Raises `ContenderFailed` if a request failed, or if there was no response.
+        With `is_shared` the server may be busy with other clients. Raises `ContenderFailed` if a request failed, or if
+        there was no response.
         """
         async with self.replaced_on_failure():
             try:
-                await self._warm_up(prefix, connections, is_post=is_post)
+                if is_shared:
+                    await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
+                else:
+                    await self._warm_up(prefix, connections, is_post=is_post)
                 summary = await self._run_wrk(prefix, connections, self._window_seconds, is_post=is_post)
                 if summary["status"]:
                     again = await self._run_wrk(prefix, connections, 1, is_post=is_post, counts_statuses=True)

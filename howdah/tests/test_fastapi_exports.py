@@ -7,7 +7,7 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,12 +16,21 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Executable, Float, Select, cast, func, literal, literal_column, select, text
+from sqlalchemy import ColumnElement, Executable, Float, Select, Text, cast, func, literal, literal_column, select, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from starlette.types import Receive, Scope, Send
 
 from howdah import AsyncRepository, Database, JsonView
-from howdah.fastapi import ExportFormat, ReadDbSession, describe_export, export_response, ndjson_response
+from howdah.fastapi import (
+    ExportFormat,
+    ReadDbSession,
+    SendLimits,
+    _spool,
+    describe_export,
+    export_response,
+    ndjson_response,
+    unescape_formula,
+)
 from howdah_tests.support.fastapi_apps import asgi_client, create_app, create_bare_app, http_client
 from howdah_tests.support.sample_models import Order, Status, User
 from howdah_tests.support.sample_rows import user_rows
@@ -166,13 +175,22 @@ async def read(parts: AsyncIterator[bytes]) -> int:
     return sum([len(part) async for part in parts])
 
 
+@pytest.mark.parametrize("stored", [_spool.MAX_STORED_BYTES, 0])
 @pytest.mark.parametrize("ending", ["slow", "disconnected", "failed", "complete"])
 async def test_an_export_that_ends_early_releases_its_connection_and_is_incomplete(
-    real_database: Database, ending: str
+    real_database: Database, monkeypatch: pytest.MonkeyPatch, ending: str, stored: int
 ) -> None:
-    """Control: a client that reads gets all rows."""
-    timeout = 0.3 if ending == "slow" else 60
-    app = add_export(create_app(real_database), select_numbers(MANY), send_timeout=timeout)
+    """Also if nothing can be stored, so that the rows wait for the client. Control: a client that reads gets all."""
+    monkeypatch.setattr(_spool, "MAX_STORED_BYTES", stored)
+    limits = SendLimits(window_seconds=0.3 if ending == "slow" else 60)
+    numbers = select_numbers(MANY)
+    if ending == "failed":
+        numbers = numbers.add_columns(1 / (MANY - func.generate_series(1, MANY)))
+    app = add_export(create_app(real_database), numbers, limits=limits)
+
+    async def is_released() -> bool:
+        return await is_idle(real_database) and _spool.stored_bytes() == 0
+
     async with (
         http_client(app) as client,
         slow_client_of(client) as slow,
@@ -185,28 +203,12 @@ async def test_an_export_that_ends_early_releases_its_connection_and_is_incomple
         elif ending == "disconnected":
             await response.aclose()
         else:
-            if ending == "failed":
-                async with real_database.engine.connect() as connection:
-                    await connection.execute(
-                        text("""
-                            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                            WHERE query LIKE '%repeat(%' AND pid <> pg_backend_pid()
-                              AND datname = current_database()
-                            """)
-                    )
-
-            async def is_released() -> bool:
-                return await is_idle(real_database)
-
             if ending == "slow":
                 await until(is_released)
             with pytest.raises(httpx.RemoteProtocolError, match="incomplete"):
                 await read(parts)
 
-        async def is_released_at_the_end() -> bool:
-            return await is_idle(real_database)
-
-        await until(is_released_at_the_end)
+        await until(is_released)
 
 
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])
@@ -227,3 +229,65 @@ async def test_an_error_of_the_operating_system_is_not_taken_for_a_disconnected_
     async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://test") as client:
         with pytest.raises(RuntimeError, match="could not be read"):
             await client.get("/")
+
+
+FORMULAS = (
+    "=1+1",
+    "+1",
+    "-1+cmd|' /C calc'!A0",
+    "@SUM(A1)",
+    "\tx",
+    "\rx",
+    "\nx",
+    " =1",
+    "\u00a0=1",
+    "\ufeff=1",
+    "\x01=1",
+    "'=1",
+    "''=1",
+    '"=1',
+    "'\tx",
+    "\uff1d1",
+    "\uff0b1",
+    "\uff0d1",
+    "\uff201",
+)
+TEXTS = ("a=1", "1-1", "'t Hooft", "", " ", "a\n=1", "’=1")
+
+
+async def export_csv(database: Database, statement: Executable, **options: Any) -> list[list[str]]:
+    async with asgi_client(add_export(create_bare_app(database), statement, **options)) as client:
+        response = await client.get("/export?format=csv")
+    assert response.status_code == 200, response.text
+    return [*csv.reader(io.StringIO(response.text, newline=""), strict=True)]
+
+
+async def test_texts_that_a_spreadsheet_would_execute_are_escaped_and_can_be_restored(database: Database) -> None:
+    texts = [*FORMULAS, *TEXTS]
+    statement = select(func.unnest(literal(texts, ARRAY(Text))).label("=text"))
+    header, *rows = await export_csv(database, statement)
+    fields = [field for [field] in rows]
+    assert header == ["'=text"]
+    assert fields == [*(f"'{each}" for each in FORMULAS), *TEXTS]
+    assert [unescape_formula(field) for field in fields] == texts
+    assert [field for [field] in await export_csv(database, statement, escapes_formulas=False)] == ["=text", *texts]
+
+
+async def test_numbers_are_never_escaped_and_other_values_are_as_texts(database: Database) -> None:
+    columns: dict[str, tuple[Any, str]] = {
+        "integer": (literal(-1), "-1"),
+        "decimal": (literal(Decimal("-1.50")), "-1.50"),
+        "real": (literal(-0.5), "-0.5"),
+        "span": (literal(timedelta(seconds=-1)), "'-1 day, 23:59:59"),
+        "json": (literal("=1", JSONB), "'=1"),
+        "array": (cast(literal(["=1"]), ARRAY(Text)), '["=1"]'),
+        "nothing": (literal_column("NULL"), ""),
+    }
+    _, row = await export_csv(database, select(*(value.label(name) for name, (value, _) in columns.items())))
+    assert row == [expected for _, expected in columns.values()]
+
+
+async def test_ndjson_is_never_escaped(database: Database) -> None:
+    app = add_export(create_bare_app(database), select(literal("=1").label("text")))
+    async with asgi_client(app) as client:
+        assert (await client.get("/export")).json() == {"text": "=1"}

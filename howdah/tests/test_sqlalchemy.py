@@ -109,6 +109,18 @@ class TestSelect:
         assert len(private.options_of(statement)) == 1
 
 
+async def test_a_stream_is_exhausted_after_its_last_row_or_its_end(session: AsyncSession) -> None:
+    numbers = select(func.generate_series(1, 3)).execution_options(yield_per=2)
+    stream = await session.stream(numbers)
+    assert await anext(stream.partitions()) == [(1,), (2,)]
+    assert not private.is_exhausted(stream)
+    assert await stream.all() == [(3,)]
+    assert private.is_exhausted(stream)
+    closed = await session.stream(numbers)
+    await closed.close()
+    assert private.is_exhausted(closed)
+
+
 async def test_a_result_requires_unique_only_if_a_collection_is_loaded_by_a_join(session: AsyncSession) -> None:
     assert private.requires_unique(await session.execute(select(User).options(joinedload(User.orders))))
     assert not private.requires_unique(await session.execute(select(User)))

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from pydantic import EmailStr
 from sqlalchemy import Connection, GenerativeSelect, Select, Table
 from sqlalchemy.engine import Result
+from sqlalchemy.ext.asyncio import AsyncResult
 from sqlalchemy.orm import (
     InstanceState,
     Mapper,
@@ -111,6 +112,12 @@ TEXT_REFERENCE: Final[type[ClauseElement]] = _textual_label_reference
 def requires_unique(result: Result[Any]) -> bool:
     """Whether SQLAlchemy requires `unique()`, because collections are loaded by a join. No public attribute says so."""
     return result._unique_filter_state is not None
+
+
+def is_exhausted(result: AsyncResult[Any]) -> bool:
+    """Whether all rows of a stream have been read, or it was closed. `closed` is false after the last row."""
+    real: Any = result._real_result
+    return bool(real._soft_closed)
 
 
 def properties_of(mapper: Mapper[Any]) -> Sequence[MapperProperty[Any]]:

@@ -18,6 +18,8 @@ written in parts. A row that is valid only together with a later row can then be
 before children. `insert_many` does so itself, but rows that refer to each other in a cycle can be rejected. The parts
 of an upsert lock existing rows in the order of the input, so two such upserts can deadlock.
 
+The first chunk is read before the session is used. While later chunks of the input are read, a connection waits.
+
 `chunk_size` is the number of rows that are held in memory and written together. The default is 20,000. For a list it is
 100,000, because its rows are in memory anyway.
 
@@ -40,7 +42,7 @@ raised, after which `run_transaction` retries.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -84,7 +86,7 @@ from howdah._writes.rows import (
     find_names_to_update,
     normalize_changes,
     normalize_rows,
-    split_into_chunks,
+    open_chunks,
 )
 from howdah._writes.session_objects import find_objects, has_objects, refresh_objects
 from howdah._writes.tables import map_table
@@ -137,8 +139,8 @@ async def insert_many(
     rejected = RejectedRows(max_rejected)
     # A single chunk needs no savepoint here, because its write opens one. With `max_rejected` it opens several.
     is_one_chunk = not max_rejected and isinstance(rows, Sequence) and len(rows) <= (chunk_size or LIST_CHUNK_ROWS)
-    savepoint = nullcontext() if is_one_chunk else session.begin_nested()
-    async with savepoint, aclosing(split_into_chunks(rows, chunk_size)) as chunks:
+    savepoint = nullcontext() if is_one_chunk else session.begin_nested()  # begins in the `async with` below
+    async with open_chunks(rows, chunk_size) as chunks, savepoint:
         async for chunk in chunks:
             skipped = len(rejected.rows)
             written = await _insert_chunk(session, mapped, chunk, references, first=first, keys=keys, rejected=rejected)
@@ -207,7 +209,7 @@ async def upsert_many(
     names, version = get_key_names(model), get_version_name(model)
     target = check_upsert(model, on, update)
     count, total, rejected = 0, UpsertCounts(), RejectedRows(max_rejected)
-    async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
+    async with open_chunks(rows, chunk_size) as chunks, session.begin_nested():
         async for chunk in chunks:
             values = normalize_rows(model, chunk, first=count)
             if version in transpose_input_rows(values, (*target.names, *(update or ())), first=count):
@@ -256,7 +258,7 @@ async def unlink(session: AsyncSession, relationship: QueryableAttribute[Any], p
     """
     table = find_link_table(relationship)
     count = 0
-    async with session.begin_nested(), aclosing(split_into_chunks(table.build_rows(pairs))) as chunks:
+    async with open_chunks(table.build_rows(pairs)) as chunks, session.begin_nested():
         async for chunk in chunks:
             count += await count_deleted_rows(session, table.model, table.match(chunk))
     table.expire_collections(session)
@@ -277,7 +279,7 @@ async def update_many(
     reject_array_keys(model)
     count = 0
     missing: list[Any] = []
-    async with session.begin_nested(), aclosing(split_into_chunks(rows, chunk_size)) as chunks:
+    async with open_chunks(rows, chunk_size) as chunks, session.begin_nested():
         async for chunk in chunks:
             if count == 0 and isinstance(rows, Sequence) and len(rows) > len(chunk):
                 await lock_matches(session, model, collect_keys_of_rows(model, rows, len(chunk)))

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import text
 
 from howdah import Database
-from howdah.fastapi import exports
+from howdah.fastapi import SendLimits, _spool, exports, unescape_formula
 from shop.orders.models import Order, OrderStatus
 from shop_tests.support.factories import make_order, make_user, walk
 from shop_tests.support.http_service import client_of, run_shop_serve
@@ -100,11 +100,18 @@ async def test_csv_has_a_header_and_the_orders_of_the_list(
     assert response.headers["content-type"] == "text/csv; charset=utf-8"
     assert response.headers["content-disposition"] == 'attachment; filename="orders.csv"'
     rows = csv.DictReader(io.StringIO(response.text, newline=""), strict=True)
-    assert list(rows) == csv_rows(orders)
+    escaped = list(rows)
+    assert [{name: unescape_formula(value) for name, value in row.items()} for row in escaped] == csv_rows(orders)
+    assert "'=1+1" in [row["reference"] for row in escaped]
     assert rows.fieldnames == list(orders[0])
     assert response.text.startswith("id,user_id,")
     assert ',"a ""b"", c\r\nd",shipped,' in response.text
     assert response.text.endswith("\r\n")
+
+
+async def test_raw_csv_has_the_texts_unchanged(client: httpx.AsyncClient, orders: list[dict[str, Any]]) -> None:
+    response = await exported(client, format="csv", raw="true")
+    assert list(csv.DictReader(io.StringIO(response.text, newline=""), strict=True)) == csv_rows(orders)
 
 
 async def test_an_export_without_orders_has_only_the_csv_header(client: httpx.AsyncClient) -> None:
@@ -163,6 +170,13 @@ def connections_released(client: httpx.AsyncClient, database: Database) -> Calla
     return is_released
 
 
+@pytest.fixture
+def nothing_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be stored in temporary files, so that the rows wait for the client, and the connection with them."""
+    monkeypatch.setattr(_spool, "MAX_STORED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("nothing_stored")
 async def test_clients_that_disconnect_early_release_their_connections(
     service: str, client: httpx.AsyncClient, stored: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,10 +201,11 @@ async def test_clients_that_disconnect_early_release_their_connections(
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
+@pytest.mark.usefixtures("nothing_stored")
 async def test_a_client_that_receives_nothing_is_disconnected_and_its_connection_released(
     service: str, client: httpx.AsyncClient, stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "CLIENT_SEND_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(exports, "SendLimits", lambda: SendLimits(window_seconds=0.5))
     await make_orders(stored, await make_user(client), MANY_ORDERS)
 
     async with slow_client_of(service) as slow, slow.stream("GET", "/orders/export") as response:
@@ -206,6 +221,7 @@ async def read(parts: AsyncIterator[bytes]) -> None:
         pass
 
 
+@pytest.mark.usefixtures("nothing_stored")
 async def test_an_error_during_an_export_closes_the_connection_without_the_final_chunk(
     service: str, client: httpx.AsyncClient, stored: Database
 ) -> None:
@@ -232,7 +248,7 @@ async def test_an_error_during_an_export_closes_the_connection_without_the_final
 _LOAD_ALL = """
 import asyncio, sys
 from howdah import Database
-from howdah.fastapi import exports
+from howdah.fastapi import SendLimits, _spool, exports, unescape_formula
 from shop.orders.repository import OrderRepository
 from shop import tables
 

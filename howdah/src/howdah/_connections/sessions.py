@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncResult, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from howdah._connections.slots import start_slot_record
+from howdah._sqlalchemy import is_exhausted
 from howdah.errors import StaleRow
+
+# The last stream, in the `info` of a session.
+_STREAM: Final = "howdah.stream"
 
 
 class _Session(Session):
@@ -34,6 +38,21 @@ class _Session(Session):
             super().flush(objects)
 
 
+class _AsyncSession(AsyncSession):
+    """A session that knows its last stream, which `is_streaming` needs."""
+
+    async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
+        result: AsyncResult[Any] = await super().stream(*arguments, **options)
+        self.info[_STREAM] = result
+        return result
+
+
+def is_streaming(session: AsyncSession) -> bool:
+    """Whether rows of the last `stream()` haven't been read yet. Ending the transaction would lose them."""
+    result = session.info.get(_STREAM)
+    return result is not None and session.in_transaction() and not is_exhausted(result)
+
+
 @contextmanager
 def _raise_stale_row() -> Iterator[None]:
     try:
@@ -47,7 +66,12 @@ def _raise_stale_row() -> Iterator[None]:
 def new_session_factory(bind: AsyncEngine | AsyncConnection, **options: Any) -> async_sessionmaker[AsyncSession]:
     """A factory of sessions. Objects stay usable after a commit, and a closed session can't be used again."""
     return async_sessionmaker(
-        bind, expire_on_commit=False, close_resets_only=False, sync_session_class=_Session, **options
+        bind,
+        class_=_AsyncSession,
+        expire_on_commit=False,
+        close_resets_only=False,
+        sync_session_class=_Session,
+        **options,
     )
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager
 from itertools import chain, islice
 from typing import Any, Final, TypeVar, cast
 
@@ -188,6 +198,28 @@ async def split_into_chunks(
         remaining = iter(items)
         while chunk := [*islice(remaining, size)]:
             yield chunk
+
+
+@asynccontextmanager
+async def open_chunks(
+    items: Iterable[ItemT] | AsyncIterable[ItemT], size: int | None = None
+) -> AsyncIterator[AsyncIterator[list[ItemT]]]:
+    """The lists of `split_into_chunks`. The first one is read before the block begins.
+
+    So the block can begin with a transaction, which then doesn't wait for the beginning of the input.
+    """
+    async with aclosing(split_into_chunks(items, size)) as chunks:
+        chunk = await anext(chunks, None)
+        first = [] if chunk is None else [chunk]
+        del chunk
+
+        async def iterate() -> AsyncIterator[list[ItemT]]:
+            while first:
+                yield first.pop()  # keeps no reference, because a chunk is large
+            async for chunk in chunks:
+                yield chunk
+
+        yield iterate()
 
 
 def _is_stored(prop: ColumnProperty[Any]) -> bool:

@@ -15,7 +15,15 @@ from __future__ import annotations
 from howdah.fastapi.application import configure_app
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
-from howdah.fastapi.exports import CSV, NDJSON, ExportFormat, describe_export, export_response, ndjson_response
+from howdah.fastapi.exports import (
+    CSV,
+    NDJSON,
+    ExportFormat,
+    describe_export,
+    export_response,
+    ndjson_response,
+    unescape_formula,
+)
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
@@ -51,7 +59,6 @@ from howdah.fastapi.preconditions import (
 from howdah.fastapi.problem import (
     HTTP_STATUS_BY_ERROR,
     PROBLEM_JSON,
-    RETRY_AFTER_SECONDS,
     InputError,
     Problem,
     ProblemException,
@@ -71,6 +78,7 @@ from howdah.fastapi.sessions import (
     get_read_db,
     session_dependency,
 )
+from howdah.fastapi.stream_limits import BodyLimits, SendLimits, TooManyStreams
 from howdah.fastapi.view_responses import json_response, list_response, page_response
 from howdah.fastapi.visible_text import VisibleText
 
@@ -81,7 +89,7 @@ __all__ = [
     "NDJSON",
     "NOT_MODIFIED",
     "PROBLEM_JSON",
-    "RETRY_AFTER_SECONDS",
+    "BodyLimits",
     "BodyRows",
     "BodyTimeout",
     "BodyTooLarge",
@@ -114,7 +122,9 @@ __all__ = [
     "RepeatedParameter",
     "RequiredIfMatch",
     "Resource",
+    "SendLimits",
     "StrictJSONRoute",
+    "TooManyStreams",
     "UnsupportedMediaType",
     "VisibleText",
     "add_error_handlers",
@@ -148,4 +158,5 @@ __all__ = [
     "session_dependency",
     "session_from",
     "single_header",
+    "unescape_formula",
 ]

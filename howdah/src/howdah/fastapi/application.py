@@ -19,7 +19,7 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
-from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimits
+from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
@@ -109,7 +109,7 @@ def configure_app(
         is_hidden=None if internal_port is None else InternalPort(app, internal_port).hides,
     )
     if max_body_bytes is not None or max_body_seconds is not None:
-        app.add_middleware(BodyLimits, max_bytes=max_body_bytes, max_seconds=max_body_seconds)
+        app.add_middleware(BodyLimitsMiddleware, max_bytes=max_body_bytes, max_seconds=max_body_seconds)
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:

@@ -26,7 +26,7 @@ _BYTES_PER_SECOND: Final = 65_536
 
 
 class BodyTooLarge(ProblemException):
-    """The body has more bytes than the application or the route accepts (413, `body-too-large`)."""
+    """The body is larger than the application or the route accepts (413, `body-too-large`, with `max_bytes`)."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -35,22 +35,23 @@ class BodyTooLarge(ProblemException):
             "body-too-large",
             f"the body may have at most {max_bytes} bytes: send less in one request",
             headers={"Connection": "close"},
+            max_bytes=max_bytes,
         )
 
 
 class BodyTimeout(ProblemException):
     """The body arrived too slowly (408, `body-timeout`)."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self) -> None:
         super().__init__(
             HTTPStatus.REQUEST_TIMEOUT,
             "body-timeout",
-            f"the body did not arrive within {seconds:.0f} s: send it at once",
+            "the body did not arrive in time: send it without pauses",
             headers={"Connection": "close"},
         )
 
 
-class BodyLimits:
+class BodyLimitsMiddleware:
     """ASGI middleware that stops reading a body that is too large or too slow.
 
     A `Content-Length` above the limit is rejected before anything is read, so a client that sends
@@ -98,7 +99,7 @@ class BodyLimits:
 def lift_body_limits(request: Request) -> None:
     """Let this request's body have any size and take any time, except for FastAPI's own `max_body_size`.
 
-    `read_lines` and `BodyRows` do this for NDJSON, whose lines have limits of their own. Call it in a route that reads
+    `read_lines` and `BodyRows` do this, because they have limits of their own. Call it in a route that reads
     `request.stream()` with constant memory, and limits what it reads.
     """
     body = request.scope.get(_BODY_KEY)
@@ -153,7 +154,7 @@ class _LimitedBody:
             try:
                 message = await self._receive_in_time(self.max_seconds)
             except TimeoutError:
-                return self._fail(BodyTimeout(self._waited))
+                return self._fail(BodyTimeout())
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             if max_bytes is not None and self._size > max_bytes:
@@ -219,4 +220,4 @@ def _is_plain_413(start: Message) -> bool:
 
 
 def _make_response(error: ProblemException) -> Response:
-    return problem_response(error.status_code, error.code, detail=error.detail, headers=error.headers)
+    return problem_response(error.status_code, error.code, detail=error.detail, headers=error.headers, **error.members)

@@ -1,8 +1,11 @@
-"""Responses with any number of rows, as NDJSON or CSV. Each batch of rows is sent before the next one is read."""
+"""Responses with any number of rows, as NDJSON or CSV.
+
+The rows are read at the speed of the database, and are stored in a temporary file until the client has received them.
+So a slow client holds no connection.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import math
 import re
@@ -12,7 +15,9 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum, StrEnum
+from functools import lru_cache
 from io import StringIO
+from types import NoneType
 from typing import Any, Final, assert_never
 from uuid import UUID
 
@@ -24,15 +29,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from howdah.fastapi._spool import SpooledParts
 from howdah.fastapi.openapi import get_schema_ref
+from howdah.fastapi.stream_limits import ClientPace, SendLimits, StreamTicket, take_ticket
 from howdah.pagination import with_total_order
 
 CSV: Final = "text/csv"
 NDJSON: Final = "application/x-ndjson"
-CLIENT_SEND_TIMEOUT_SECONDS: Final = 60.0
-"""The same as `idle_in_transaction_timeout`, after which PostgreSQL closes a connection that reads no rows."""
 _BATCH_ROWS: Final = 500
 _FILE_NAME: Final = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
+# Spreadsheets execute a text that begins with one of these characters. The full-width forms count in some languages.
+# A spreadsheet may skip spaces, control characters and quotes before them, or take a line break for a new row.
+_FORMULA: Final = re.compile(r"['\"\s\x00-\x1f\u200b\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n]")
 
 
 class ExportFormat(StrEnum):
@@ -53,7 +61,8 @@ async def export_response(
     *,
     name: str,
     columns: Iterable[SQLColumnExpression[Any]] | None = None,
-    send_timeout: float | None = None,
+    escapes_formulas: bool = True,
+    limits: SendLimits | None = None,
 ) -> StreamingResponse:
     """A response with the rows of a SELECT. `name` is the name of the file, without its extension.
 
@@ -61,68 +70,95 @@ async def export_response(
     are in the order of the statement and then of the primary key. Without `columns` the statement selects columns
     itself.
 
-    Memory use doesn't depend on the number of rows: a batch is read when the client has received the previous one. All
-    rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its connection stays in use until
-    the last row has been sent or the client disconnects. A client that receives nothing for `send_timeout` seconds
-    (`CLIENT_SEND_TIMEOUT_SECONDS`) is disconnected.
+    All rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its rows are read at the
+    speed of the database, and its connection is returned after the last one. A slow client holds no connection,
+    because the rows wait for it in memory (up to 128 KiB) and then in a temporary file. If the files of all responses
+    have 1 GiB, or the disk is full, the next rows are read when the client has received earlier ones.
+
+    At most a quarter of `pool_size` exports and bulk uploads use the database at a time. Another one waits for
+    `pool_timeout`, and then raises `TooManyStreams` (503). A client that is slower than `limits` is disconnected.
 
     The first batch is read before the response starts, so that an error of the statement gets a problem response. An
     error after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that
     the response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
 
-    CSV is written by RFC 4180, with a header line. NULL is an empty field, and times are written as in JSON. Text is
-    written unchanged: a spreadsheet may interpret a text that begins with `=` as a formula.
+    CSV is written by RFC 4180, with a header line. NULL is an empty field, and times are written as in JSON. A text
+    that a spreadsheet would execute, such as `=1+1`, gets an apostrophe in front, unless `escapes_formulas` is false.
+    Numbers are never changed. `unescape_formula` restores the text.
     """
     if columns is not None:
         if not isinstance(statement, Select):
             raise TypeError("with columns, the statement of an export must be a select(Model)")
         statement = with_total_order(statement).with_only_columns(*columns, maintain_column_froms=True)
     headers = _make_disposition(f"{name}.{export_format}")
-    result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))
-    names = list(result.keys())
-    if len(set(names)) < len(names):
-        raise ValueError(f"two columns of an export have the same name: {', '.join(names)}; give each its own label")
-    batches = result.partitions()
-    match export_format:
-        case ExportFormat.NDJSON:
-            media_type, head, encode = NDJSON, b"", _make_ndjson_encoder(names)
-        case ExportFormat.CSV:
-            media_type, head, encode = CSV, _encode_csv([names]), _encode_csv
-        case _:
-            assert_never(export_format)
-    batch: Sequence[Sequence[Any]] | None = await anext(batches, None)
-    first = head + encode(batch or ())
+    ticket = await take_ticket(db.get_bind().engine.pool)
+    batches: AsyncIterator[Sequence[Sequence[Any]]] | None = None
+    try:
+        result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))
+        names = list(result.keys())
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"two columns of an export have the same name: {', '.join(names)}; give each its own label"
+            )
+        batches = result.partitions()
+        match export_format:
+            case ExportFormat.NDJSON:
+                media_type, head, encode = NDJSON, b"", _make_ndjson_encoder(names)
+            case ExportFormat.CSV:
+                encode = _make_csv_encoder(escapes_formulas=escapes_formulas)
+                media_type, head = CSV, encode([names])
+            case _:
+                assert_never(export_format)
+        batch: Sequence[Sequence[Any]] | None = await anext(batches, None)
+        first = head + encode(batch or ())
+    except BaseException:
+        ticket.release()
+        raise
 
     async def encode_batches() -> AsyncIterator[bytes]:
-        yield first
-        async for batch in batches:
-            yield encode(batch)
+        try:
+            yield first
+            async for batch in batches:
+                yield encode(batch)
+        finally:
+            await db.reset()  # returns the connection, while the client may still be receiving
 
-    return _TimedResponse(
-        encode_batches(),
-        send_timeout=send_timeout,
-        media_type=media_type,
-        headers=headers,
-    )
+    return _SpooledResponse(encode_batches(), ticket, limits=limits, media_type=media_type, headers=headers)
 
 
 async def ndjson_response(
-    lines: AsyncIterator[bytes], *, name: str | None = None, send_timeout: float | None = None
+    lines: AsyncIterator[bytes], *, name: str | None = None, limits: SendLimits | None = None
 ) -> StreamingResponse:
     """A response with lines of NDJSON, such as those of `JsonViewReader.stream`.
 
     With `name` it is a file with that name and the extension `.ndjson`. The first line is read before the response
-    starts. Errors and slow clients are treated as by `export_response`.
+    starts. Slow clients and errors are treated as by `export_response`. At most five of these responses are read from
+    the database at a time.
     """
-    first = await anext(lines, b"")
-
-    async def send_lines() -> AsyncIterator[bytes]:
-        yield first
-        async for line in lines:
-            yield line
-
     headers = None if name is None else _make_disposition(f"{name}.ndjson")
-    return _TimedResponse(send_lines(), send_timeout=send_timeout, media_type=NDJSON, headers=headers)
+    ticket = await take_ticket(None)
+    try:
+        first = await anext(lines, b"")
+    except BaseException:
+        ticket.release()
+        raise
+
+    async def read_lines() -> AsyncIterator[bytes]:
+        try:
+            yield first
+            async for line in lines:
+                yield line
+        finally:
+            close = getattr(lines, "aclose", None)
+            if close is not None:
+                await close()
+
+    return _SpooledResponse(read_lines(), ticket, limits=limits, media_type=NDJSON, headers=headers)
+
+
+def unescape_formula(text: str) -> str:
+    """The text of a field that `export_response` has written, without the apostrophe that it may have added."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
 
 
 def describe_export(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -139,21 +175,42 @@ def encode_line(members: Mapping[str, Any]) -> bytes:
     return _dump(members) + b"\n"
 
 
-class _TimedResponse(StreamingResponse):
-    """A streaming response that ends early if the client doesn't receive a part in time."""
+class PacedResponse(StreamingResponse):
+    """A streaming response that ends early if the client receives it too slowly."""
 
-    def __init__(self, content: AsyncIterator[bytes], *, send_timeout: float | None, **options: Any) -> None:
+    def __init__(self, content: AsyncIterator[bytes], *, limits: SendLimits | None, **options: Any) -> None:
         super().__init__(_convert_os_errors(content), **options)
-        self._send_timeout = CLIENT_SEND_TIMEOUT_SECONDS if send_timeout is None else send_timeout
+        self._limits = limits or SendLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self._send_timeout):
-                await send(message)
+        pace = ClientPace(self._limits)
 
-        # Starlette raises this after a disconnect and after the timeout. Neither is an error of the service.
+        async def send_in_time(message: Message) -> None:
+            try:
+                await pace.wait(send(message))
+            except TimeoutError as error:
+                raise ClientDisconnect from error
+            pace.count(len(message.get("body", b"")))
+
+        # Neither a client that has disconnected nor a slow one is an error of the service.
         with suppress(ClientDisconnect):
             await super().__call__(scope, receive, send_in_time)
+
+
+class _SpooledResponse(PacedResponse):
+    """A response whose content is read ahead. The ticket is released when the content has been read."""
+
+    def __init__(
+        self, content: AsyncIterator[bytes], ticket: StreamTicket, *, limits: SendLimits | None, **options: Any
+    ) -> None:
+        self._parts = SpooledParts(content, at_end=ticket.release)
+        super().__init__(self._parts, limits=limits, **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._parts.aclose()
 
 
 async def _convert_os_errors(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -180,25 +237,48 @@ def _make_ndjson_encoder(names: Sequence[str]) -> Callable[[Iterable[Sequence[An
     return encode
 
 
-def _encode_csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    lines = StringIO(newline="")
-    csv.writer(lines).writerows([_to_csv_field(each) for each in row] for row in rows)
-    return lines.getvalue().encode()
+def _make_csv_encoder(*, escapes_formulas: bool) -> Callable[[Iterable[Sequence[Any]]], bytes]:
+    """A function that encodes rows as lines of CSV."""
+    convert = _escape_formula if escapes_formulas else str
+
+    def convert_field(value: Any) -> Any:
+        kind: Any = type(value)
+        if _is_plain(kind):
+            return value
+        if isinstance(value, Enum):
+            return convert_field(value.value)
+        # Most texts begin with a letter or a digit. This test is several times as fast as the regular expression.
+        return value if kind is str and value[:1].isalnum() else convert(_to_csv_text(value))
+
+    def encode(rows: Iterable[Sequence[Any]]) -> bytes:
+        lines = StringIO(newline="")
+        csv.writer(lines).writerows([convert_field(each) for each in row] for row in rows)
+        return lines.getvalue().encode()
+
+    return encode
 
 
-def _to_csv_field(value: Any) -> Any:
+@lru_cache(maxsize=256)
+def _is_plain(kind: type) -> bool:
+    """Whether `csv` writes the values as they are, and none of them is a formula: numbers, keys, and NULL."""
+    return issubclass(kind, int | float | Decimal | UUID | NoneType) and not issubclass(kind, bool | Enum)
+
+
+def _escape_formula(text: str) -> str:
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _to_csv_text(value: Any) -> str:
     match value:
         case datetime():
             return value.isoformat().replace("+00:00", "Z")
         case bool():
             return "true" if value else "false"
-        case Enum():
-            return value.value
         case dict() | list():
             return _dump(value).decode()
         case bytes():
             raise TypeError("an export can't have bytes: select encode(column, 'base64')")
-    return value
+    return str(value)
 
 
 def _dump(value: Any) -> bytes:

@@ -9,7 +9,6 @@ async def create_order(body: OrderIn, db: DbSession) -> OrderOut: ...
 
 # No `from __future__ import annotations`: FastAPI can't resolve the name of a local type in a string.
 
-import hashlib
 import inspect
 import re
 from collections.abc import Callable, Coroutine, Iterator
@@ -24,15 +23,14 @@ from fastapi.params import Depends as DependsMarker
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import WithJsonSchema
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
-from starlette.types import Message, Receive, Scope
 
-from howdah.errors import DatabaseError, IdempotencyKeyReused
+from howdah.errors import IdempotencyKeyReused
+from howdah.fastapi._exchanges import NO_BACKGROUND_TASKS, Claim, Exchange
 from howdah.fastapi.headers import single_header
 from howdah.fastapi.problem import ProblemException
 from howdah.fastapi.sessions import find_dependant, get_db, is_committing_session
+from howdah.fastapi.stream_limits import BodyLimits
 from howdah.idempotency import (
     MAX_KEY_CHARACTERS,
     MAX_SCOPE_CHARACTERS,
@@ -40,7 +38,6 @@ from howdah.idempotency import (
     StoredAnswer,
     check_max_wait,
     claim_request,
-    store_answer,
 )
 
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
@@ -48,12 +45,8 @@ REPLAYED_HEADER: Final = "Idempotency-Replayed"
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_CHARACTERS}}}")
 # The pattern is only described, because the error of an invalid key is a 400.
 _KeyText = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_KEY.pattern}$"})]
-_IN_FAILED_TRANSACTION: Final = "25P02"
 
-# A response with one of these statuses, or a 5xx, asks the client to send the request again. So it isn't stored.
-_RETRY_STATUSES: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-
-# The place of the `_Exchange` in the ASGI scope.
+# The place of the `Exchange` in the ASGI scope.
 _EXCHANGE: Final = "howdah.idempotency"
 
 # The dependencies that `idempotency_key` made, and the dependency of the session that each of them uses.
@@ -79,6 +72,7 @@ def idempotency_key(
     session: Any = None,
     max_wait_seconds: float = 5.0,
     max_answer_bytes: int = 1_048_576,
+    limits: BodyLimits | None = None,
 ) -> Any:
     """A dependency that makes a route idempotent: `@router.post("/orders", dependencies=[idempotency_key(...)])`.
 
@@ -95,6 +89,8 @@ def idempotency_key(
       `session_from`. With `session_from` the row of the key is written with the settings of that database.
     - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
       (`IdempotencyKeyInUse`). Each waiting request holds a connection.
+    - A body that the route reads itself, for example with `BodyRows`, is received before the key is claimed, so that
+      the transaction doesn't wait for the client. `limits` are those of such a body.
     - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
 
     A request with the same key and another method, path, query, `Content-Type` or body gets 422
@@ -126,7 +122,7 @@ def idempotency_key(
     ) -> str | None:
         """Claim the key of the request, or end the request with the stored answer."""
         exchange = request.scope.get(_EXCHANGE)
-        if not isinstance(exchange, _Exchange):
+        if not isinstance(exchange, Exchange):
             raise TypeError(
                 f"{request.scope['path']} has an idempotency key, but doesn't store its response: "
                 "use APIRouter(route_class=IdempotentRoute)"
@@ -137,10 +133,11 @@ def idempotency_key(
         if not _KEY.fullmatch(key):
             raise InvalidIdempotencyKey
         _check_scope(caller, scope)
-        claim = _Claim(db, model, scope=caller, key=key, max_answer_bytes=max_answer_bytes)
+        await exchange.receive_body(limits or BodyLimits())
+        claim = Claim(db, model, scope=caller, key=key, max_answer_bytes=max_answer_bytes)
         stored = await claim_request(db, model, scope=caller, key=key, max_wait_seconds=max_wait_seconds)
         if stored is not None:
-            if stored.fingerprint != await exchange.fingerprint():
+            if stored.fingerprint != exchange.fingerprint():
                 raise IdempotencyKeyReused
             raise _Replay(stored)
         exchange.hold(claim)
@@ -176,7 +173,7 @@ class IdempotentRoute(APIRoute):
                 is_checked = True
 
         async def handle_once(request: Request) -> Response:
-            exchange = _Exchange(request, check)
+            exchange = Exchange(request, check)
             request.scope[_EXCHANGE] = exchange
             # Only `receive` is replaced. The object stays the same, because another class of routes may have read its
             # body already, or reads it again for its log.
@@ -188,6 +185,8 @@ class IdempotentRoute(APIRoute):
             except Exception:
                 await exchange.roll_back()
                 raise
+            finally:
+                exchange.close()
 
         return handle_once
 
@@ -206,132 +205,10 @@ class _Replay(Exception):
         return response
 
 
-class _Claim:
-    """A claimed key. Until the answer is stored, the session can't be committed."""
-
-    def __init__(
-        self, session: AsyncSession, model: type[IdempotentRequest], *, scope: str, key: str, max_answer_bytes: int
-    ) -> None:
-        self._session = session
-        self._model = model
-        self._scope = scope
-        self._key = key
-        self._max_answer_bytes = max_answer_bytes
-
-    def forbid_commit(self) -> None:
-        event.listen(self._session.sync_session, "before_commit", _reject_commit)
-
-    async def store(self, response: Response, fingerprint: bytes) -> None:
-        """Add the answer to the transaction, which `DbSession` commits. Roll back if the status asks for a retry."""
-        self._allow_commit()
-        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR or response.status_code in _RETRY_STATUSES:
-            await self._session.rollback()
-            return
-        body = self._read_body(response)
-        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in response.raw_headers]
-        answer = StoredAnswer(fingerprint, response.status_code, headers, body)
-        try:
-            await store_answer(self._session, self._model, answer, scope=self._scope, key=self._key)
-        except DatabaseError as error:
-            if error.sqlstate == _IN_FAILED_TRANSACTION:
-                # The route has caught the error that aborted its transaction. A commit raises that error again.
-                await self._session.commit()
-            raise
-
-    async def roll_back(self) -> None:
-        """Undo the claim. `DbSession` would commit it if another class of routes turns the error into a response."""
-        self._allow_commit()
-        await self._session.rollback()
-
-    def _allow_commit(self) -> None:
-        if event.contains(self._session.sync_session, "before_commit", _reject_commit):
-            event.remove(self._session.sync_session, "before_commit", _reject_commit)
-
-    def _read_body(self, response: Response) -> bytes:
-        """The bytes of the response. Raises for a response that can't be replayed."""
-        body = getattr(response, "body", None)
-        if not isinstance(body, bytes | memoryview):
-            raise TypeError(
-                f"a {type(response).__name__} can't be stored for an idempotency key, because it has no body before it "
-                "is sent: return a Response with its content"
-            )
-        if response.background is not None:
-            raise TypeError(_NO_BACKGROUND_TASKS)
-        if len(body) > self._max_answer_bytes:
-            raise ValueError(
-                f"the response has {len(body)} bytes, and only {self._max_answer_bytes} are stored for an idempotency "
-                "key: return less, such as the id of what was created, or raise max_answer_bytes"
-            )
-        return bytes(body)
-
-
-class _Exchange:
-    """One request to an `IdempotentRoute`: the digest of its parts that were read so far, and the claim of its key."""
-
-    def __init__(self, request: Request, check: Callable[[Request], None]) -> None:
-        self.check = check
-        self._request = request
-        self._receive: Receive = request.receive
-        self._received_count = 0
-        self._digest = _start_digest(request.scope)
-        self._is_complete = False
-        self._claim: _Claim | None = None
-
-    async def receive(self) -> Message:
-        """The next message of the client. The body is hashed as the route reads it, so it may have any length."""
-        message = await self._receive()
-        if message["type"] == "http.request":
-            self._received_count += 1
-            self._digest.update(message.get("body", b""))
-            self._is_complete = not message.get("more_body", False)
-        return message
-
-    async def fingerprint(self) -> bytes:
-        """The digest of the whole request. Reads the part of the body that the route hasn't read."""
-        if not self._is_complete:
-            received_count = self._received_count
-            async for chunk in self._request.stream():
-                if self._received_count == received_count:  # another class of routes had read the body
-                    self._digest.update(chunk)
-                received_count = self._received_count
-            self._is_complete = True
-        digest: bytes = self._digest.digest()
-        return digest
-
-    def hold(self, claim: _Claim) -> None:
-        self._claim = claim
-        claim.forbid_commit()
-
-    async def store(self, response: Response) -> Response:
-        if self._claim is not None:
-            await self._claim.store(response, await self.fingerprint())
-        return response
-
-    async def roll_back(self) -> None:
-        if self._claim is not None:
-            await self._claim.roll_back()
-
-
-_NO_BACKGROUND_TASKS: Final = (
-    "an idempotent route can't have background tasks, because they are lost if the process ends after the commit, and "
-    "a retry would not run them again: add a job to a queue in the route's transaction"
-)
-
-
 def is_idempotency_key(dependency: Any) -> bool:
     """Whether the dependency is one that `idempotency_key` made."""
     # compared by identity, because a dependency may be unhashable
     return any(dependency is each for each in _key_dependencies)
-
-
-def _start_digest(scope: Scope) -> Any:
-    """A SHA-256 of the method, path, query and `Content-Type`, each with its length. The body follows."""
-    digest = hashlib.sha256()
-    content_types = [value for name, value in scope["headers"] if name == b"content-type"]
-    path = scope["path"].encode("utf-8", "surrogatepass")
-    for part in (scope["method"].encode(), path, scope.get("query_string", b""), b", ".join(content_types)):
-        digest.update(len(part).to_bytes(8, "big") + part)
-    return digest
 
 
 def _check_scope(caller: Any, scope: Callable[..., Any]) -> None:
@@ -343,15 +220,6 @@ def _check_scope(caller: Any, scope: Callable[..., Any]) -> None:
         raise ValueError(
             f"the scope of an idempotency key has at most {MAX_SCOPE_CHARACTERS} characters; "
             f"{name} returned {len(caller)}"
-        )
-
-
-def _reject_commit(session: Session) -> None:
-    """Reject a commit by the route. The end of a savepoint is allowed."""
-    if not session.in_nested_transaction():
-        raise RuntimeError(
-            "an idempotent route must not commit its session: its effects would be stored without its response. "
-            "DbSession commits after the route has returned; use a savepoint for a part that may fail"
         )
 
 
@@ -382,7 +250,7 @@ def _check_route(dependant: Dependant, route: APIRoute) -> None:
             "its response with one session only. Remove use_cache=False"
         )
     if any(each.background_tasks_param_name for each in each_dependant):
-        raise TypeError(f"{path}: {_NO_BACKGROUND_TASKS}")
+        raise TypeError(f"{path}: {NO_BACKGROUND_TASKS}")
     is_generator = inspect.isasyncgenfunction(route.endpoint) or inspect.isgeneratorfunction(route.endpoint)
     declared = route.response_class
     response_class = declared.value if isinstance(declared, DefaultPlaceholder) else declared

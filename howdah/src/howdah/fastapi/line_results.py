@@ -12,9 +12,10 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from howdah import RejectedRow
-from howdah.fastapi.exports import NDJSON, encode_line
+from howdah.fastapi.exports import NDJSON, PacedResponse, encode_line
 from howdah.fastapi.ndjson import InvalidLine, parse_line, read_lines
 from howdah.fastapi.problem import describe_error
+from howdah.fastapi.stream_limits import BodyLimits, SendLimits
 
 BATCH_LINES: Final = 500
 """The number of lines in a batch, if `batch_lines` isn't set."""
@@ -56,6 +57,8 @@ async def answer_lines(
     serialize: Callable[[ResultT], Mapping[str, Any]] = keep_result,
     invalid: Callable[[str], Mapping[str, Any]] = describe_invalid_line,
     batch_lines: int = BATCH_LINES,
+    limits: BodyLimits | None = None,
+    send_limits: SendLimits | None = None,
 ) -> StreamingResponse:
     """Process an NDJSON body of any length in batches, and answer with a line for each line, in the same order.
 
@@ -63,14 +66,18 @@ async def answer_lines(
     transaction. A line of the response is `{"line": 1, **serialize(result)}`. Without `serialize` the results are
     mappings. For a line that the model rejects it is `{"line": 1, **invalid(reason)}`.
 
+    `process` should open a session for each batch, so that no connection is held while the next lines arrive. A client
+    that sends more slowly than `limits` gets a 408, and one that receives more slowly than `send_limits` is
+    disconnected.
+
     Memory use is constant. The response starts when the last line has been processed, because a client may send its
     whole body before it reads the response. If `process` fails, the response is that error, and the batches before it
     stay committed. So that a rejected row doesn't make it fail, write with `max_rejected=len(rows)`, and use
     `describe_rejected_row`. The import can still fail, so a client must be able to send all lines again, for example
     with a key on each line.
     """
-    batches = _read_batches(request, model, batch_lines)
-    return await answer_batches(batches, process, serialize=serialize, invalid=invalid)
+    batches = _read_batches(request, model, batch_lines, limits)
+    return await answer_batches(batches, process, serialize=serialize, invalid=invalid, send_limits=send_limits)
 
 
 async def answer_batches(
@@ -79,6 +86,7 @@ async def answer_batches(
     *,
     serialize: Callable[[ResultT], Mapping[str, Any]] = keep_result,
     invalid: Callable[[str], Mapping[str, Any]] = describe_invalid_line,
+    send_limits: SendLimits | None = None,
 ) -> StreamingResponse:
     """As `answer_lines`, for batches that the caller has read with `read_lines` and `parse_line`.
 
@@ -99,13 +107,16 @@ async def answer_batches(
             members = invalid(row.reason) if isinstance(row, InvalidLine) else serialize(next(remaining))
             output.write(encode_line({"line": number, **members}))
 
-    return StreamingResponse(await _process_batches(batches, process_rows, write), media_type=NDJSON)
+    results = await _process_batches(batches, process_rows, write)
+    return PacedResponse(results, limits=send_limits, media_type=NDJSON)
 
 
-async def _read_batches(request: Request, model: type[ModelT], batch_lines: int) -> AsyncIterator[Batch[ModelT]]:
+async def _read_batches(
+    request: Request, model: type[ModelT], batch_lines: int, limits: BodyLimits | None
+) -> AsyncIterator[Batch[ModelT]]:
     """The parsed lines, `batch_lines` at a time."""
     batch: dict[int, ModelT | InvalidLine] = {}
-    async for number, line in read_lines(request):
+    async for number, line in read_lines(request, limits=limits):
         try:
             batch[number] = parse_line(number, line, model)
         except InvalidLine as error:

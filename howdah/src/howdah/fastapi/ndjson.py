@@ -18,7 +18,7 @@ import codecs
 from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from http import HTTPStatus
 from typing import Any, Final, Generic, TypeVar
 
@@ -26,12 +26,13 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from howdah.errors import DatabaseError
-from howdah.fastapi.body_limits import lift_body_limits
+from howdah.fastapi._bodies import find_pool, read_stored, receive_parts
 from howdah.fastapi.client_text import shorten_message, shorten_place
 from howdah.fastapi.exports import NDJSON
 from howdah.fastapi.json_bodies import InvalidJSON, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.problem import ProblemException
+from howdah.fastapi.stream_limits import BodyLimits, StreamTicket, take_ticket
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -42,6 +43,7 @@ _MAX_READ_BYTES: Final = MAX_LINE_BYTES + len(codecs.BOM_UTF8) + 1
 # Parsing blocks the event loop, so other tasks get a turn after this many lines. One of them may be the task that
 # processes the previous batch.
 _LINES_BETWEEN_PAUSES: Final = 50
+_LIMIT_STATUSES: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 # Blank lines make the number of a line differ from that of its row. Only the latest differences are kept, so that
 # memory use is constant. That is enough, because a bulk write reports a row that it has read recently.
 _MAX_SHIFTS: Final = 10_000
@@ -81,16 +83,22 @@ class RejectedLine(Exception):
         super().__init__(f"line {line}: {error}")
 
 
-async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]]:
+async def read_lines(request: Request, *, limits: BodyLimits | None = None) -> AsyncIterator[tuple[int, bytes | None]]:
     """The lines of an NDJSON body as they arrive, each with its number, from 1. Blank lines are left out.
 
-    A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON.
+    A line that is longer than `MAX_LINE_BYTES` is None. Raises `UnsupportedMediaType` if the body isn't NDJSON, and
+    `BodyTimeout` or `BodyTooLarge` at a limit. Hold no connection while you wait for the next line.
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
-    lift_body_limits(request)
+    limits = limits or BodyLimits()
+    async for each in _split_into_lines(receive_parts(request, limits, max_bytes=limits.max_bytes)):
+        yield each
+
+
+async def _split_into_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
     number, rest = 0, b""
-    async for part in request.stream():
+    async for part in parts:
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             number += 1
@@ -118,13 +126,24 @@ def parse_line(number: int, line: bytes | None, model: type[ModelT]) -> ModelT:
 class BodyRows(Generic[ModelT]):
     """The rows of a body, as an asynchronous iterable that can be iterated once: `async for row in rows`.
 
-    NDJSON is read as it arrives, with constant memory use, so the body may have any length. An array is read as a
-    whole. Iterating raises `InvalidLine` for the first row that the model rejects, with the number of its line (NDJSON)
-    or of its element (JSON array), from 1. It raises `UnsupportedMediaType` if the body is neither NDJSON nor JSON.
+    The first row is returned when the whole body has arrived, so that nothing waits for the client in a transaction.
+    Until then NDJSON is stored in a temporary file, if it has more than 128 KiB. Memory use is constant. An array is
+    read into memory as a whole. Use the session for nothing before the first row, because its connection would be held
+    while the body arrives.
+
+    At most a quarter of `pool_size` bulk uploads and exports use the database at a time. Another one waits for
+    `pool_timeout`, and then raises `TooManyStreams` (503). An upload counts until the end of `locate_errors`, or else
+    until this object is deleted.
+
+    Iterating raises `InvalidLine` for the first row that the model rejects, with the number of its line (NDJSON) or of
+    its element (JSON array), from 1. It raises `UnsupportedMediaType` if the body is neither NDJSON nor JSON, and
+    `BodyTimeout` (408) or `BodyTooLarge` (413) at one of the `limits`.
     """
 
-    def __init__(self, request: Request, model: type[ModelT]) -> None:
+    def __init__(self, request: Request, model: type[ModelT], *, limits: BodyLimits | None = None) -> None:
         self._request, self._model = request, model
+        self._limits = limits or BodyLimits()
+        self._ticket: StreamTicket | None = None
         self._count = 0
         # the index of a row that follows blank lines, and the difference between its line and this index
         self._shifts: deque[tuple[int, int]] = deque(maxlen=_MAX_SHIFTS)
@@ -145,6 +164,9 @@ class BodyRows(Generic[ModelT]):
             if line is None:
                 raise
             raise RejectedLine(line, error) from error
+        finally:
+            if self._ticket is not None:
+                self._ticket.release()
 
     async def _read(self) -> AsyncIterator[ModelT]:
         media_type = _get_media_type(self._request)
@@ -159,12 +181,16 @@ class BodyRows(Generic[ModelT]):
             yield row
 
     async def _read_ndjson(self) -> AsyncIterator[tuple[int, ModelT]]:
-        async for number, line in read_lines(self._request):
-            yield number, parse_line(number, line, self._model)
+        async with aclosing(read_stored(self._request, self._limits)) as parts:
+            async for number, line in _split_into_lines(parts):
+                await self._take_ticket()
+                yield number, parse_line(number, line, self._model)
 
     async def _read_array(self) -> AsyncIterator[tuple[int, ModelT]]:
         """The elements of a JSON array as rows, with their numbers from 1."""
-        body = await self._request.body()
+        parts = receive_parts(self._request, self._limits, max_bytes=self._limits.max_array_bytes)
+        body = b"".join([part async for part in parts])
+        await self._take_ticket()
         try:
             elements = parse_json(body)
         except InvalidJSON as error:
@@ -178,6 +204,10 @@ class BodyRows(Generic[ModelT]):
                 raise InvalidLine(number, _describe_first_error(error)) from error
             yield number, row
 
+    async def _take_ticket(self) -> None:
+        if self._ticket is None:
+            self._ticket = await take_ticket(find_pool(self._request))
+
     def _find_line(self, index: int) -> int | None:
         """The line of the row, or None if too many blank lines came after it."""
         position = bisect_right(self._shifts, index, key=lambda shift: shift[0]) - 1
@@ -187,7 +217,7 @@ class BodyRows(Generic[ModelT]):
 def describe_rows_body(model: type[BaseModel], *, array: bool = True) -> dict[str, Any]:
     """The OpenAPI description of the body, for `openapi_extra` of a route: NDJSON, and with `array` a JSON array.
 
-    It includes the 415 for a body of another media type.
+    It includes the 415 for a body of another media type, the 408 for a slow client, and the 413 for a large body.
     """
     schema = get_schema_ref(model, "validation")
     content = {NDJSON: {"schema": schema}}
@@ -198,7 +228,10 @@ def describe_rows_body(model: type[BaseModel], *, array: bool = True) -> dict[st
     unsupported["headers"] = {"Accept-Post": {"description": "The accepted media types", "schema": {"type": "string"}}}
     return {
         "requestBody": {"required": True, "content": content},
-        "responses": {str(int(status)): unsupported},
+        "responses": {
+            **{str(int(each)): problem for each, problem in describe_problems(*_LIMIT_STATUSES).items()},
+            str(int(status)): unsupported,
+        },
     }
 
 

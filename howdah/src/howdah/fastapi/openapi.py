@@ -15,7 +15,7 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from howdah.fastapi.body_limits import BodyLimits
+from howdah.fastapi.body_limits import BodyLimitsMiddleware
 from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
@@ -115,8 +115,8 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
 
 
 def _describe_body_limit(description: Mapping[str, Any], app: FastAPI) -> None:
-    """Add 413 to every operation with a body, if the application has `BodyLimits`."""
-    if not any(cast(object, each.cls) is BodyLimits for each in app.user_middleware):
+    """Add 413 to every operation with a body, if the application has `BodyLimitsMiddleware`."""
+    if not any(cast(object, each.cls) is BodyLimitsMiddleware for each in app.user_middleware):
         return
     for operations in description.get("paths", {}).values():
         for operation in operations.values():

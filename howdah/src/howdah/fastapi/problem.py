@@ -38,10 +38,8 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# `Retry-After` is in whole seconds, so this is the shortest wait.
-RETRY_AFTER_SECONDS: Final = 1
-# Clients that were rejected at the same moment come back within these seconds, and not all at once.
-_LONGEST_RETRY_AFTER_SECONDS: Final = 3
+# `Retry-After` is in whole seconds. Clients that were rejected at the same moment come back at different times.
+_RETRY_AFTER_SECONDS: Final = (1, 3)
 _HAS_RETRY_AFTER: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 
 NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
@@ -136,7 +134,7 @@ def retry_after() -> str:
 
     With a fixed value all clients of an overloaded service would come back in the same second.
     """
-    return str(random.randint(RETRY_AFTER_SECONDS, _LONGEST_RETRY_AFTER_SECONDS))  # noqa: S311  # not a secret
+    return str(random.randint(*_RETRY_AFTER_SECONDS))  # noqa: S311  # not a secret
 
 
 def error_response(error: errors.HowdahError, **members: Any) -> Response:

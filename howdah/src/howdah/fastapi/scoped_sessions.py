@@ -13,7 +13,7 @@ from howdah.database import Database
 from howdah.fastapi.sessions import (
     _committing_dependencies,
     _open_committing_session,
-    _other_database_dependencies,
+    read_session_marker,
 )
 
 
@@ -38,13 +38,12 @@ def session_from(find: Callable[..., Any], *, read_only: bool = False) -> Any:
         async with _open_committing_session(connection, _check(database)) as session:
             yield session
 
-    async def get_read_session(database: Annotated[Database, found]) -> AsyncIterator[AsyncSession]:
+    async def open_read_session(database: Annotated[Database, found]) -> AsyncIterator[AsyncSession]:
         async with _check(database).session(read_only=True) as session:
             yield session
 
     if read_only:
-        _other_database_dependencies.add(get_read_session)
-        return DependsMarker(get_read_session, scope="request")
+        return read_session_marker(open_read_session)
     _committing_dependencies.add(get_session)
     return DependsMarker(get_session, scope="function")
 

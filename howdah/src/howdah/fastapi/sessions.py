@@ -13,6 +13,7 @@ from fastapi.params import Depends as DependsMarker
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
+from howdah._connections.sessions import is_streaming
 from howdah.database import Database
 from howdah.fastapi.resources import Resource, find_named_database
 
@@ -58,17 +59,34 @@ async def get_db(
         yield session
 
 
-async def get_read_db(database: Annotated[Database, Depends(get_database)]) -> AsyncIterator[AsyncSession]:
-    """A session for one request in which PostgreSQL rejects writes. Declare it as `ReadDbSession`.
-
-    It is open until the response has been sent, a streamed response included. Then it is rolled back.
-    """
+async def _open_read_session(
+    database: Annotated[Database, Depends(get_database)],
+) -> AsyncIterator[AsyncSession]:
+    """The session of `get_read_db`. It is closed when the response has been sent."""
     async with database.session(read_only=True) as session:
         yield session
 
 
+async def get_read_db(
+    connection: HTTPConnection, opened: Annotated[AsyncSession, Depends(_open_read_session, scope="request")]
+) -> AsyncIterator[AsyncSession]:
+    """A session for one request in which PostgreSQL rejects writes. Declare it as `ReadDbSession`.
+
+    Its connection is returned when the route has returned, and before the response is sent. So a client that doesn't
+    read its response holds no connection. Without `scope="function"` FastAPI would return it later. A route without
+    that scope raises `RuntimeError` at its first request.
+
+    A streaming response can still use the session: `export_response`, or a generator that begins to read while the
+    response is sent. A stream that the route itself has begun (`await db.stream(...)`) keeps the connection. The
+    session is closed when the response has been sent. A `StreamingResponse` of your own holds the connection as long as
+    its client takes, so pass its lines to `ndjson_response` instead, which stores them.
+    """
+    async with _release_before_response(connection, opened) as session:
+        yield session
+
+
 DbSession = Annotated[AsyncSession, Depends(get_db, scope="function")]
-ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="request")]
+ReadDbSession = Annotated[AsyncSession, Depends(get_read_db, scope="function")]
 
 
 def database_dependency(name: str) -> Any:
@@ -89,7 +107,7 @@ def session_dependency(database: str | Callable[[HTTPConnection], Database], *, 
 
     `database` is a name in `configure_app(..., databases={"reports": ...})`, or a function that returns the `Database`
     for a request or a WebSocket. The session is committed before the response is sent. With `read_only` it is a
-    `ReadDbSession`: PostgreSQL rejects writes, and it is open until the response has been sent.
+    `ReadDbSession`: PostgreSQL rejects writes, and its connection is returned before the response is sent.
     """
 
     def find(connection: HTTPConnection) -> Database:
@@ -99,28 +117,53 @@ def session_dependency(database: str | Callable[[HTTPConnection], Database], *, 
         async with _open_committing_session(connection, find(connection)) as session:
             yield session
 
-    async def get_read_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    async def open_read_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
         async with find(connection).session(read_only=True) as session:
             yield session
 
     if read_only:
-        _other_database_dependencies.add(get_read_session)
-        return DependsMarker(get_read_session, scope="request")
+        return read_session_marker(open_read_session)
     _committing_dependencies.add(get_session)
     return DependsMarker(get_session, scope="function")
+
+
+def read_session_marker(open_session: Callable[..., AsyncIterator[AsyncSession]]) -> Any:
+    """A marker as that of `ReadDbSession`, for the sessions of the dependency `open_session`."""
+
+    # A default and no annotation, because FastAPI can't resolve an annotation that names an argument.
+    opening: Any = DependsMarker(open_session, scope="request")
+
+    async def get_read_session(
+        connection: HTTPConnection, opened: AsyncSession = opening
+    ) -> AsyncIterator[AsyncSession]:
+        async with _release_before_response(connection, opened) as session:
+            yield session
+
+    _reading_dependencies.add(get_read_session)
+    return DependsMarker(get_read_session, scope="function")
 
 
 @asynccontextmanager
 async def _open_committing_session(connection: HTTPConnection, database: Database) -> AsyncIterator[AsyncSession]:
     """A session that is committed if the route returns, and rolled back if it raises."""
-    _reject_late_commit(connection)
+    _reject_late_end(connection)
     async with database.session() as session:
         yield session
         await session.commit()
 
 
+@asynccontextmanager
+async def _release_before_response(connection: HTTPConnection, session: AsyncSession) -> AsyncIterator[AsyncSession]:
+    """The session. At the end its connection is returned, unless it is the source of the response."""
+    _reject_late_end(connection)
+    yield session
+    if not is_streaming(session):
+        await session.reset()
+
+
 _committing_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_db})
-_other_database_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_database, get_read_db})
+_reading_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_read_db})
+_other_database_dependencies: WeakSet[Callable[..., Any]] = WeakSet({get_database})
 
 
 def is_committing_session(dependency: Callable[..., Any] | None) -> bool:
@@ -134,7 +177,7 @@ def is_database_dependency(dependency: Callable[..., Any] | None) -> bool:
     return (
         isinstance(dependency, Resource)
         or is_committing_session(dependency)
-        or any(dependency is each for each in _other_database_dependencies)
+        or any(dependency is each for each in (*_reading_dependencies, *_other_database_dependencies))
     )
 
 
@@ -142,8 +185,8 @@ def is_database_dependency(dependency: Callable[..., Any] | None) -> bool:
 _checked_routes: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
-def _reject_late_commit(connection: HTTPConnection) -> None:
-    """Raise `RuntimeError` if the route has a committing session without `scope="function"`. Checks each route once."""
+def _reject_late_end(connection: HTTPConnection) -> None:
+    """Raise `RuntimeError` if the route has a session without `scope="function"`. Checks each route once."""
     route = _find_route(connection)
     dependant = getattr(route, "dependant", None)
     if not isinstance(dependant, Dependant) or id(route) in _checked_routes:
@@ -155,6 +198,11 @@ def _reject_late_commit(connection: HTTPConnection) -> None:
             raise RuntimeError(
                 f"{connection.scope['path']}: the session would be committed after the response: declare it as "
                 "DbSession, or with Depends(..., scope='function')"
+            )
+        if each.scope != "function" and any(each.call is reading for reading in _reading_dependencies):
+            raise RuntimeError(
+                f"{connection.scope['path']}: the session would hold its connection until the response was sent: "
+                "declare it as ReadDbSession, or with Depends(..., scope='function')"
             )
         unchecked += each.dependencies
     _checked_routes[id(route)] = route

@@ -95,13 +95,16 @@ async def refuse_note(body: NoteIn, db: DbSession, status: int = HTTPStatus.CONF
 
 @router.post("/notes/lines", dependencies=[note_key])
 async def create_notes(request: Request, db: DbSession) -> int:
-    """Read the body as it arrives, and stop at an empty line."""
+    """Read the body in parts, and stop at an empty line."""
     count, rest = 0, b""
     async for chunk in request.stream():
         *lines, rest = (rest + chunk).split(b"\n")
+        is_end = b"" in lines
+        if is_end:
+            lines = lines[: lines.index(b"") + 1]
         db.add_all(Note(text=line.decode()) for line in lines if line)
         count += len(lines)
-        if b"" in lines:
+        if is_end:
             break
     return count
 

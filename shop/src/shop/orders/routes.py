@@ -62,8 +62,14 @@ async def export_orders(parameters: Annotated[OrderExportParameters, Query()], d
 
     The response is one snapshot. If an error occurs before its end, the connection is closed without the final chunk.
     """
-    columns = [getattr(Order, name) for name in OrderOut.model_fields]
-    return await export_response(db, parameters.apply(select(Order)), parameters.format, columns=columns, name="orders")
+    return await export_response(
+        db,
+        parameters.apply(select(Order)),
+        parameters.format,
+        columns=[getattr(Order, name) for name in OrderOut.model_fields],
+        name="orders",
+        escapes_formulas=not parameters.raw,
+    )
 
 
 @router.patch("/status")

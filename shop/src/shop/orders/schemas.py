@@ -90,6 +90,11 @@ class OrderPageParameters(OrderFilters, PageParameters):
 
 class OrderExportParameters(OrderFilters):
     format: ExportFormat = ExportFormat.NDJSON
+    raw: bool = Field(
+        default=False,
+        description="Whether a text in CSV that a spreadsheet would execute, such as `=1+1`, is written without an "
+        "apostrophe in front",
+    )
 
 
 class StatusChangeIn(BaseModel):

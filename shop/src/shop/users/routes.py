@@ -55,7 +55,7 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     openapi_extra=describe_rows_body(UserIn),
 )
 async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
-    """Create many users, all or none. NDJSON may have any length, because it is written as it arrives."""
+    """Create many users, all or none. NDJSON may have 1 GiB, and a JSON array 16 MiB."""
     rows = BodyRows(request, UserIn)
     with rows.locate_errors():
         users = (user.model_dump() async for user in rows)
