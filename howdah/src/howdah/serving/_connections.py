@@ -1,0 +1,133 @@
+"""All connections of a server: how many there may be, and which ones have exceeded a time limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from howdah.serving import _problems
+from howdah.serving._protocol import LimitedHttpProtocol, Phase
+from howdah.serving.draining import StopState
+from howdah.serving.limits import ServerLimits
+
+# How long a closed connection waits for the client to close its side.
+_LINGER_SECONDS: Final = 2.0
+_LINGER_SECONDS_AT_STOP: Final = 0.5
+_MAX_LINGERING: Final = 256
+# How long a response may be complete while the client still sends the body.
+_DISCARD_SECONDS: Final = 10.0
+# A connection that became idle just now may get its next request at any moment, so it isn't closed for another one.
+_MIN_IDLE_SECONDS: Final = 1.0
+
+
+class Connections:
+    """The connections of one server, in the order in which they entered their phase."""
+
+    def __init__(self, limits: ServerLimits, stop: StopState) -> None:
+        self.limits = limits
+        self.stop = stop
+        self.all: set[Any] = set()  # those of uvicorn's ServerState, with WebSockets
+        self._by_phase: dict[Phase, dict[LimitedHttpProtocol, None]] = {
+            phase: {} for phase in (Phase.HEADER, Phase.IDLE, Phase.CLOSING)
+        }
+        self._max_idle_at_stop: float | None = None
+        self._idle_counts_from = 0.0
+        self._blocked: dict[Any, tuple[int, float]] = {}  # WebSockets: bytes in the buffer, and since when
+
+    def count(self) -> int:
+        """The number of connections, without those that are being closed."""
+        return len(self.all) - len(self._by_phase[Phase.CLOSING])
+
+    def add(self, connection: LimitedHttpProtocol) -> bool:
+        """Count a new connection. Returns whether there are too many now, so that it may only send a probe."""
+        limits, unfinished = self.limits, self._by_phase[Phase.HEADER]
+        unfinished[connection] = None
+        count = self.count()
+        is_extra = count > limits.max_connections
+        if is_extra:
+            idle = next(iter(self._by_phase[Phase.IDLE]), None)
+            if idle is not None and connection.since - idle.since > _MIN_IDLE_SECONDS:
+                idle.linger()
+        if (
+            len(unfinished) > limits.max_unfinished_connections
+            or count > limits.max_connections + limits.reserved_connections
+        ):
+            next(iter(unfinished)).reject(_problems.TOO_MANY_CONNECTIONS)
+        return is_extra
+
+    def move(self, connection: LimitedHttpProtocol, old: Phase, new: Phase) -> None:
+        """Note that the phase changes."""
+        if (left := self._by_phase.get(old)) is not None:
+            left.pop(connection, None)
+        if (entered := self._by_phase.get(new)) is not None:
+            entered[connection] = None
+            if new is Phase.CLOSING and len(entered) > _MAX_LINGERING:
+                next(iter(entered)).transport.abort()
+
+    def remove(self, connection: LimitedHttpProtocol) -> None:
+        for each in self._by_phase.values():
+            each.pop(connection, None)
+
+    def close_idle(self, *, after: float, now: float) -> None:
+        """From now on, close connections that have been idle for so long, counted from now at the earliest."""
+        self._max_idle_at_stop = after
+        self._idle_counts_from = now
+
+    def check_times(self, now: float) -> None:
+        """Close the connections that have exceeded a time limit."""
+        blocked, self._blocked = self._blocked, {}
+        for connection in tuple(self.all):
+            if isinstance(connection, LimitedHttpProtocol):
+                self._check(connection, now)
+            else:
+                self._check_websocket(connection, now, blocked)
+
+    def _check(self, connection: LimitedHttpProtocol, now: float) -> None:
+        limits, phase, elapsed = self.limits, connection.phase, now - connection.since
+        if not connection.transport.get_write_buffer_size():
+            connection.blocked_since = None
+        elif connection.blocked_since is None:
+            connection.blocked_since = now
+        elif now - connection.blocked_since > limits.write_timeout:
+            connection.transport.abort()
+            return
+        if phase is Phase.REQUEST:
+            if not connection.is_waiting_for_body:
+                connection.since = now  # the client's time starts when the application waits for it
+            elif elapsed > limits.body_timeout:
+                connection.reject(_problems.BODY_TIMEOUT)
+        elif phase is Phase.IDLE:
+            if elapsed > limits.keep_alive_timeout or self._is_idle_for_too_long(connection, now):
+                connection.linger()
+        elif phase is Phase.HEADER:
+            if elapsed > limits.header_timeout:
+                connection.reject(_problems.HEADER_TIMEOUT)
+            elif connection.is_unused and self._is_idle_for_too_long(connection, now):
+                connection.transport.close()
+        elif phase is Phase.DISCARDING:
+            if elapsed > _DISCARD_SECONDS:
+                connection.linger()
+        elif elapsed > (_LINGER_SECONDS if self._max_idle_at_stop is None else _LINGER_SECONDS_AT_STOP):
+            if connection.blocked_since is None:
+                connection.transport.close()
+
+    def _is_idle_for_too_long(self, connection: LimitedHttpProtocol, now: float) -> bool:
+        if self._max_idle_at_stop is None:
+            return False
+        return now - max(connection.since, self._idle_counts_from) > self._max_idle_at_stop
+
+    def _check_websocket(self, connection: Any, now: float, blocked: dict[Any, tuple[int, float]]) -> None:
+        """Abort a WebSocket whose buffer has stayed as it is for `write_timeout`."""
+        size = connection.transport.get_write_buffer_size()
+        if not size:
+            return
+        before = blocked.get(connection)
+        since = now if before is None or before[0] != size else before[1]
+        if now - since > self.limits.write_timeout:
+            connection.transport.abort()
+        else:
+            self._blocked[connection] = (size, since)
+
+    def http(self) -> Iterable[LimitedHttpProtocol]:
+        """The connections that aren't WebSockets."""
+        return [each for each in self.all if isinstance(each, LimitedHttpProtocol)]

@@ -1,0 +1,44 @@
+"""Let a listening socket accept no new connections, without a reset of those that exist."""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+_SO_ATTACH_FILTER: Final = 26  # Linux, not in the module socket
+# A classic BPF program for a segment whose TCP header is at its start: drop it if it has the flag SYN.
+_DROP_SYN: Final = (
+    (0x30, 0, 0, 13),  # load the byte with the flags
+    (0x45, 0, 1, 0x02),  # is SYN set?
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept
+)
+
+
+def reject_new_connections(sockets: Iterable[Any]) -> bool:
+    """Make the kernel ignore further connection attempts. Returns whether that is possible on this system.
+
+    `close` of a listening socket resets the connections that the kernel has established, but the process hasn't
+    accepted. After this call their number can only shrink. A client whose attempt is ignored repeats it after a second,
+    and is refused then, or is accepted by another process.
+
+    The filter belongs to the socket, so don't use this for a socket that other processes still accept from.
+    """
+    if sys.platform != "linux":
+        return False
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _DROP_SYN))
+    option = struct.pack("HL", len(_DROP_SYN), ctypes.addressof(program))
+    is_possible = True
+    for each in sockets:
+        if each.family not in (socket.AF_INET, socket.AF_INET6):
+            is_possible = False
+            continue
+        try:
+            each.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, option)
+        except OSError:  # a sandbox may forbid it
+            is_possible = False
+    return is_possible

@@ -1,0 +1,337 @@
+"""uvicorn's HTTP protocol with limits. `_connections` closes the connections that exceed a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from howdah.serving import _problems
+from howdah.serving._problems import ServerProblem
+
+if TYPE_CHECKING:
+    from howdah.serving._connections import Connections
+
+# Each chunk of a body needs at least 5 bytes besides its data. So a body in chunks of one byte is accepted.
+_MAX_OVERHEAD_PER_BYTE: Final = 8
+# What a client may still send after its response, so that it reads the response before it learns of the close.
+_MAX_DISCARDED_BYTES: Final = 16_777_216
+# uvicorn logs each cancelled request as an error of the application.
+_SILENT_LOGGER: Final = logging.Logger("howdah.serving.cancelled", logging.CRITICAL + 1)
+
+
+class Phase(Enum):
+    """What a connection is doing."""
+
+    HEADER = auto()  # from the connection, or from the first byte, to the end of the header
+    REQUEST = auto()  # a request is in progress
+    DISCARDING = auto()  # the response is complete, but the body isn't: the rest of the body is ignored
+    IDLE = auto()  # between two requests
+    CLOSING = auto()  # the server's side is closed: what the client still sends is ignored
+
+
+class _Rejected(Exception):
+    """Raised in a callback of the parser, so that it stops."""
+
+    def __init__(self, problem: ServerProblem) -> None:
+        super().__init__(problem.code)
+        self.problem = problem
+
+
+class _CycleTransport:
+    """The transport as a request's cycle sees it: `close` is the protocol's."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """One connection. A problem of the server itself closes it.
+
+    It closes only its own side first, and reads what the client still sends for a short time. Otherwise the client's
+    kernel would get a reset, and might drop a response that the client hasn't read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        group: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.group = group
+        self.limits = group.limits
+        self.phase = Phase.HEADER
+        self.since = self.loop.time()  # when the phase began; in a body, when its last byte arrived
+        self.blocked_since: float | None = None  # since when the client doesn't read
+        self._is_extra = False
+        self._is_in_header = False  # the parser has a part of a header
+        self._is_complete = True  # the parser has no part of a message
+        self._is_last = False  # no request is accepted after this one
+        self._chunk_bytes = 0  # of the last read
+        self._header_bytes = 0  # an upper bound
+        self._body_bytes = 0
+        self._received_bytes = 0  # since the header, or since the response
+
+    # The transport's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection. Another one may be closed for it."""
+        super().connection_made(cast(asyncio.Transport, transport))
+        self._cycle_transport = cast(asyncio.Transport, _CycleTransport(self.transport, self.finish))
+        self._is_extra = self.group.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.CLOSING
+        self.group.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Give the data to the parser, unless a limit is exceeded."""
+        size = self._chunk_bytes = len(data)
+        if self.phase is Phase.CLOSING or self._is_last:
+            self._discard(size)
+            return
+        if self._is_in_header or self.phase is Phase.HEADER:
+            self._header_bytes += size
+        else:
+            self._header_bytes = 0
+            self._received_bytes += size
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._upgrade()
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if not isinstance(cause, _Rejected):
+                self.logger.info("invalid HTTP request: %s", error)
+            self.reject(cause.problem if isinstance(cause, _Rejected) else _problems.INVALID_REQUEST)
+        else:
+            self._check_unfinished()
+
+    def _check_unfinished(self) -> None:
+        """Check what the parser has of an incomplete header or body."""
+        if self.phase is Phase.CLOSING:
+            return
+        if self.phase is Phase.IDLE:
+            self.enter(Phase.HEADER)
+        if self._is_in_header or self.phase is Phase.HEADER:
+            if self._header_bytes > self.limits.max_header_bytes:
+                self.reject(_problems.HEADER_TOO_LARGE)
+        elif not self._is_complete:
+            self.since = self.loop.time()
+            if self.phase is Phase.DISCARDING:
+                if self._received_bytes > _MAX_DISCARDED_BYTES:
+                    self.transport.abort()
+                return
+            overhead = self._received_bytes - self._body_bytes
+            if overhead > self.limits.max_header_bytes + _MAX_OVERHEAD_PER_BYTE * self._body_bytes:
+                self.reject(_problems.INVALID_REQUEST)
+
+    def resume_writing(self) -> None:
+        self.blocked_since = None
+        super().resume_writing()
+
+    # The parser's callbacks
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_complete = False
+        self._is_in_header = True
+        self._header_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        """Check the header, and start the request or queue it."""
+        limits = self.limits
+        if self._is_last:
+            raise _Rejected(_problems.INVALID_REQUEST)
+        if len(self.headers) > limits.max_headers or (
+            self._header_bytes + self._chunk_bytes > limits.max_header_bytes
+            and self._count_header_bytes() > limits.max_header_bytes
+        ):
+            raise _Rejected(_problems.HEADER_TOO_LARGE)
+        if self._is_extra:
+            self._check_extra()
+        previous = self.cycle
+        super().on_headers_complete()
+        self._is_in_header = False
+        self._header_bytes = self._received_bytes = self._body_bytes = 0
+        cycle = self.cycle
+        if cycle is previous:  # a WebSocket
+            return
+        cycle.transport = self._cycle_transport
+        # Trailers would be added to this list. Without a new one they would become headers of the request, which a
+        # proxy has not seen as such.
+        self.headers = []
+        if self._is_extra or self.expect_100_continue or self.group.stop.is_draining:
+            # A client that waits for 100 may send its body or not, if it gets another response.
+            cycle.keep_alive = False
+        if len(self.pipeline) >= limits.max_pipelined_requests:
+            cycle.keep_alive = False
+            self._is_last = True
+        if self.phase is Phase.REQUEST:
+            self.since = self.loop.time()
+        else:
+            self.enter(Phase.REQUEST)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_complete = True
+        self._received_bytes = self._body_bytes = 0
+        if self.phase is Phase.DISCARDING:
+            self._become_idle()
+
+    # The request's callbacks
+
+    def on_response_complete(self) -> None:
+        """Start the next request of the pipeline, or wait for one."""
+        self.server_state.total_requests += 1
+        if self.phase is Phase.CLOSING or self.transport.is_closing():
+            return
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+            if not self.pipeline:
+                self.flow.resume_reading()
+            return
+        self.flow.resume_reading()
+        if self._is_complete:
+            self._become_idle()
+        elif self._is_in_header:
+            self.enter(Phase.HEADER)
+        else:
+            self._received_bytes = 0
+            self.enter(Phase.DISCARDING)
+
+    def finish(self) -> None:
+        """Close the connection after a response with `Connection: close`, or after an error of the application."""
+        if self.phase is Phase.CLOSING or self.transport.is_closing():
+            return
+        if self._is_complete and not self.pipeline and not self.group.stop.is_draining:
+            self.transport.close()
+        else:
+            self.linger()
+
+    # The server's calls
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no byte of the next request has arrived."""
+        return self.phase is Phase.IDLE or (self._is_complete and not self._header_bytes)
+
+    @property
+    def is_waiting_for_body(self) -> bool:
+        """Whether the next byte of a body is due, and the client is the one who must send it."""
+        return (
+            not (self._is_complete or self._is_in_header)
+            and not self.flow.read_paused
+            and not self.cycle.waiting_for_100_continue
+        )
+
+    def enter(self, phase: Phase) -> None:
+        """Change the phase, and begin to count its time."""
+        self.group.move(self, self.phase, phase)
+        self.phase = phase
+        self.since = self.loop.time()
+
+    def reject(self, problem: ServerProblem) -> None:
+        """Answer with the problem if nothing else has been answered, and close the connection."""
+        if self.phase is Phase.CLOSING or self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if self.phase is Phase.DISCARDING:  # its request was answered
+            self.linger()
+            return
+        if cycle is not None and not cycle.response_complete:
+            if self._is_in_header or self._is_complete:  # not of this request, but of one after it
+                cycle.keep_alive = False
+                self._is_last = True
+                return
+            if self.pipeline or cycle.response_started:
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # for the application, which waits for the body
+            cycle.message_event.set()
+        if self.is_unused and self.cycle is None:
+            if problem.status == HTTPStatus.REQUEST_TIMEOUT:
+                self.transport.close()  # without a response, because there was no request
+                return
+        self.transport.write(problem.encode(self.server_state.default_headers))
+        self.linger()
+
+    def linger(self) -> None:
+        """Close the server's side of the connection, and read until the client closes its own, for a short time."""
+        self.pipeline.clear()
+        self._received_bytes = 0
+        self.enter(Phase.CLOSING)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+        else:  # TLS
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close the connection after the request in progress. An idle one is closed by `Connections.close_idle`."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.response_started:
+            cycle.keep_alive = False
+
+    def cancel(self, problem: ServerProblem) -> None:
+        """Answer the request in progress with the problem, because the server cancels its task next."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or self.transport.is_closing():
+            return
+        cycle.logger = _SILENT_LOGGER
+        if cycle.response_started:
+            self.transport.abort()  # so that the client doesn't take a part for the whole
+        elif not self.pipeline and self.phase is not Phase.CLOSING:
+            self.transport.write(problem.encode(self.server_state.default_headers))
+            self.linger()
+        cycle.disconnected = True
+
+    def _become_idle(self) -> None:
+        self._header_bytes = 0
+        self.enter(Phase.IDLE)
+
+    def _discard(self, size: int) -> None:
+        """Count bytes that nobody needs. Abort the connection if there are too many."""
+        self._received_bytes += size
+        if self._received_bytes > _MAX_DISCARDED_BYTES:
+            self.transport.abort()
+
+    def _check_extra(self) -> None:
+        """Reject the request of a connection above the limit, unless it is a probe."""
+        if self.group.count() <= self.limits.max_connections:
+            self._is_extra = False
+        elif self.url.partition(b"?")[0].decode("latin-1") not in self.limits.reserved_paths:
+            raise _Rejected(_problems.TOO_MANY_CONNECTIONS)
+
+    def _count_header_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _upgrade(self) -> None:
+        if self._should_upgrade():
+            self.group.remove(self)
+            self.phase = Phase.CLOSING  # the transport calls another protocol from now on
+            self.handle_websocket_upgrade()
+        else:
+            self._unsupported_upgrade_warning()

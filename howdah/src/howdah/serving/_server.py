@@ -1,0 +1,193 @@
+"""uvicorn's server with a stop that drains, and that ends the process in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from howdah.serving import _problems
+from howdah.serving._connections import Connections
+from howdah.serving._listening import reject_new_connections
+from howdah.serving.draining import STOP_STATE_KEY, StopState
+
+_TICK_SECONDS: Final = 0.1
+_MAX_CHECK_SECONDS: Final = 1.0
+# A terminal and a process such as `uv run` may both send the same signal.
+_SAME_SIGNAL_SECONDS: Final = 0.5
+# A connection that is idle for so long is closed at a stop by SIGTERM. One that is used gets a response with
+# `Connection: close` before.
+_IDLE_SECONDS_AT_STOP: Final = 1.0
+# Time to accept the connections whose handshake is complete, before the socket is closed.
+_ACCEPT_SECONDS: Final = 0.1
+_CANCEL_SECONDS: Final = 1.0
+# For the lifespan after a second signal.
+_FORCED_LIFESPAN_SECONDS: Final = 3.0
+
+_log: Final = logging.getLogger("howdah.serving")
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that stops in steps. The first signal begins:
+
+    1. `is_draining` is true, so that `/readyz` fails, and each response has `Connection: close`.
+    2. After SIGTERM, `pause` seconds pass. Requests are answered as before.
+    3. The server accepts no more connections. It closes idle ones, and waits for the requests in progress.
+    4. Requests that take too long are cancelled. Their clients get a 503, or the connection is aborted.
+    5. The lifespan of the application ends.
+
+    A second signal goes on with step 4 at once. A third one ends the process. `timeout` seconds after the first signal,
+    the process ends even if the event loop is blocked, with the exit code 1.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, connections: Connections, pause: float, timeout: float) -> None:
+        super().__init__(config)
+        self._connections = connections
+        connections.all = self.server_state.connections
+        self._stop: StopState = connections.stop
+        self._pause = pause
+        self._timeout = timeout
+        self._requested_at: float | None = None
+        self._last_signal_at = 0.0
+        self._is_interactive = False
+        self._counter = 0
+        self._next_check = 0.0
+        limits = connections.limits
+        shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive_timeout)
+        self._check_seconds = min(_MAX_CHECK_SECONDS, shortest / 4)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle signals while the server runs. They aren't raised again afterwards, as uvicorn does."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # After the server has ended, a signal must not interrupt the caller's cleanup. So the handlers stay.
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note the signal. `main_loop` and `shutdown` do the rest."""
+        now = time.monotonic()
+        is_repeated = now - self._last_signal_at < _SAME_SIGNAL_SECONDS
+        self._last_signal_at = now
+        if self._requested_at is None:
+            self._is_interactive = sig == signal.SIGINT
+            self.request_stop()
+            threading.Thread(target=_end_process, args=(now + self._timeout, self._timeout), daemon=True).start()
+        elif is_repeated:
+            return
+        elif self.force_exit:
+            os._exit(1)
+        else:
+            self.force_exit = True
+
+    def request_stop(self) -> None:
+        """Stop as after the first SIGTERM, but without the limit for the process."""
+        self._requested_at = time.monotonic()
+        self._stop.is_draining = True
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Run the lifespan's startup, and listen."""
+        self.lifespan.state[STOP_STATE_KEY] = self._stop
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        """Serve until a signal, and then for the pause."""
+        while not self.should_exit:
+            await self._tick()
+        if self._requested_at is None:  # `should_exit` was set by other code
+            self.request_stop()
+        if self._is_interactive or not self._pause:
+            return
+        _log.info("stopping: /readyz fails, and requests are served for %g s more", self._pause)
+        await self._tick_until(lambda: self.force_exit, self._pause)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain the connections, and end the lifespan."""
+        requested_at = self._requested_at
+        assert requested_at is not None
+        await self._stop_listening(sockets or [])
+        state, loop = self.server_state, asyncio.get_running_loop()
+        _log.info("stopping: %d connections, %d requests", len(state.connections), len(state.tasks))
+        self._connections.close_idle(after=0 if self._is_interactive else _IDLE_SECONDS_AT_STOP, now=loop.time())
+        for connection in list(state.connections):
+            connection.shutdown()
+        ends_at = requested_at + self._timeout
+        await self._tick_until(
+            lambda: self.force_exit or not (state.connections or state.tasks),
+            ends_at - min(6.0, 0.3 * self._timeout) - time.monotonic(),
+        )
+        await self._cancel_requests()
+        rest = ends_at - min(3.0, 0.15 * self._timeout) - time.monotonic()
+        if self.force_exit:
+            rest = min(rest, _FORCED_LIFESPAN_SECONDS)
+        try:
+            await asyncio.wait_for(self.lifespan.shutdown(), max(0.0, rest))
+        except TimeoutError:
+            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)  # noqa: TRY400
+
+    async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
+        """Close the listening sockets without a reset of a connection that a client has opened already."""
+        listening = [each for server in self.servers for each in server.sockets]
+        if reject_new_connections(listening):
+            await self._tick_until(lambda: False, _ACCEPT_SECONDS)
+        for server in self.servers:
+            server.close()
+        for each in sockets:
+            each.close()
+
+    async def _cancel_requests(self) -> None:
+        """Cancel the requests that are still in progress."""
+        tasks = set(self.server_state.tasks)
+        if tasks:
+            _log.error("%d requests did not end in time, and are cancelled", len(tasks))
+            for connection in self._connections.http():
+                connection.cancel(_problems.STOPPING)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=min(_CANCEL_SECONDS, 0.1 * self._timeout))
+        for each in list(self.server_state.connections):
+            if each.transport is not None and not each.transport.get_write_buffer_size():
+                each.transport.close()
+
+    async def _tick_until(self, is_done: Callable[[], bool], seconds: float) -> None:
+        ends_at = time.monotonic() + seconds
+        while not is_done() and time.monotonic() < ends_at:
+            await self._tick()
+
+    async def _tick(self) -> None:
+        """Update the date header, and check the times of the connections."""
+        if await self.on_tick(self._counter):
+            self.should_exit = True
+        self._counter = (self._counter + 1) % 864_000
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_check:
+            # If the event loop was blocked, data of clients may be waiting: first it is read.
+            if now - self._next_check < _MAX_CHECK_SECONDS:
+                self._connections.check_times(now)
+            self._next_check = now + (_TICK_SECONDS if self._stop.is_draining else self._check_seconds)
+        await asyncio.sleep(_TICK_SECONDS)
+
+
+def _end_process(ends_at: float, seconds: float) -> None:
+    """End the process at this time, if it is still running. Runs in a thread of its own."""
+    time.sleep(max(0.0, ends_at - time.monotonic()))
+    # The log may be blocked, for example by a pipe that nobody reads.
+    message = "the process did not stop within %g s: it ends now, without closing what is open"
+    logging_thread = threading.Thread(target=_log.critical, args=(message, seconds), daemon=True)
+    logging_thread.start()
+    logging_thread.join(0.5)
+    os._exit(1)

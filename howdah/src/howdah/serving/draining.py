@@ -1,0 +1,26 @@
+"""Whether the server is about to stop. This module works without uvicorn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+# The key in the state of every request, which uvicorn copies from the lifespan's state.
+STOP_STATE_KEY: Final = "howdah_stop"
+
+
+@dataclass(slots=True)
+class StopState:
+    """What one server tells its connections and its application."""
+
+    is_draining: bool = False
+
+
+def is_draining(scope: Mapping[str, Any]) -> bool:
+    """Whether the server of this ASGI scope has been told to stop: it answers requests, but should get no new ones.
+
+    It is false for a server other than that of `howdah.serving.serve`.
+    """
+    state = (scope.get("state") or {}).get(STOP_STATE_KEY)
+    return isinstance(state, StopState) and state.is_draining

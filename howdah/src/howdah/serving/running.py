@@ -1,0 +1,101 @@
+"""Bind a socket, and serve."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+from howdah.serving.draining import StopState
+from howdah.serving.limits import ServerLimits
+
+# File descriptors for everything that isn't a connection of a client: the database's, files, and the log.
+_OTHER_FILES: Final = 200
+
+
+class CannotListen(OSError):
+    """The address can't be bound, for example because the port is in use."""
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A socket for `serve`. Raises `CannotListen`.
+
+    Bind it before work that must not be done in vain, such as migrations. Connections are accepted later, by `serve`.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection is 40 ms late.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise CannotListen(error.errno, f"can't listen on {host}, port {port}: {error.strerror}") from error
+    return bound
+
+
+def serve(
+    app: Any,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    sockets: Sequence[socket.socket] | None = None,
+    limits: ServerLimits | None = None,
+    stop_pause: float = 5.0,
+    stop_timeout: float = 30.0,
+) -> None:
+    """Serve the ASGI application until SIGTERM or SIGINT (Ctrl+C), and return.
+
+    `sockets` are bound and not shared with other processes; without them, `host` and `port` are bound.
+
+    On SIGTERM, `/readyz` fails first, while requests are served for `stop_pause` seconds more, so that a proxy can
+    learn of it. SIGINT skips this pause. Then no connection is accepted, idle ones are closed, and the requests in
+    progress are finished. Requests that take too long are cancelled with a 503, and the application's lifespan ends.
+
+    `stop_timeout` is in seconds from the signal. **The process ends at that time with the exit code 1**, even if it
+    is still in this function or in the code after it. So after a signal, the caller should only close what it has
+    opened. A second signal cancels the requests at once, and a third one ends the process.
+
+    Raises `CannotListen`, and `SystemExit` if the application doesn't start. Call it in the main thread.
+    """
+    import uvicorn
+
+    from howdah.serving._connections import Connections
+    from howdah.serving._protocol import LimitedHttpProtocol
+    from howdah.serving._server import DrainingServer
+
+    if stop_pause < 0 or stop_timeout <= stop_pause:
+        raise ValueError(
+            f"stop_timeout ({stop_timeout:g} s) must be longer than stop_pause ({stop_pause:g} s), because it includes it"
+        )
+    limits = limits if limits is not None else ServerLimits()
+    _raise_file_limit(limits)
+    connections = Connections(limits, StopState())
+    config = uvicorn.Config(
+        app,
+        http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
+        ws_max_size=limits.max_websocket_message_bytes,
+        log_config=None,
+        access_log=False,
+    )
+    server = DrainingServer(config, connections=connections, pause=stop_pause, timeout=stop_timeout)
+    server.run([bind_socket(host, port)] if sockets is None else list(sockets))
+
+
+def _raise_file_limit(limits: ServerLimits) -> None:
+    """Let the process open enough files for its connections. Raises `ValueError` if it may not."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    needed = limits.max_connections + limits.reserved_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise ValueError(
+                f"{limits.max_connections} connections need {needed} open files, but the process may have {hard}: "
+                "raise the limit (ulimit -n), or lower max_connections"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
