@@ -20,6 +20,7 @@ from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
 from howdah.fastapi.jobs import Job
+from howdah.fastapi.internal import build_internal_app
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.line_results import answer_batches, answer_lines, describe_rejected_row
 from howdah.fastapi.ndjson import (
@@ -70,6 +71,7 @@ from howdah.fastapi.sessions import (
     session_dependency,
 )
 from howdah.fastapi.view_responses import json_response, list_response, page_response
+from howdah.fastapi.visible_text import VisibleText
 
 __all__ = [
     "CSV",
@@ -111,9 +113,11 @@ __all__ = [
     "Resource",
     "StrictJSONRoute",
     "UnsupportedMediaType",
+    "VisibleText",
     "add_error_handlers",
     "answer_batches",
     "answer_lines",
+    "build_internal_app",
     "configure_app",
     "database_dependency",
     "database_from_state",

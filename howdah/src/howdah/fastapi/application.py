@@ -19,10 +19,14 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
+from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
+from howdah.fastapi.hosts import AllowedHosts
+from howdah.fastapi.http_rules import HTTPRules
+from howdah.fastapi.internal import LIFESPAN_STATE_KEY, METRICS_PATH, PROBE_PATHS, InternalPaths
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
-from howdah.fastapi.openapi import _iterate_all_routes, _iterate_dependants
+from howdah.fastapi.openapi import iterate_all_routes, _iterate_dependants
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.
@@ -44,8 +48,14 @@ def configure_app(
     health: bool = True,
     metrics: bool = True,
     request_log: bool = True,
+    allowed_hosts: Iterable[str] | None = None,
+    internal_app: bool = False,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
+
+    The application then follows the rules of HTTP in `howdah.fastapi.http_rules`: HEAD, OPTIONS, `Allow`, and headers
+    for caches. It redirects no path with a slash at its end, because the redirect would go to the `Host` of the
+    request. `/docs` is served without files from a CDN, and `/redoc` is removed.
 
     Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
     order, then the lifespans of mounted applications that `configure_app` has set up, and then the application's own
@@ -56,6 +66,10 @@ def configure_app(
     - `resources` are opened for routes; see `Resource`.
     - `jobs` run periodically; see `Job`. The test fixtures `client` and `committed_client` leave them out.
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
+    - `allowed_hosts` are the names in the header `Host` that are answered, such as `api.example.com` or
+      `*.example.com`. For others the response is 421. By default every host is answered. The probes and `/metrics` are
+      answered for every host, because they are read by IP address.
+    - With `internal_app`, only `build_internal_app(app)` has `/metrics`, the docs and the OpenAPI description.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
@@ -77,6 +91,15 @@ def configure_app(
     app.router.lifespan_context = configuration.run
     add_error_handlers(app)
     app.add_middleware(_OwnState)
+    app.router.redirect_slashes = False
+    replace_docs_pages(app)
+    app.add_middleware(
+        HTTPRules,
+        application=app,
+        allowed_hosts=None if allowed_hosts is None else AllowedHosts(allowed_hosts),
+        any_host_paths={*PROBE_PATHS, METRICS_PATH},
+        is_hidden=InternalPaths(app).hide if internal_app else None,
+    )
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:
@@ -177,7 +200,10 @@ class _Configuration:
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
             await stack.enter_async_context(run_jobs(jobs))
-            yield {**states[app], _STATES_KEY: states}
+            state = {**states[app], _STATES_KEY: states}
+            setattr(app.state, LIFESPAN_STATE_KEY, state)
+            stack.callback(delattr, app.state, LIFESPAN_STATE_KEY)
+            yield state
 
     async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:
         if self.replacements is not None:
@@ -231,7 +257,7 @@ def _find_mounted(app: FastAPI) -> list[tuple[FastAPI, _Configuration]]:
 
 
 def _iterate_mounted(routes: Sequence[Any]) -> Iterator[FastAPI]:
-    for each in _iterate_all_routes(routes):
+    for each in iterate_all_routes(routes):
         route = getattr(each, "original_route", each)
         if isinstance(route, Mount | Host):
             if isinstance(route.app, FastAPI):
@@ -269,7 +295,7 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
 
     Routes of mounted applications that aren't configured use the resources of this one.
     """
-    for route in _iterate_all_routes(app.routes):
+    for route in iterate_all_routes(app.routes):
         dependant = getattr(route, "dependant", None)
         for each in [] if dependant is None else _iterate_dependants(dependant):
             if (

@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.utils import is_body_allowed_for_status_code
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from howdah import errors
+from howdah.fastapi.disconnects import CLIENT_CLOSED_REQUEST, ClientDisconnects, is_disconnect
 from howdah.fastapi.ndjson import RejectedLine
 from howdah.fastapi.openapi import add_problem_descriptions
-from howdah.fastapi.problem import ProblemException, error_response, problem_response, to_problem_code
+from howdah.fastapi.problem import (
+    MAX_SHOWN_CHARACTERS,
+    ProblemException,
+    error_response,
+    problem_response,
+    shorten,
+    to_problem_code,
+)
 from howdah.fastapi.websockets import WebSocketErrors
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _MAX_SHOWN_ERRORS: Final = 20
-# No client reads this status. In the log and the metrics it separates disconnected clients from faults of the service.
-_CLIENT_CLOSED_REQUEST: Final = 499
+# A message may have the values of an enumeration, which can be many.
+_MAX_MESSAGE_CHARACTERS: Final = 300
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error of this application with problem details.
 
     Howdah's errors get the status in `HTTP_STATUS_BY_ERROR`, with `Retry-After` if a retry may help. FastAPI's
-    validation errors and `HTTPException` keep their status. A request whose client disconnected while it sent the body
-    is logged with the status 499. Any other exception is a 500 without details.
+    validation errors and `HTTPException` keep their status. A request whose client disconnected, or received too slowly,
+    ends without an error, and is logged with the status 499. Any other exception is a 500 without details.
+
+    A problem repeats at most 100 characters of a text that the client sent.
 
     On an accepted WebSocket an error closes the connection, with the problem's `type` as the reason. The close code is
     1013 if a retry may help, 1008 for an error of the client, and 1011 for an error of the application.
@@ -55,9 +64,9 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(WebSocketRequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(RejectedLine, _handle_rejected_line)
-    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
     app.add_exception_handler(Exception, _handle_unexpected_error)
     app.add_middleware(WebSocketErrors)
+    app.add_middleware(ClientDisconnects)
     add_problem_descriptions(app)
 
 
@@ -69,7 +78,14 @@ async def _handle_howdah_error(request: Request, error: Exception) -> Response:
 async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
     shown = error.errors()[:_MAX_SHOWN_ERRORS]
-    input_errors = [{"loc": each["loc"], "msg": each["msg"], "type": each["type"]} for each in shown]
+    input_errors = [
+        {
+            "loc": [shorten(part) if isinstance(part, str) else part for part in each["loc"]],
+            "msg": _shorten_message(each),
+            "type": each["type"],
+        }
+        for each in shown
+    ]
     return problem_response(
         HTTPStatus.UNPROCESSABLE_ENTITY, "validation", detail="the request is not as described", errors=input_errors
     )
@@ -78,6 +94,8 @@ async def _handle_validation_error(request: Request, error: Exception) -> Respon
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
     """Keep the status and the headers. A `detail` that isn't a text becomes the member `errors`."""
     assert isinstance(error, HTTPException)
+    if is_disconnect(error):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
     is_standard = error.status_code in HTTPStatus.__members__.values()
@@ -99,9 +117,14 @@ async def _handle_rejected_line(request: Request, error: Exception) -> Response:
     return error_response(error.error, line=error.line)
 
 
-async def _handle_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
-
 async def _handle_unexpected_error(request: Request, error: Exception) -> Response:
     return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
+
+
+def _shorten_message(error: dict[str, Any]) -> str:
+    """The message of a validation error. A long text of the client in it, such as an unknown tag, is shortened."""
+    message: str = error["msg"]
+    for value in (error.get("input"), *(error.get("ctx") or {}).values()):
+        if isinstance(value, str) and len(value) > MAX_SHOWN_CHARACTERS:
+            message = message.replace(value, shorten(value))
+    return shorten(message, _MAX_MESSAGE_CHARACTERS)

@@ -16,6 +16,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.coalescing import CoalescerStatus
+from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.jobs import JobRunner
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, PoolCollector
@@ -82,7 +83,7 @@ class RequestMetricsMiddleware:
             self._metrics.record(
                 method=scope["method"],
                 route=_find_route(application, scope),
-                status=status,
+                status=get_logged_status(scope, status),
                 seconds=time.perf_counter() - started,
             )
 

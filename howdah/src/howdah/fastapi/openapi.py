@@ -151,12 +151,12 @@ def _has_page_parameters(dependant: Dependant) -> bool:
 
 def _iterate_routes(app: FastAPI) -> Iterator[Any]:
     """The routes of the description, with the prefixes and dependencies that `include_router` adds."""
-    for route in _iterate_all_routes(app.routes):
+    for route in iterate_all_routes(app.routes):
         if isinstance(getattr(route, "original_route", route), routing.APIRoute):
             yield route
 
 
-def _iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:
+def iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:
     """All routes, also WebSockets and mounts, with those of included routers. Each may have an `original_route`."""
     # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
     yield from getattr(routing, "iter_route_contexts", iter)(routes)

@@ -41,6 +41,14 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
 # `Retry-After` is in whole seconds, so this is the shortest wait.
 RETRY_AFTER_SECONDS: Final = 1
 
+NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
+NO_STORE: Final = (b"cache-control", b"no-store")
+"""The default of every response of an application. A problem has it even if no middleware has seen it."""
+
+# A response or a log entry shows this much of a text from the client, which may be as long as a body.
+MAX_SHOWN_CHARACTERS: Final = 100
+# Details are longer than that: they are sentences, and most of their characters are not the client's.
+_MAX_DETAIL_CHARACTERS: Final = 500
 
 # The members that RFC 9457 defines and that have arguments of their own, or follow from them.
 _OWN_MEMBERS: Final = frozenset({"title", "type"})
@@ -100,17 +108,23 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     **members: Any,
 ) -> Response:
-    """A problem details response with the type `urn:howdah:problem:<code>`; `members` extend it."""
+    """A problem details response with the type `urn:howdah:problem:<code>`; `members` extend it.
+
+    A `detail` of more than 500 characters is shortened, because it may have a text of the client.
+    """
     body = {
         "type": f"urn:howdah:problem:{code}",
         "title": title or HTTPStatus(status).phrase,
         "status": int(status),
-        **({} if detail is None else {"detail": detail}),
+        **({} if detail is None else {"detail": shorten(detail, _MAX_DETAIL_CHARACTERS)}),
         **members,
     }
     # The encoder accepts some types that orjson rejects, such as the driver's subclass of UUID.
     content = orjson.dumps(body, default=jsonable_encoder, option=orjson.OPT_NON_STR_KEYS)
-    return Response(content, int(status), headers=headers, media_type=PROBLEM_JSON)
+    response = Response(content, int(status), headers=headers, media_type=PROBLEM_JSON)
+    names = {name for name, _ in response.raw_headers}
+    response.raw_headers += [each for each in (NO_SNIFF, NO_STORE) if each[0] not in names]
+    return response
 
 
 def error_response(error: errors.HowdahError, **members: Any) -> Response:
@@ -132,6 +146,11 @@ def error_response(error: errors.HowdahError, **members: Any) -> Response:
         **_get_members(error),
         **members,
     )
+
+
+def shorten(text: str, limit: int = MAX_SHOWN_CHARACTERS) -> str:
+    """The text, or its beginning and `…` if it is longer than the limit."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def describe_error(error: errors.HowdahError) -> dict[str, Any]:

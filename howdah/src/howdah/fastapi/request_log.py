@@ -10,12 +10,15 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.fastapi.problem import problem_response
+from howdah.fastapi.disconnects import get_logged_status
+from howdah.fastapi.problem import problem_response, shorten
 from howdah.logs import format_exception
 from howdah.models import uuid7
 
 _REQUEST_ID_HEADER: Final = b"x-request-id"
 _REQUEST_ID_KEY: Final = "howdah.request_id"  # in the ASGI scope
+# A path may be as long as the server allows, and a log has a line for each request.
+_MAX_PATH_CHARACTERS: Final = 200
 _VALID_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 _log: Final = structlog.get_logger("howdah.requests")
@@ -27,7 +30,8 @@ class RequestLog:
     The request id is the client's `X-Request-ID` if it consists of 1 to 128 letters, digits and `._:-`. Otherwise it is
     a new UUID. The response and every log entry of the request have it, even after an unexpected error.
 
-    The entry has the method, the path, the status and the duration. It has no query, no headers, no body and no
+    The entry has the method, the path (200 characters of it), the status and the duration. The status is 499 if the
+    client didn't receive the whole response. It has no query, no headers, no body and no
     address, because these may be personal data.
 
     If a mounted application has this middleware, too, the outer one makes the id and the entry.
@@ -71,9 +75,9 @@ class RequestLog:
                     milliseconds = round((time.perf_counter() - started) * 1000, 1)
                     _log.info(
                         "request",
-                        method=scope["method"],
-                        path=scope["path"],
-                        status=status or None,
+                        method=shorten(scope["method"]),
+                        path=shorten(scope["path"], _MAX_PATH_CHARACTERS),
+                        status=get_logged_status(scope, status or None),
                         ms=milliseconds,
                     )
 

@@ -8,18 +8,14 @@ from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime
+from howdah.fastapi import DecimalDigits, PageParameters, RFC3339Datetime, VisibleText
 from shop.ledger.models import AccountPurpose, AccountState, Direction, EntryKind
 from shop.ledger.transfer_schemas import Key
-from shop.web.fields import STORABLE, Currency, ListOrder, Metadata
+from shop.web.fields import Currency, ListOrder, Metadata
 
-AccountName = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE),
-    Field(examples=["Current account"]),
-]
+AccountName = Annotated[str, VisibleText(max_length=100), Field(examples=["Current account"])]
 OverdraftLimit = Annotated[
     int, Field(ge=0, le=2**62, strict=True, description="How far the available balance may go below zero", examples=[0])
 ]

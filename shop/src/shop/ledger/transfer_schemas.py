@@ -19,11 +19,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from howdah.fastapi import PageParameters, RFC3339Datetime
+from howdah.fastapi import PageParameters, RFC3339Datetime, VisibleText
 from shop.ledger.models import TransferState
 from shop.ledger.requests import MAX_AMOUNT, MAX_LINKED, MAX_PENDING_SECONDS, Refusal, TransferRecord
 from shop.limits import MAX_DESCRIPTION
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, ListOrder, Metadata, Moment
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, ListOrder, Metadata, Moment
 
 Key = Annotated[
     str,
@@ -33,7 +33,7 @@ Key = Annotated[
         examples=["6b3f1a52-0c7e"],
     ),
 ]
-Description = Annotated[str, StringConstraints(max_length=MAX_DESCRIPTION, pattern=STORABLE)]
+Description = Annotated[str, VisibleText(max_length=MAX_DESCRIPTION, min_length=0, multiline=True)]
 METADATA_PARAMETER: Final = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 """The query parameter `metadata[name]`, which filters by this name of the metadata."""
 Amount = Annotated[int, Field(ge=1, le=MAX_AMOUNT, strict=True)]

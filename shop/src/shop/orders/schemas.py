@@ -6,12 +6,12 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from howdah import Filter, Filters, Sort
-from howdah.fastapi import DecimalDigits, ExportFormat, PageParameters, RFC3339Datetime
+from howdah.fastapi import DecimalDigits, ExportFormat, PageParameters, RFC3339Datetime, VisibleText
 from shop.orders.models import Order, OrderStatus
-from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, STORABLE, Currency
+from shop.web.fields import EXAMPLE_ID, OTHER_EXAMPLE_ID, Currency
 
 Total = Annotated[int, Field(ge=0, le=2**63 - 1), DecimalDigits]
 
@@ -19,10 +19,8 @@ Total = Annotated[int, Field(ge=0, le=2**63 - 1), DecimalDigits]
 class OrderItemIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    sku: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=STORABLE)] = (
-        Field(examples=["85048"])
-    )
-    description: Annotated[str, StringConstraints(max_length=500, pattern=STORABLE)] | None = Field(
+    sku: Annotated[str, VisibleText(max_length=64)] = Field(examples=["85048"])
+    description: Annotated[str, VisibleText(max_length=500, min_length=0)] | None = Field(
         default=None, examples=["15CM CHRISTMAS GLASS BALL 20 LIGHTS"]
     )
     # The largest total, 1,000 items × 1,000,000 × 1,000,000,000, is below 2**63, the limit of bigint.

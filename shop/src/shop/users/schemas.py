@@ -9,17 +9,12 @@ from uuid import UUID
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
 
 from howdah import Filter
-from howdah.fastapi import PageParameters, RFC3339Datetime
+from howdah.fastapi import PageParameters, RFC3339Datetime, VisibleText
 from shop.users.models import User
-from shop.web.fields import STORABLE
 
 Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=255, examples=["ada@example.com"])]
-Name = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE),
-    Field(examples=["Ada"]),
-]
-Country = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=STORABLE)]
+Name = Annotated[str, VisibleText(max_length=100), Field(examples=["Ada"])]
+Country = Annotated[str, VisibleText(max_length=100)]
 
 
 class UserIn(BaseModel):

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
-from howdah.fastapi import RFC3339Datetime
+from howdah.fastapi import RFC3339Datetime, VisibleText
 from shop.limits import EARLIEST, LATEST, MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE
 
-# PostgreSQL's text can't store NUL.
-STORABLE: Final = r"^[^\x00]*$"
 EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000000"
 OTHER_EXAMPLE_ID: Final = "01977f1e-7c3a-7000-8000-000000000001"
 
-_Text = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE, pattern=STORABLE)]
-_Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_NAME, pattern=STORABLE)]
+
+def _reject_equal_names(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Reject names that become equal when they are normalized, because only one of them could be kept."""
+    metadata = validate(value)
+    if len(metadata) < len(value):
+        raise PydanticCustomError("equal_names", "two names are equal, except for spaces at their ends or accents")
+    return metadata
+
+
+_Text = Annotated[str, VisibleText(max_length=MAX_METADATA_VALUE, min_length=0, multiline=True)]
+_Name = Annotated[str, VisibleText(max_length=MAX_METADATA_NAME)]
 Metadata: TypeAlias = Annotated[
     dict[_Name, _Text],
+    WrapValidator(_reject_equal_names),
     Field(
         max_length=MAX_METADATA,
         description="Up to 50 names with values, chosen by the client",

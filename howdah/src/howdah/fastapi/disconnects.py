@@ -1,0 +1,70 @@
+"""Clients that disconnect, or that receive too slowly, are no errors of the service."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CLIENT_CLOSED_REQUEST: Final = 499
+"""No client reads this status. In the log and the metrics it separates vanished clients from faults of the service."""
+
+_CLIENT_GONE_KEY: Final = "howdah.client_gone"  # in the ASGI scope
+
+
+class ClientDisconnects:
+    """ASGI middleware that ends a request quietly if its client disconnects.
+
+    A handler of exceptions can't do that. It isn't called once the response has started, and Starlette raises another
+    error in its place.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application. If the client is gone, the response ends where it is."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_started = is_complete = has_failed = False
+
+        async def send_if_connected(message: Message) -> None:
+            nonlocal is_started, is_complete, has_failed
+            try:
+                await send(message)
+            except OSError:  # so the specification of ASGI lets a server report a closed connection
+                has_failed = True
+                raise
+            if message["type"] == "http.response.start":
+                is_started = True
+            elif not message.get("more_body", False):
+                is_complete = True
+
+        try:
+            await self._app(scope, receive, send_if_connected)
+        except ClientDisconnect:
+            pass
+        except OSError:
+            if not has_failed:  # an error of the application
+                raise
+        if is_complete:
+            return
+        scope[_CLIENT_GONE_KEY] = True
+        if not is_started and not has_failed:
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
+
+
+def get_logged_status(scope: Scope, status: int | None) -> int | None:
+    """The status for the log and the metrics: 499 if the client didn't receive the whole response."""
+    return CLIENT_CLOSED_REQUEST if scope.get(_CLIENT_GONE_KEY) else status
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether the error is FastAPI's 400 for a client that disconnected while it sent the body."""
+    return getattr(error, "status_code", None) == HTTPStatus.BAD_REQUEST and isinstance(
+        error.__cause__, ClientDisconnect
+    )

@@ -1,0 +1,175 @@
+"""Rules of HTTP for every route of an application: HEAD, OPTIONS, `Allow`, the host, and headers for caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah.fastapi.hosts import AllowedHosts
+from howdah.fastapi.path_methods import PathMethods, get_route_path
+from howdah.fastapi.problem import NO_SNIFF, NO_STORE, problem_response
+
+# A response with an ETag may be stored by its client, which asks before each use whether it is still current.
+_REVALIDATE: Final = (b"cache-control", b"private, no-cache")
+
+# RFC 6455, section 7.4.1: the connection violates a policy of the service.
+_POLICY_VIOLATION: Final = 1008
+
+
+class HTTPRules:
+    """ASGI middleware for rules of HTTP that Starlette's routes don't follow.
+
+    - HEAD is answered wherever GET is, with the headers of GET (RFC 9110, section 9.3.2). The route of GET runs. A
+      response that streams is stopped before its first part.
+    - `Allow` of a 405 has all methods of the path, and OPTIONS is answered with 204 and `Allow`, unless a route or a
+      middleware answers it.
+    - A path without parameters comes before paths with parameters, for all methods, as in OpenAPI.
+    - `X-Content-Type-Options: nosniff`. `Cache-Control: no-store`, or `private, no-cache` for a response with an ETag,
+      unless the route sets it.
+    - A request for another host than the allowed ones is answered with 421.
+    - `is_hidden` tells which requests are answered with 404.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        application: FastAPI,
+        allowed_hosts: AllowedHosts | None,
+        any_host_paths: Iterable[str],
+        is_hidden: Callable[[Scope], bool] | None,
+    ) -> None:
+        self._app = app
+        self._paths = PathMethods(application)
+        self._allowed_hosts = allowed_hosts
+        self._any_host_paths = frozenset(any_host_paths)
+        self._is_hidden = is_hidden
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the host, and then run the application for a request."""
+        kind = scope["type"]
+        if (
+            self._allowed_hosts is not None
+            and kind in ("http", "websocket")
+            and get_route_path(scope) not in self._any_host_paths
+            and not self._allowed_hosts.allow(scope)
+        ):
+            await _reject_host(scope, receive, send)
+        elif kind != "http":
+            await self._app(scope, receive, send)
+        elif self._is_hidden is not None and self._is_hidden(scope):
+            await problem_response(HTTPStatus.NOT_FOUND, "not-found", detail="Not Found")(scope, receive, send)
+        elif scope["method"] == "HEAD":
+            await self._answer_head(scope, receive, send)
+        elif self._paths.rejects(scope, scope["method"]) and scope["method"] != "OPTIONS":
+            await self._reject_method(scope, receive, send)
+        else:
+            await self._app(scope, receive, self._complete(scope, send))
+
+    def _complete(self, scope: Scope, send: Send) -> Send:
+        """A `send` that completes the headers of the response."""
+        is_replaced = False
+
+        async def send_completed(message: Message) -> None:
+            nonlocal is_replaced
+            if message["type"] == "http.response.start":
+                if message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
+                    is_replaced = self._add_allowed_methods(scope, message)
+                _add_default_headers(message)
+            elif is_replaced:
+                message = {**message, "body": b""}
+            await send(message)
+
+        return send_completed
+
+    def _add_allowed_methods(self, scope: Scope, message: Message) -> bool:
+        """Set `Allow`. For OPTIONS, replace the 405 by a 204 and return true: then the body is left out."""
+        methods = self._paths.find(scope)
+        if scope["method"] in methods:  # a route or a mounted application has answered 405 itself
+            return False
+        allow = (b"allow", _join(methods))
+        if scope["method"] == "OPTIONS":
+            message |= {"status": int(HTTPStatus.NO_CONTENT), "headers": [allow]}
+            return True
+        message["headers"] = [*(each for each in message["headers"] if each[0] != b"allow"), allow]
+        return False
+
+    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the route of GET, and send only the headers of its response."""
+        methods = self._paths.find(scope)
+        has_ended = False
+        # a copy, because the server looks at the method of its own scope when it sends the response
+        inner = {**scope, "method": "GET"} if "GET" in methods and "HEAD" not in methods else {**scope}
+        complete = self._complete(inner, send)
+
+        async def send_headers(message: Message) -> None:
+            nonlocal has_ended
+            if message["type"] == "http.response.start":
+                await complete(message)
+                return
+            if not has_ended:
+                has_ended = True
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if message.get("more_body", False):
+                raise _HeadAnswered
+
+        try:
+            if self._paths.rejects(inner, inner["method"]):
+                await self._reject_method(inner, receive, send_headers)
+            else:
+                await self._app(inner, receive, send_headers)
+        except (_HeadAnswered, ClientDisconnect):  # Starlette may turn the first one into the second
+            if not has_ended:
+                raise
+        finally:
+            scope.update({**inner, "method": "HEAD"})  # the metrics use the route that was found
+
+    async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = problem_response(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            detail="Method Not Allowed",
+            headers={"Allow": _join(self._paths.find(scope)).decode()},
+        )
+        await response(scope, receive, send)
+
+
+class _HeadAnswered(OSError):
+    """Stops a streaming response. It is an `OSError`, so that the response ends as if the client had disconnected."""
+
+
+def _join(methods: Iterable[str]) -> bytes:
+    """The value of `Allow`."""
+    added = {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
+    return ", ".join(sorted({*methods, *added})).encode()
+
+
+def _add_default_headers(message: Message) -> None:
+    headers = message.get("headers", ())
+    names = {name for name, _ in headers}
+    added = []
+    if NO_SNIFF[0] not in names:
+        added.append(NO_SNIFF)
+    if NO_STORE[0] not in names:
+        added.append(_REVALIDATE if b"etag" in names else NO_STORE)
+    if added:
+        message["headers"] = [*headers, *added]
+
+
+async def _reject_host(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 421. A WebSocket is closed before it is accepted, which the server answers with 403."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "misdirected-request"})
+        return
+    response = problem_response(
+        HTTPStatus.MISDIRECTED_REQUEST,
+        "misdirected-request",
+        detail="the service does not answer for the host of this request: use one of its own names, or have its "
+        "operator add this name to the allowed hosts",
+    )
+    await response(scope, receive, send)
