@@ -6,47 +6,52 @@ With a closed loop (wrk), a slow server gets fewer requests, so it is never over
 don't wait for each other. The latency is measured from the time at which a request was due, so a delay of the generator
 counts as well ("coordinated omission").
 
-A request that isn't answered within the timeout is abandoned: its connection is closed, as a client would do.
+The connections are opened before the first request, as those of a proxy are. A request that isn't answered within the
+timeout is abandoned: its connection is closed and replaced, as a client or a proxy would do.
 """
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import json
 import random
+import select
+import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
-
-import uvloop
+from typing import Any, Final
 
 TIMEOUT_SECONDS: Final = 1.0
 """The client's timeout. A response after that is of no use."""
 
-_MAX_CONNECTIONS: Final = 4_000
+CONNECTIONS: Final = 1_000
+_OPENED_AT_A_TIME: Final = 50
 _TICK_SECONDS: Final = 0.001
-_OK: Final = b"2"
-_SHED: Final = b"503"
+_MAX_LATE_SECONDS: Final = 0.05
+_RECEIVED_BYTES: Final = 65_536
+# The first request of a connection that is opened before the run. A server may close connections that send nothing.
+_FIRST_REQUEST: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Summary:
     """What happened to the requests of one run."""
 
     def __init__(self) -> None:
-        self.sent = self.timeouts = self.broken = 0
+        self.sent = self.late = self.timeouts = self.broken = 0
         self.accepted: list[float] = []
         self.rejected: list[float] = []
         self.others: dict[str, int] = {}
 
     def to_json(self, seconds: float) -> dict[str, Any]:
+        """The figures. `late` counts requests that the generator itself sent more than 50 ms late."""
         accepted, rejected = sorted(self.accepted), sorted(self.rejected)
         return {
             "sent": self.sent,
+            "late": self.late,
             "goodput": len(accepted) / seconds,
-            "accepted": len(accepted),
             "p50": _quantile(accepted, 0.5),
             "p99": _quantile(accepted, 0.99),
             "rejected": len(rejected),
@@ -58,41 +63,20 @@ class Summary:
         }
 
 
-class Connection(asyncio.Protocol):
-    """One connection of the generator. It has at most one request in progress."""
+class _Connection:
+    """A connection of the generator. It has at most one request in progress."""
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
-        self.transport: asyncio.Transport | None = None
+    __slots__ = ("due", "is_busy", "is_connected", "is_first", "number", "received", "socket")
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.connect_ex(("127.0.0.1", port))
+        self.number = self.socket.fileno()
+        self.received = b""
         self.due = 0.0
-        self.is_busy = True
-        self._received = b""
-        self._length = -1
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports aren't instances of it
-        if self._generator.is_expired(self):
-            self.transport.abort()
-        else:
-            self.transport.write(self._generator.next_request())
-
-    def data_received(self, data: bytes) -> None:
-        if self._received:
-            data = self._received + data
-        head_end = data.find(b"\r\n\r\n")
-        if head_end < 0:
-            self._received = data
-            return
-        start = data.lower().find(b"content-length: ", 0, head_end)
-        length = int(data[start + 16 : data.find(b"\r", start)]) if start > 0 else 0
-        if len(data) < head_end + 4 + length:
-            self._received = data
-            return
-        self._received = b""
-        self._generator.answered(self, data[9:12], b"connection: close" in data[:head_end].lower())
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._generator.lost(self)
+        self.is_busy = self.is_connected = self.is_first = False
 
 
 class Generator:
@@ -100,112 +84,160 @@ class Generator:
 
     def __init__(self, port: int, rate: float, make_request: Callable[[], bytes], timeout: float) -> None:
         self._port, self._rate, self._timeout = port, rate, timeout
-        self.next_request = make_request
-        self.summary = Summary()
-        self._idle: list[Connection] = []
-        self._in_progress: deque[tuple[float, Connection]] = deque()
-        self._waiting: deque[float] = deque()
-        self._connections: set[Connection] = set()
-        self._connecting: set[asyncio.Task[Any]] = set()
-        self._now = time.perf_counter
+        self._make_request = make_request
+        self._summary = Summary()
+        self._poll = select.epoll()
+        self._connections: dict[int, _Connection] = {}
+        self._idle: list[_Connection] = []
+        self._in_progress: deque[tuple[float, _Connection]] = deque()
+        self._waiting: deque[float] = deque()  # when the requests are due that have no connection yet
 
-    async def run(self, seconds: float) -> Summary:
-        """Send requests for this long, and wait until the last ones are answered or timed out."""
-        started = self._now()
+    def run(self, seconds: float) -> Summary:
+        """Send requests for this long, and wait until the last ones are answered or abandoned."""
+        self._open_connections()
+        gc.disable()  # a collection would delay all requests that are due
+        started = time.perf_counter()
         sent, total = 0, int(self._rate * seconds)
         while sent < total or self._in_progress or self._waiting:
-            now = self._now()
+            now = time.perf_counter()
             due = min(total, int((now - started) * self._rate) + 1)
-            while self._waiting and (self._idle or len(self._connections) < _MAX_CONNECTIONS):
-                self._send(self._waiting.popleft())
-            while sent < due:
-                self._send(started + sent / self._rate)
-                sent += 1
-            self._abandon_late(now)
-            await asyncio.sleep(_TICK_SECONDS)
-        self.summary.sent = sent
-        for each in list(self._connections):
-            if each.transport is not None:
-                each.transport.abort()
-        return self.summary
+            self._abandon(now - self._timeout)
+            self._send_waiting()
+            for number in range(sent, due):
+                self._send(started + number / self._rate, now)
+            sent = due
+            self._receive(_TICK_SECONDS)
+        self._summary.sent = sent
+        for each in self._connections.values():
+            each.socket.close()
+        return self._summary
 
-    def _send(self, due: float) -> None:
+    def _open_connections(self) -> None:
+        while len(self._idle) < CONNECTIONS:
+            opened = [self._connect() for _ in range(_OPENED_AT_A_TIME)]
+            for each in opened:
+                each.is_first = each.is_busy = True
+            while any(each.is_busy for each in opened):
+                self._receive(_TICK_SECONDS)
+        self._summary = Summary()
+
+    def _connect(self) -> _Connection:
+        connection = _Connection(self._port)
+        self._connections[connection.number] = connection
+        self._poll.register(connection.number, select.EPOLLOUT)
+        return connection
+
+    def _send(self, due: float, now: float) -> None:
+        """Send a request, or note that it waits for a connection."""
+        self._summary.late += now - due > _MAX_LATE_SECONDS
         if self._idle:
             connection = self._idle.pop()
-            connection.due, connection.is_busy = due, True
-            self._in_progress.append((due, connection))
-            assert connection.transport is not None
-            connection.transport.write(self.next_request())
-        elif len(self._connections) < _MAX_CONNECTIONS:
-            connection = Connection(self)
-            connection.due = due
-            self._connections.add(connection)
-            self._in_progress.append((due, connection))
-            task = asyncio.ensure_future(self._connect(connection))
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
+        elif len(self._connections) < CONNECTIONS:
+            connection = self._connect()
         else:
             self._waiting.append(due)
-
-    async def _connect(self, connection: Connection) -> None:
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", self._port)
-        except OSError:
-            self.lost(connection)
-
-    def is_expired(self, connection: Connection) -> bool:
-        return not connection.is_busy
-
-    def answered(self, connection: Connection, status: bytes, is_closing: bool) -> None:
-        if not connection.is_busy:
             return
-        seconds = self._now() - connection.due
+        connection.due, connection.is_busy = due, True
+        self._in_progress.append((due, connection))
+        if connection.is_connected:
+            self._write(connection)
+
+    def _send_waiting(self) -> None:
+        while self._waiting and (self._idle or len(self._connections) < CONNECTIONS):
+            self._send(self._waiting.popleft(), 0.0)
+
+    def _write(self, connection: _Connection) -> None:
+        try:
+            connection.socket.send(_FIRST_REQUEST if connection.is_first else self._make_request())
+            connection.is_first = False
+        except OSError:
+            self._lose(connection)
+
+    def _receive(self, timeout: float) -> None:
+        for number, event in self._poll.poll(timeout):
+            connection = self._connections.get(number)
+            if connection is None:
+                continue
+            if not connection.is_connected:
+                if event & (select.EPOLLERR | select.EPOLLHUP):
+                    self._lose(connection)
+                    continue
+                connection.is_connected = True
+                self._poll.modify(number, select.EPOLLIN)
+                if connection.is_busy:
+                    self._write(connection)
+                continue
+            try:
+                data = connection.socket.recv(_RECEIVED_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                data = b""
+            if data:
+                self._read(connection, connection.received + data if connection.received else data)
+            else:
+                self._lose(connection)
+
+    def _read(self, connection: _Connection, data: bytes) -> None:
+        """Read a response. All responses of the server have a `Content-Length`."""
+        head_end = data.find(b"\r\n\r\n")
+        if head_end > 0:
+            start = data.find(b"ontent-", 0, head_end)
+            while start > 0 and data[start + 7 : start + 15].lower() != b"length: ":
+                start = data.find(b"ontent-", start + 7, head_end)
+            if len(data) >= head_end + 4 + int(data[start + 15 : data.find(b"\r", start)]):
+                self._answered(connection, data[9:12], data.find(b"onnection: close", 0, head_end) > 0)
+                return
+        connection.received = data
+
+    def _answered(self, connection: _Connection, status: bytes, is_closing: bool) -> None:
+        connection.received = b""
+        if not connection.is_busy:  # the server closes an idle connection with a response
+            self._lose(connection)
+            return
+        seconds = time.perf_counter() - connection.due
         connection.is_busy = False
         if seconds > self._timeout:
-            self.summary.timeouts += 1
-        elif status.startswith(_OK):
-            self.summary.accepted.append(seconds)
-        elif status == _SHED:
-            self.summary.rejected.append(seconds)
+            self._summary.timeouts += 1
+        elif status.startswith(b"2"):
+            self._summary.accepted.append(seconds)
+        elif status == b"503":
+            self._summary.rejected.append(seconds)
         else:
             text = status.decode()
-            self.summary.others[text] = self.summary.others.get(text, 0) + 1
+            self._summary.others[text] = self._summary.others.get(text, 0) + 1
         if is_closing:
-            assert connection.transport is not None
-            connection.transport.close()
-            self._connections.discard(connection)
-        elif self._waiting:
-            self._idle.append(connection)
-            self._send(self._waiting.popleft())
+            self._close(connection)
         else:
             self._idle.append(connection)
 
-    def lost(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        if connection.is_busy:
-            connection.is_busy = False
-            self.summary.broken += 1
-        elif connection in self._idle:
-            self._idle.remove(connection)
-
-    def _abandon_late(self, now: float) -> None:
+    def _abandon(self, limit: float) -> None:
         """Close the connections of requests that have had their time, and forget those that are answered."""
-        limit = now - self._timeout
         while self._in_progress:
             due, connection = self._in_progress[0]
             is_over = not connection.is_busy or connection.due != due
             if not is_over and due > limit:
-                return
+                break
             self._in_progress.popleft()
             if not is_over:
+                self._summary.timeouts += 1
                 connection.is_busy = False
-                self.summary.timeouts += 1
-                self._connections.discard(connection)
-                if connection.transport is not None:
-                    connection.transport.abort()
+                self._close(connection)
         while self._waiting and self._waiting[0] <= limit:
             self._waiting.popleft()
-            self.summary.timeouts += 1
+            self._summary.timeouts += 1
+
+    def _lose(self, connection: _Connection) -> None:
+        if connection.is_busy:
+            connection.is_busy = False
+            self._summary.broken += 1
+        elif connection in self._idle:
+            self._idle.remove(connection)
+        self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        del self._connections[connection.number]
+        connection.socket.close()
 
 
 def make_requests(method: str, prefix: str, ids: Sequence[str]) -> Callable[[], bytes]:
@@ -238,14 +270,9 @@ def _quantile(ordered: Sequence[float], part: float) -> float | None:
 
 def main() -> None:
     port, rate, seconds, method, prefix, ids = sys.argv[1:]
-    requests = make_requests(method, prefix, Path(ids).read_text().split())
-
-    async def run() -> dict[str, Any]:
-        generator = Generator(int(port), float(rate), requests, TIMEOUT_SECONDS)
-        return (await generator.run(float(seconds))).to_json(float(seconds))
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        print(json.dumps(runner.run(run())))
+    make_request = make_requests(method, prefix, Path(ids).read_text().split())
+    summary = Generator(int(port), float(rate), make_request, TIMEOUT_SECONDS).run(float(seconds))
+    print(json.dumps(summary.to_json(float(seconds))))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
+from howdah.fastapi.in_progress import ADMIT_KEY, LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import LIFESPAN_STATE_KEY, METRICS_PATH, PROBE_PATHS, InternalPaths
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
-from howdah.fastapi.openapi import iterate_all_routes, _iterate_dependants
+from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
+from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
 # The attribute of `app.state` that has the application's configuration.
@@ -35,6 +37,8 @@ _CONFIGURATION_KEY: Final = "howdah_configuration"
 # The key in the lifespan's state for the states of all applications: this one, and those mounted in it.
 _STATES_KEY: Final = "howdah_states"
 _DATABASE_KEY: Final = "database"
+
+_DEFAULT_LOAD_LIMIT: Final = LoadLimit()
 
 
 def configure_app(
@@ -50,6 +54,8 @@ def configure_app(
     request_log: bool = True,
     allowed_hosts: Iterable[str] | None = None,
     internal_app: bool = False,
+    load_limit: LoadLimit | None = _DEFAULT_LOAD_LIMIT,
+    cancel_abandoned: bool = True,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -70,6 +76,10 @@ def configure_app(
       `*.example.com`. For others the response is 421. By default every host is answered. The probes and `/metrics` are
       answered for every host, because they are read by IP address.
     - With `internal_app`, only `build_internal_app(app)` has `/metrics`, the docs and the OpenAPI description.
+    - `load_limit` bounds the requests in progress and those that wait. The excess gets a 503 at once. The probes and
+      `/metrics` are not limited. None: no limit.
+    - With `cancel_abandoned`, a request is cancelled if its client disconnects before the response starts, and before a
+      `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
@@ -78,12 +88,18 @@ def configure_app(
     """
     if hasattr(app.state, _CONFIGURATION_KEY):
         raise RuntimeError("configure_app was already called for this application: call it once, with everything")
+    in_progress = RequestsInProgress(
+        None if load_limit is None else LoadLimiter(load_limit),
+        cancel_abandoned=cancel_abandoned,
+        exempt_paths={*PROBE_PATHS, METRICS_PATH},
+    )
     configuration = _Configuration(
         database=database,
         databases=databases or {},
         resources=[*resources],
         jobs=[*jobs],
         lifespan=app.router.lifespan_context,
+        in_progress=in_progress,
     )
     _require_extra(metrics, "metrics", "prometheus_client", "metrics")
     _require_extra(request_log, "request_log", "structlog", "logging")
@@ -110,8 +126,10 @@ def configure_app(
         from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
 
         request_metrics = RequestMetrics()
-        app.include_router(build_metrics_router(request_metrics))
+        app.include_router(build_metrics_router(request_metrics, in_progress))
         app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
+    # the outermost one, so that a rejection costs little
+    app.add_middleware(LimitRequests, requests=in_progress)
 
 
 @contextmanager
@@ -149,6 +167,7 @@ class _Configuration:
         resources: list[Resource[Any]],
         jobs: list[Job],
         lifespan: Callable[[Any], Any],
+        in_progress: RequestsInProgress,
     ) -> None:
         """Check the arguments. Raises `ValueError` and `TypeError`."""
         if MAIN_DATABASE in databases:
@@ -173,6 +192,7 @@ class _Configuration:
         self._resources = resources
         self._jobs = jobs
         self._lifespan = lifespan
+        self._in_progress = in_progress
         self.replacements: Mapping[str, Database] | None = None
 
     @asynccontextmanager
@@ -200,7 +220,7 @@ class _Configuration:
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
             await stack.enter_async_context(run_jobs(jobs))
-            state = {**states[app], _STATES_KEY: states}
+            state = {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress.admit}
             setattr(app.state, LIFESPAN_STATE_KEY, state)
             stack.callback(delattr, app.state, LIFESPAN_STATE_KEY)
             yield state

@@ -2,10 +2,10 @@
 
 configure_app(app, database=..., load_limit=LoadLimit(target_seconds=0.2))
 
-By Little's law, requests in progress = throughput x time in progress. So the number that keeps the time at its target is
-found without knowing the throughput: it grows while it is reached and the time is below the target, and shrinks in
-proportion if the time is above it (additive increase, multiplicative decrease). This is `AIMDLimit` of Netflix's
-concurrency-limits (<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
+By Little's law, the requests in progress are the throughput times their time in progress. So the number that keeps the
+time at its target is found without knowing the throughput. It grows while it is reached and the time is below the
+target, and it shrinks in proportion if the time is above it. This is `AIMDLimit` of Netflix's concurrency-limits
+(<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
 
 The queue in front has a deadline, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>). Its length is
 bounded by the throughput, so that a request is rejected on arrival, and not after a wait. The queue is first in, first
@@ -24,11 +24,14 @@ TICK_SECONDS: Final = 0.1
 """The interval in which the limit is adapted."""
 
 _INITIAL_LIMIT: Final = 256
-# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, and one pause of the process mustn't count as much.
+# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, and one pause of the process must not count so much.
 _MAX_DECREASE: Final = 0.8
 _INCREASE: Final = 1.05
 # The share of `max_wait_seconds` that a new request may expect. The rest is for a throughput that falls meanwhile.
 _EXPECTED_WAIT_SHARE: Final = 0.5
+# Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
+# which further requests are read and rejected.
+_STARTS_PER_ITERATION: Final = 16
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
 # The shortest queue. Requests come in bursts, even if few of them are answered in a second.
@@ -47,7 +50,7 @@ class LoadLimit:
       more than half of that. At most `max_waiting` requests wait.
     """
 
-    target_seconds: float = 0.1
+    target_seconds: float = 0.05
     min_in_progress: int = 64
     max_in_progress: int = 1_000
     max_wait_seconds: float = 0.5
@@ -71,13 +74,12 @@ class Overloaded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadStatus:
-    """Figures for monitoring. The last two only grow."""
+    """Figures for monitoring. `rejected` only grows."""
 
     in_progress: int
     limit: int
     waiting: int
     rejected: int
-    abandoned: int
 
 
 class LoadLimiter:
@@ -85,20 +87,21 @@ class LoadLimiter:
 
     def __init__(self, options: LoadLimit) -> None:
         self._options = options
+        self._rejected = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests, for another event loop."""
+        options = self._options
         self._limit = float(min(max(_INITIAL_LIMIT, options.min_in_progress), options.max_in_progress))
         self._rate = self._limit / options.target_seconds
-        self._max_waiting = 0
         self._in_progress = 0
         self._expected = 0
+        self._started = 0  # in this iteration of the event loop
         self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()
-        self._rejected = 0
-        self.abandoned = 0
-        # in the current interval
-        self._completed = 0
-        self._seconds = 0.0
-        self._has_reached_limit = False
-        self._interval_started = 0.0
+        self._max_waiting = 0
         self._set_max_waiting()
+        self.start_interval(0.0)
 
     def is_full(self) -> bool:
         """Whether a new request must be rejected. A caller that rejects it counts it with `count_rejected`."""
@@ -123,22 +126,21 @@ class LoadLimiter:
 
         Raises `Overloaded` if it is rejected. One that `is_expected` has been counted before, so it may wait.
         """
-        if not self._queue and self._in_progress < self._limit:
-            self._in_progress += 1
+        loop = asyncio.get_running_loop()
+        if not self._queue and self._may_start():
+            self._count_start(loop)
             return
-        self._has_reached_limit = True
         if not is_expected and self.is_full():
             self._rejected += 1
             raise Overloaded
-        loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         self._queue[waiter] = loop.time()
         try:
             await waiter
         except BaseException:
-            if self._queue.pop(waiter, None) is None and waiter.done() and not waiter.cancelled():
-                if waiter.exception() is None:  # admitted, and cancelled at the same time
-                    self._release()
+            is_admitted = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+            if self._queue.pop(waiter, None) is None and is_admitted:  # and cancelled at the same time
+                self._release()
             raise
 
     def leave(self, seconds: float) -> None:
@@ -159,17 +161,35 @@ class LoadLimiter:
         self._in_progress -= 1
         self._start_waiting()
 
+    def _may_start(self) -> bool:
+        if self._in_progress >= self._limit:
+            self._has_reached_limit = True
+            return False
+        return self._started < _STARTS_PER_ITERATION
+
+    def _count_start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._in_progress += 1
+        if not self._started:
+            loop.call_soon(self._begin_iteration)
+        self._started += 1
+
+    def _begin_iteration(self) -> None:
+        self._started = 0
+        self._start_waiting()
+
     def _start_waiting(self) -> None:
-        while self._queue and self._in_progress < self._limit:
+        while self._queue and self._may_start():
             waiter, _ = self._queue.popitem(last=False)
             if not waiter.done():
-                self._in_progress += 1
+                self._count_start(waiter.get_loop())
                 waiter.set_result(None)
 
-    def start(self, now: float) -> None:
-        """Begin an interval after a time without requests."""
+    def start_interval(self, now: float) -> None:
+        """Begin to count the requests that are answered."""
         self._interval_started = now
-        self._completed, self._seconds, self._has_reached_limit = 0, 0.0, False
+        self._completed = 0
+        self._seconds = 0.0
+        self._has_reached_limit = False
 
     def tick(self, now: float) -> None:
         """Adapt the limit, and reject the requests whose deadline has passed."""
@@ -177,7 +197,6 @@ class LoadLimiter:
         if elapsed <= 0:
             return
         options = self._options
-        self._has_reached_limit |= bool(self._queue)
         if self._completed:
             ratio = options.target_seconds / max(self._seconds / self._completed, 1e-6)
             if ratio < 1:
@@ -185,10 +204,10 @@ class LoadLimiter:
             elif self._has_reached_limit:
                 self._limit = self._limit * _INCREASE + 1
             self._limit = min(max(self._limit, options.min_in_progress), options.max_in_progress)
-        if self._has_reached_limit:
+        if self._queue or self._has_reached_limit:
             self._rate += _RATE_WEIGHT * (self._completed / elapsed - self._rate)
         self._set_max_waiting()
-        self.start(now)
+        self.start_interval(now)
         self._reject_late(now - options.max_wait_seconds)
         self._start_waiting()
 
@@ -207,10 +226,6 @@ class LoadLimiter:
                 self._rejected += 1
                 waiter.set_exception(Overloaded())
 
-    @property
-    def is_idle(self) -> bool:
-        return not (self._in_progress or self._queue)
-
     def status(self) -> LoadStatus:
         """The current figures, in this process."""
         return LoadStatus(
@@ -218,5 +233,4 @@ class LoadLimiter:
             limit=int(self._limit),
             waiting=len(self._queue),
             rejected=self._rejected,
-            abandoned=self.abandoned,
         )

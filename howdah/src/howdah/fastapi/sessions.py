@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from howdah.database import Database
+from howdah.fastapi.in_progress import protect
 from howdah.fastapi.resources import Resource, find_named_database
 
 
@@ -116,6 +117,7 @@ async def _open_committing_session(connection: HTTPConnection, database: Databas
     _reject_late_commit(connection)
     async with database.session() as session:
         yield session
+        protect(connection)  # a cancelled commit may have been done, and its background tasks would be lost
         await session.commit()
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from howdah.serving import _problems
+from howdah.serving._admission import AdmittingHttpProtocol
 from howdah.serving._problems import ServerProblem
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class _CycleTransport:
         self.close = close
 
 
-class LimitedHttpProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(AdmittingHttpProtocol):
     """One connection. A problem of the server itself closes it.
 
     It closes only its own side first, and reads what the client still sends for a short time. Otherwise the client's
