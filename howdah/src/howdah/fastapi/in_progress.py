@@ -124,6 +124,7 @@ class RequestsInProgress:
         self._exempt += is_exempt
         limiter = None if is_exempt else self.limiter
         request = _Request(scope, receive, send, loop)
+        request.is_protected = not self._cancel_abandoned
         self._requests[request] = None
         try:
             if limiter is not None:

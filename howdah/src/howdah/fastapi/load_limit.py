@@ -23,12 +23,12 @@ from typing import Final
 TICK_SECONDS: Final = 0.1
 """The interval in which the limit is adapted."""
 
-_INITIAL_LIMIT: Final = 256
-# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, and one pause of the process must not count so much.
+_INITIAL_LIMIT: Final = 128
+# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, and one pause of the process shouldn't count much.
 _MAX_DECREASE: Final = 0.8
 _INCREASE: Final = 1.05
 # The share of `max_wait_seconds` that a new request may expect. The rest is for a throughput that falls meanwhile.
-_EXPECTED_WAIT_SHARE: Final = 0.5
+_EXPECTED_WAIT_SHARE: Final = 0.4
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
 _STARTS_PER_ITERATION: Final = 16
@@ -47,7 +47,7 @@ class LoadLimit:
     - `min_in_progress` and `max_in_progress` bound the number that is found. A service whose requests take longer than
       the target without any load needs a higher minimum: their number per second times their time.
     - `max_wait_seconds` is the deadline in the queue. A request is rejected on arrival if it must expect to wait for
-      more than half of that. At most `max_waiting` requests wait.
+      more than 0.4 of that. At most `max_waiting` requests wait.
     """
 
     target_seconds: float = 0.05
@@ -94,7 +94,8 @@ class LoadLimiter:
         """Forget all requests, for another event loop."""
         options = self._options
         self._limit = float(min(max(_INITIAL_LIMIT, options.min_in_progress), options.max_in_progress))
-        self._rate = self._limit / options.target_seconds
+        # a low estimate: too many waiting requests would all miss their deadline
+        self._rate = options.min_in_progress / options.target_seconds
         self._in_progress = 0
         self._expected = 0
         self._started = 0  # in this iteration of the event loop
