@@ -65,7 +65,7 @@ test-matrix: $(UV)
 	UV=$(UV) tools/test-matrix
 
 # Long runs: request batching under cancellations and lost backends, the ledger under SIGKILL, opposed batches and
-# transfers, `shop check` on ten million entries, the slow tests, and property tests with random
+# transfers, `shop check` on ten million entries, stops under load, the slow tests, and property tests with random
 # examples. Failing examples are stored in soak/examples/.
 soak: $(UV)
 	$(RUN) python -m soak.coalescer --seconds 300
@@ -73,6 +73,7 @@ soak: $(UV)
 	$(RUN) python -m soak.opposed_batches --seconds 60
 	$(RUN) python -m soak.opposed_transfers --seconds 30
 	$(RUN) python -m soak.check_at_scale
+	$(RUN) python -m soak.stops --stops 20
 	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 howdah/tests
 	$(RUN) pytest -m "slow or hypothesis" --hypothesis-profile=random --timeout=1800 shop/tests
 

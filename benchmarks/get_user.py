@@ -203,11 +203,13 @@ class Servers(_HttpComparison):
     _KINDS: Final = {
         "uvicorn, asyncio and h11": ("--loop", "asyncio", "--http", "h11"),
         "uvicorn": ("--loop", "uvloop", "--http", "httptools"),
+        "howdah.serving": (),
         "uvicorn, two processes": ("--loop", "uvloop", "--http", "httptools", "--workers", "2"),
         "granian": (),
         "granian, two processes": ("--workers", "2"),
+        "hypercorn": (),
     }
-    _QUICK_KINDS: Final = ("uvicorn", "granian")
+    _QUICK_KINDS: Final = ("uvicorn", "howdah.serving", "granian")
     _CONNECTIONS: Final = 64
 
     async def set_up(self) -> None:
@@ -215,12 +217,30 @@ class Servers(_HttpComparison):
         ids = await self.fill_tables()
         for name in self._QUICK_KINDS if self.is_quick else self._KINDS:
             program = name.partition(",")[0]
+            application = "benchmarks.routes:from_environment"
             common = {
-                "uvicorn": ("--factory", "--port", "{port}", "--log-level", "error", "--no-access-log"),
-                "granian": ("--factory", "--port", "{port}", "--log-level", "error", "--interface", "asgi", "--no-ws"),
+                "howdah.serving": ("benchmarks.routes", "{url}", "{port}", "--limited"),
+                "hypercorn": (
+                    *("hypercorn", f"{application}()", "--bind", "127.0.0.1:{port}", "--log-level", "ERROR"),
+                    *("--worker-class", "uvloop"),
+                ),
+                "uvicorn": (
+                    "uvicorn",
+                    application,
+                    "--factory",
+                    "--port",
+                    "{port}",
+                    "--log-level",
+                    "error",
+                    "--no-access-log",
+                ),
+                "granian": (
+                    *("granian", application, "--factory", "--port", "{port}", "--log-level", "error"),
+                    *("--interface", "asgi", "--no-ws"),
+                ),
             }
             self.servers[name] = HttpServer(
-                *("-m", program, "benchmarks.routes:from_environment", *common[program], *self._KINDS[name]),
+                *("-m", *common[program], *self._KINDS[name]),
                 url=self.connections.url,
                 ids=ids,
                 window_seconds=self.window_seconds,
@@ -238,7 +258,10 @@ class Servers(_HttpComparison):
         ]
 
     def goals(self) -> list[Goal]:
-        return []
+        return [
+            Goal(f"howdah.serving: {route.name}", "times as fast", 0.98, f"uvicorn: {route.name}")
+            for route in (_VIEW, _EMPTY)
+        ]
 
     async def verify(self, contender: Contender, returned: Any) -> None:
         """`measure_load` raises an error if a request fails. `get-user` compares the responses."""

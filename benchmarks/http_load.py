@@ -125,7 +125,12 @@ class HttpServer:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, *self._command),
                 env=os.environ
-                | {"BENCHMARK_URL": self._url, "SHOP_DATABASE_URL": self._url, "SHOP_LOG_FORMAT": "json"},
+                | {
+                    "BENCHMARK_URL": self._url,
+                    "SHOP_DATABASE_URL": self._url,
+                    "SHOP_LOG_FORMAT": "json",
+                    "SHOP_SHUTDOWN_PAUSE": "0",
+                },
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=log,
             )

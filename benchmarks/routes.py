@@ -32,6 +32,7 @@ from benchmarks.schemas import OrderOut, UserOut
 from benchmarks.tables import Order, User
 from howdah import Database, JsonView
 from howdah.fastapi import add_error_handlers, json_response
+from howdah.serving import serve
 from shop.memory import collect_less_often, freeze_loaded_objects
 
 RouteT = TypeVar("RouteT", bound=Callable[..., Any])
@@ -199,11 +200,14 @@ def from_environment() -> ASGIApp:
 
 
 def main() -> None:
-    url, port = sys.argv[1:]
+    url, port, *options = sys.argv[1:]
     app = create_app(url)
     freeze_loaded_objects()
     collect_less_often()
-    uvicorn.run(app, port=int(port), log_config=None, access_log=False)
+    if options == ["--limited"]:
+        serve(app, port=int(port), stop_pause=0)
+    else:
+        uvicorn.run(app, port=int(port), log_config=None, access_log=False)
 
 
 if __name__ == "__main__":

@@ -27,18 +27,23 @@ _STOP_TIMEOUT_SECONDS = 60
 class Service:
     """`shop serve` on a free port. After a restart the port is the same."""
 
-    def __init__(self, database_url: str, log: Path) -> None:
+    def __init__(self, database_url: str, log: Path, **settings: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
-            self._port = unused.getsockname()[1]
-        self.address = f"http://127.0.0.1:{self._port}"
-        self._environment = os.environ | {"SHOP_DATABASE_URL": database_url, "SHOP_LOG_FORMAT": "json"}
+            self.port: int = unused.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._environment = os.environ | {
+            "SHOP_DATABASE_URL": database_url,
+            "SHOP_LOG_FORMAT": "json",
+            "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
+            **settings,
+        }
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*SHOP, "serve", "--port", str(self._port)],
+                [*SHOP, "serve", "--port", str(self.port)],
                 env=self._environment,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -57,6 +62,15 @@ class Service:
                         return
                 await asyncio.sleep(0.05)
         raise TimeoutError(f"the service isn't ready after {_START_TIMEOUT_SECONDS} s; see {self._log}")
+
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end of the process, and return its exit code."""
+        assert self._process is not None
+        return self._process.wait(_STOP_TIMEOUT_SECONDS)
 
     def kill(self) -> None:
         """End the process with SIGKILL."""

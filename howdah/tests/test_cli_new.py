@@ -58,7 +58,7 @@ def test_a_new_service_is_complete_and_has_no_placeholder(folder: Path) -> None:
         if path.suffix == ".py":
             compile(text, str(path), "exec")
     project = tomllib.loads(files["pyproject.toml"].read_text())
-    assert project["project"]["dependencies"][0] == "howdah[alembic,fastapi,logging,metrics]>=0.2"
+    assert project["project"]["dependencies"][0] == "howdah[alembic,fastapi,logging,metrics,serving]>=0.2"
     assert project["dependency-groups"]["dev"][0] == "howdah[cli,testing]>=0.2"
     assert files[".ci/run"].stat().st_mode & 0o111
     assert "ISSUE_TRACKER_" in files["issue_tracker/settings.py"].read_text()

@@ -17,6 +17,7 @@ import howdah.embedded
 import howdah.fastapi
 import howdah.logs
 import howdah.metrics
+import howdah.serving
 import howdah.tenancy
 import howdah.testing
 import howdah.tracing
@@ -30,11 +31,12 @@ WITH_ALL = [
     howdah.fastapi,
     howdah.logs,
     howdah.metrics,
+    howdah.serving,
     howdah.tenancy,
     howdah.testing,
     howdah.tracing,
 ]
-PACKAGES = [howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.tenancy]
+PACKAGES = [howdah, howdah.alembic, howdah.embedded, howdah.fastapi, howdah.serving, howdah.tenancy]
 PUBLIC_MODULES = sorted(path.stem for path in SOURCES if len(path.parts) == 1 and not path.stem.startswith("_"))
 
 

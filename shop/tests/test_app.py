@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from pathlib import Path
@@ -23,6 +24,9 @@ from shop_tests.support.waiting import until, until_waiting
 
 _CONNECTIONS = text("""
     SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'shop'
+    """)
+_PIDS = text("""
+    SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'shop'
     """)
 _KILL = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
@@ -163,3 +167,31 @@ async def test_a_shutdown_finishes_the_running_request_and_closes_every_connecti
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert "Pool " not in log  # SQLAlchemy would log each pool that it closes
+
+
+async def test_a_shutdown_ends_in_time_although_the_database_is_frozen(
+    committed_url: str, committed_database: Database, tmp_path: Path
+) -> None:
+    settings = {"SHOP_SHUTDOWN_TIMEOUT": "3"}
+    async with (
+        run_shop_serve(committed_url, tmp_path / "log", **settings) as (process, address),
+        client_of(address) as client,
+    ):
+        user = await make_user(client)
+        async with committed_database.session(read_only=True) as session:
+            pids = [*await session.scalars(_PIDS)]
+        assert pids
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            reading = [asyncio.create_task(client.get(f"/users/{user['id']}")) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 10) in (0, 1)
+            assert time.monotonic() - started < 3.6
+            for answer in await asyncio.gather(*reading):
+                assert_problem(answer, 503, "stopping")
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULES = ["check_at_scale", "coalescer", "crash_ledger", "opposed_batches", "opposed_transfers"]
+MODULES = ["check_at_scale", "coalescer", "crash_ledger", "opposed_batches", "opposed_transfers", "stops"]
 
 
 HELP = """

@@ -50,6 +50,8 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         ],
         jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
         readiness_checks=[migrations.find_revision_problem, find_schema_problem],
+        max_body_bytes=chosen.max_body_bytes,
+        max_body_seconds=chosen.max_body_seconds,
     )
     for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))

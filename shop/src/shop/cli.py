@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from shop.explaining import CannotListen, ExplainingGroup
+from shop.explaining import ExplainingGroup
 from shop.importing.command import commands as import_commands
 
 if TYPE_CHECKING:
@@ -40,9 +39,9 @@ def serve(
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
     """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
-    import uvicorn
-
     from howdah.logs import configure_logging
+    from howdah.serving import bind_socket
+    from howdah.serving import serve as serve_app
     from shop import migrations
     from shop.app import create_app
     from shop.ledger import schema
@@ -52,45 +51,26 @@ def serve(
 
     settings = Settings()
     configure_logging(settings.log_format)
-    # Uvicorn stops gracefully, and then sends itself the signal again. With this handler that signal ends the `with`
-    # block below, which stops an embedded server.
+    # Until `serve_app` handles the signals. The exit ends the `with` block below, which stops an embedded server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
-    with suppress(KeyboardInterrupt), _bind(address, port) as bound_socket, open_location(settings) as location:
+    # The port is bound before the migration, so that nothing is migrated if it is in use.
+    with suppress(KeyboardInterrupt), bind_socket(address, port) as socket, open_location(settings) as location:
         # on standard output, because standard error has the log, whose lines may be JSON
         report_location(settings, lambda line: _out.print(line, highlight=False))
         migrations.upgrade(location.url)
         schema.verify_schema(location.url)
-        config = uvicorn.Config(
-            create_app(location.url, settings),
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=settings.shutdown_timeout,
-        )
-        _out.print(f"docs: http://{address}:{bound_socket.getsockname()[1]}/docs", highlight=False)
+        service = create_app(location.url, settings)
+        _out.print(f"docs: http://{address}:{socket.getsockname()[1]}/docs", highlight=False)
         freeze_loaded_objects()
         collect_less_often()
-        server = uvicorn.Server(config)
-        server.run(sockets=[bound_socket])
-        if not server.started:
-            raise typer.Exit(1)
-
-
-def _bind(address: str, port: int) -> socket.socket:
-    """Bind a socket. This is done before the migration, so that nothing is migrated if the port is in use.
-
-    Uvicorn accepts connections later.
-    """
-    bound_socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-    bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection is 40 ms late.
-    bound_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        bound_socket.bind((address, port))
-    except OSError as error:
-        bound_socket.close()
-        raise CannotListen(f"can't listen on {address}, port {port}: {error.strerror}") from error
-    return bound_socket
+        serve_app(
+            service,
+            sockets=[socket],
+            limits=settings.server_limits,
+            stop_pause=settings.shutdown_pause,
+            stop_timeout=settings.shutdown_timeout,
+        )
 
 
 @app.command()

@@ -13,12 +13,9 @@ if TYPE_CHECKING:
     from howdah import HowdahError
 
 
-class CannotListen(Exception):
-    """The address or the port is in use, or can't be bound."""
-
-
 # Names instead of classes, because `shop --help` imports none of these modules.
 _CORRECTABLE: Final = {
+    "CannotListen": "howdah.serving.running",
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
     "OtherServerRuns": "shop.postgres",
@@ -48,7 +45,7 @@ class ExplainingGroup(TyperGroup):
 def correctable_errors() -> tuple[type[Exception], ...]:
     """The classes of correctable errors that are loaded. An error of another class can't have been raised."""
     loaded = ((name, sys.modules[module]) for name, module in _CORRECTABLE.items() if module in sys.modules)
-    return CannotListen, *(getattr(module, name) for name, module in loaded)
+    return tuple(getattr(module, name) for name, module in loaded)
 
 
 def explain(error: Exception) -> str:
@@ -63,8 +60,10 @@ def explain(error: Exception) -> str:
 
     match error:
         case ValidationError():
-            messages = (f"SHOP_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
-            problem = "; ".join(messages)
+            problem = "; ".join(
+                f"SHOP_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" if each["loc"] else each["msg"]
+                for each in error.errors()
+            )
         case LockTimeout():
             problem = (
                 "another transaction, perhaps another import, held a lock for too long: run the command again to finish"
@@ -79,6 +78,8 @@ def explain(error: Exception) -> str:
             problem = (
                 f"the database rejected a statement, and its transaction was rolled back: {_driver_message(error)}"
             )
+        case OSError(strerror=str(reason)):
+            problem = reason
         case _:
             problem = str(error)
     return " ".join(problem.split())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+from howdah.serving import ServerLimits
 
 
 class Settings(BaseSettings):
@@ -31,7 +33,56 @@ class Settings(BaseSettings):
     key_retention_days: float = Field(
         default=30.0, ge=1, description="The minimum time for which idempotency keys are kept"
     )
-    shutdown_timeout: int = Field(default=30, ge=0, description="How long a shutdown waits for requests")
+    shutdown_timeout: float = Field(
+        default=30.0, gt=0, description="The process ends at this time after SIGTERM, whatever it waits for"
+    )
+    shutdown_pause: float = Field(
+        default=5.0,
+        ge=0,
+        description="How long requests are served after SIGTERM, while /readyz fails, so that the proxy learns of it. "
+        "It is a part of `shutdown_timeout`. Ctrl+C skips it",
+    )
+    max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503")
+    max_header_bytes: int = Field(default=16_384, ge=1_024, description="Of the request line and all headers (431)")
+    max_headers: int = Field(default=100, ge=10, description="The number of headers of a request (431)")
+    header_timeout: float = Field(default=10.0, gt=0, description="How long the header of a request may take (408)")
+    max_body_bytes: int = Field(
+        default=1_048_576, ge=1_024, description="The size of a body (413). NDJSON has a limit for each line instead"
+    )
+    body_timeout: float = Field(default=15.0, gt=0, description="The longest pause in a body (408)")
+    max_body_seconds: float = Field(
+        default=30.0, gt=0, description="How long a body may take (408), with one second more for each 64 KiB"
+    )
+    write_timeout: float = Field(
+        default=30.0, gt=0, description="How long a client may read nothing of its response before it is disconnected"
+    )
+    keep_alive_timeout: float = Field(
+        default=90.0,
+        gt=0,
+        description="When an idle connection is closed. It must be longer than that of the proxy: nginx has 75 s",
+    )
+
+    @property
+    def server_limits(self) -> ServerLimits:
+        """The limits for the connections of `shop serve`."""
+        return ServerLimits(
+            max_connections=self.max_connections,
+            max_header_bytes=self.max_header_bytes,
+            max_headers=self.max_headers,
+            header_timeout=self.header_timeout,
+            body_timeout=self.body_timeout,
+            write_timeout=self.write_timeout,
+            keep_alive_timeout=self.keep_alive_timeout,
+        )
+
+    @model_validator(mode="after")
+    def _check_shutdown(self) -> Self:
+        if self.shutdown_timeout <= self.shutdown_pause:
+            raise ValueError(
+                f"SHOP_SHUTDOWN_TIMEOUT ({self.shutdown_timeout:g} s) must be longer than SHOP_SHUTDOWN_PAUSE "
+                f"({self.shutdown_pause:g} s), because it includes it"
+            )
+        return self
 
     @field_validator("database_url")
     @classmethod

@@ -13,6 +13,7 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 from __future__ import annotations
 
 from howdah.fastapi.application import configure_app
+from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.exports import CSV, NDJSON, ExportFormat, describe_export, export_response, ndjson_response
 from howdah.fastapi.handlers import add_error_handlers
@@ -84,6 +85,8 @@ __all__ = [
     "PROBLEM_JSON",
     "RETRY_AFTER_SECONDS",
     "BodyRows",
+    "BodyTimeout",
+    "BodyTooLarge",
     "CacheCondition",
     "DbSession",
     "DecimalDigits",
@@ -137,6 +140,7 @@ __all__ = [
     "get_schema_ref",
     "idempotency_key",
     "json_response",
+    "lift_body_limits",
     "list_response",
     "make_etag",
     "ndjson_response",

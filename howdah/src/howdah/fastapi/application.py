@@ -19,6 +19,7 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
+from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimits
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
@@ -49,6 +50,8 @@ def configure_app(
     resources: Iterable[Resource[Any]] = (),
     jobs: Iterable[Job] = (),
     readiness_checks: Iterable[ReadinessCheck] = (),
+    max_body_bytes: int | None = DEFAULT_MAX_BODY_BYTES,
+    max_body_seconds: float | None = DEFAULT_MAX_BODY_SECONDS,
     health: bool = True,
     metrics: bool = True,
     request_log: bool = True,
@@ -80,6 +83,9 @@ def configure_app(
       `/metrics` are not limited. None: no limit.
     - With `cancel_abandoned`, a request is cancelled if its client disconnects before the response starts, and before a
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
+    - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
+      it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
+      `max_body_bytes`. NDJSON that is read by `read_lines` or `BodyRows` has its own limits. None: no limit.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
@@ -116,6 +122,8 @@ def configure_app(
         any_host_paths={*PROBE_PATHS, METRICS_PATH},
         is_hidden=InternalPaths(app).hide if internal_app else None,
     )
+    if max_body_bytes is not None or max_body_seconds is not None:
+        app.add_middleware(BodyLimits, max_bytes=max_body_bytes, max_seconds=max_body_seconds)
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:

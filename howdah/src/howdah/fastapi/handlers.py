@@ -29,6 +29,9 @@ from howdah.fastapi.websockets import WebSocketErrors
 _MAX_SHOWN_ERRORS: Final = 20
 # A message may have the values of an enumeration, which can be many.
 _MAX_MESSAGE_CHARACTERS: Final = 300
+# Python's phrase for this status differs between its versions, so the code doesn't follow from it. FastAPI raises it
+# for `max_body_size`.
+_CODES: Final[dict[int, str]] = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body-too-large"}
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -50,6 +53,7 @@ def add_error_handlers(app: FastAPI) -> None:
     - 400 with `PageParameters`, a body, a `single_header`, or a query parameter of a `StrictJSONRoute`,
     - 400, 409 and 422 with an `idempotency_key`,
     - 415 with `describe_rows_body`,
+    - 413 with a body, if `configure_app` limits its size,
     - 412 with an `If-Match` header, and 428 with `RequiredIfMatch`,
     - 503 with a session or the database,
     - 409 with `DbSession`, unless the method is GET, HEAD or OPTIONS.
@@ -103,7 +107,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     detail = error.detail
     return problem_response(
         error.status_code,
-        error.code if isinstance(error, ProblemException) else to_problem_code(phrase),
+        error.code if isinstance(error, ProblemException) else _CODES.get(error.status_code, to_problem_code(phrase)),
         title=phrase,
         detail=detail if isinstance(detail, str) and detail else None,
         headers=error.headers,

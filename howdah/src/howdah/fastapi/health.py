@@ -16,6 +16,7 @@ from howdah.fastapi.openapi import describe_problems
 from howdah.fastapi.problem import RETRY_AFTER_SECONDS, problem_response
 from howdah.fastapi.resources import find_opened
 from howdah.fastapi.sessions import database_from_state
+from howdah.serving import is_draining
 
 ReadinessCheck: TypeAlias = Callable[[Database], Awaitable[str | None]]
 """Gets the application's `Database`. Returns why the service isn't ready, or None. May raise `Unavailable`."""
@@ -29,7 +30,10 @@ class Health(BaseModel):
 
 
 def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
-    """The routes `/healthz` and `/readyz`. `/readyz` pings every database and then calls these checks in order."""
+    """The routes `/healthz` and `/readyz`. `/readyz` pings every database and then calls these checks in order.
+
+    While the process is being stopped by `howdah.serving.serve`, `/readyz` fails without any check.
+    """
     router = APIRouter(tags=["health"])
 
     @router.get("/healthz", summary="The process is alive")
@@ -43,6 +47,8 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
         responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE),
     )
     async def readyz(request: Request) -> Health | Response:
+        if is_draining(request.scope):
+            return _build_not_ready_response("the process is being stopped")
         databases = find_opened(request, "the database").databases
         try:
             async with asyncio.timeout(_MAX_SECONDS):

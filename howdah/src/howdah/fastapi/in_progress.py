@@ -245,6 +245,8 @@ class _Request:
         """The application has returned."""
         self._leave()
         self.has_started = True
+        # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
+        self._scope.pop(_REQUEST_KEY, None)
         if self._pending is not None:
             self._pending.cancel()
 

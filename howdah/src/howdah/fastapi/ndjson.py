@@ -26,6 +26,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from howdah.errors import DatabaseError
+from howdah.fastapi.body_limits import lift_body_limits
 from howdah.fastapi.exports import NDJSON
 from howdah.fastapi.json_bodies import InvalidJSON, parse_json
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
@@ -86,6 +87,7 @@ async def read_lines(request: Request) -> AsyncIterator[tuple[int, bytes | None]
     """
     if _get_media_type(request) != NDJSON:
         raise UnsupportedMediaType(NDJSON)
+    lift_body_limits(request)
     number, rest = 0, b""
     async for part in request.stream():
         *lines, rest = (rest + part).split(b"\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fastapi import FastAPI, routing
 from fastapi.dependencies.models import Dependant
@@ -15,6 +15,7 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from howdah.fastapi.body_limits import BodyLimits
 from howdah.fastapi.headers import is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
@@ -81,6 +82,7 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
         for method, operation in operations.items():
             if isinstance(operation, dict) and "responses" in operation:
                 _describe_operation(operation, method.upper(), routes.get((path, method.upper())))
+    _describe_body_limit(description, app)
     _insert_models(description)
     schemas = description.get("components", {}).get("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
@@ -102,6 +104,20 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
     if route is not None and any(is_idempotency_key(each.call) for each in _iterate_dependants(route.dependant)):
         _describe_replays(responses)
     operation["responses"] = dict(sorted(responses.items()))
+
+
+def _describe_body_limit(description: Mapping[str, Any], app: FastAPI) -> None:
+    """Add 413 to every operation with a body, if the application has `BodyLimits`."""
+    if not any(cast(object, each.cls) is BodyLimits for each in app.user_middleware):
+        return
+    for operations in description.get("paths", {}).values():
+        for operation in operations.values():
+            if isinstance(operation, dict) and "requestBody" in operation:
+                status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                responses = operation.setdefault("responses", {})
+                if not responses.keys() & {str(int(status)), "4XX", "default"}:
+                    responses[str(int(status))] = describe_problems(status)[status]
+                operation["responses"] = dict(sorted(responses.items()))
 
 
 def _describe_replays(responses: dict[str, Any]) -> None:

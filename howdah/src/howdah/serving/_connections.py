@@ -83,7 +83,7 @@ class Connections:
                 self._check_websocket(connection, now, blocked)
 
     def _check(self, connection: LimitedHttpProtocol, now: float) -> None:
-        limits, phase, elapsed = self.limits, connection.phase, now - connection.since
+        limits, elapsed = self.limits, now - connection.since
         if not connection.transport.get_write_buffer_size():
             connection.blocked_since = None
         elif connection.blocked_since is None:
@@ -91,25 +91,25 @@ class Connections:
         elif now - connection.blocked_since > limits.write_timeout:
             connection.transport.abort()
             return
-        if phase is Phase.REQUEST:
-            if not connection.is_waiting_for_body:
+        match connection.phase:
+            case Phase.REQUEST if not connection.is_waiting_for_body:
                 connection.since = now  # the client's time starts when the application waits for it
-            elif elapsed > limits.body_timeout:
+            case Phase.REQUEST if elapsed > limits.body_timeout:
                 connection.reject(_problems.BODY_TIMEOUT)
-        elif phase is Phase.IDLE:
-            if elapsed > limits.keep_alive_timeout or self._is_idle_for_too_long(connection, now):
+            case Phase.IDLE if elapsed > limits.keep_alive_timeout or self._is_idle_for_too_long(connection, now):
                 connection.linger()
-        elif phase is Phase.HEADER:
-            if elapsed > limits.header_timeout:
+            case Phase.HEADER if elapsed > limits.header_timeout:
                 connection.reject(_problems.HEADER_TIMEOUT)
-            elif connection.is_unused and self._is_idle_for_too_long(connection, now):
+            case Phase.HEADER if connection.is_unused and self._is_idle_for_too_long(connection, now):
                 connection.transport.close()
-        elif phase is Phase.DISCARDING:
-            if elapsed > _DISCARD_SECONDS:
+            case Phase.DISCARDING if elapsed > _DISCARD_SECONDS:
                 connection.linger()
-        elif elapsed > (_LINGER_SECONDS if self._max_idle_at_stop is None else _LINGER_SECONDS_AT_STOP):
-            if connection.blocked_since is None:
+            case Phase.CLOSING if elapsed > self._linger_seconds and connection.blocked_since is None:
                 connection.transport.close()
+
+    @property
+    def _linger_seconds(self) -> float:
+        return _LINGER_SECONDS if self._max_idle_at_stop is None else _LINGER_SECONDS_AT_STOP
 
     def _is_idle_for_too_long(self, connection: LimitedHttpProtocol, now: float) -> bool:
         if self._max_idle_at_stop is None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 _SO_ATTACH_FILTER: Final = 26  # Linux, not in the module socket
+# In `struct tcp_info`, which has the length of the queue in the member tcpi_unacked for a listening socket.
+_UNACKED: Final = slice(24, 28)
 # A classic BPF program for a segment whose TCP header is at its start: drop it if it has the flag SYN.
 _DROP_SYN: Final = (
     (0x30, 0, 0, 13),  # load the byte with the flags
@@ -42,3 +44,12 @@ def reject_new_connections(sockets: Iterable[Any]) -> bool:
         except OSError:  # a sandbox may forbid it
             is_possible = False
     return is_possible
+
+
+def count_waiting(sockets: Iterable[Any]) -> int:
+    """The number of connections that the kernel has established, but the process hasn't accepted. Linux only."""
+    return sum(
+        int.from_bytes(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)[_UNACKED], sys.byteorder)
+        for each in sockets
+        if each.family in (socket.AF_INET, socket.AF_INET6)
+    )

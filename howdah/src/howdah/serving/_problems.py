@@ -41,9 +41,7 @@ class ServerProblem:
         return b"\r\n".join((*lines, b"", body))
 
 
-INVALID_REQUEST: Final = ServerProblem(
-    HTTPStatus.BAD_REQUEST, "invalid-request", "this isn't a valid HTTP/1.1 request"
-)
+INVALID_REQUEST: Final = ServerProblem(HTTPStatus.BAD_REQUEST, "invalid-request", "this isn't a valid HTTP/1.1 request")
 HEADER_TIMEOUT: Final = ServerProblem(
     HTTPStatus.REQUEST_TIMEOUT, "header-timeout", "the header of the request took too long: send it at once"
 )
@@ -56,6 +54,4 @@ HEADER_TOO_LARGE: Final = ServerProblem(
 TOO_MANY_CONNECTIONS: Final = ServerProblem(
     HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "the server has as many connections as it may have"
 )
-STOPPING: Final = ServerProblem(
-    HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stopped before it could answer"
-)
+STOPPING: Final = ServerProblem(HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stopped before it could answer")

@@ -84,7 +84,8 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         self._is_complete = True  # the parser has no part of a message
         self._is_last = False  # no request is accepted after this one
         self._chunk_bytes = 0  # of the last read
-        self._header_bytes = 0  # an upper bound
+        self._header_bytes = 0  # in the reads since the header began
+        self._starts_with_read = True  # whether the next message begins with the data that was read
         self._body_bytes = 0
         self._received_bytes = 0  # since the header, or since the response
 
@@ -107,6 +108,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is Phase.CLOSING or self._is_last:
             self._discard(size)
             return
+        self._starts_with_read = self._is_complete and self.phase is not Phase.REQUEST
         if self._is_in_header or self.phase is Phase.HEADER:
             self._header_bytes += size
         else:
@@ -153,7 +155,8 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         super().on_message_begin()
         self._is_complete = False
         self._is_in_header = True
-        self._header_bytes = 0
+        self._header_bytes = self._chunk_bytes if self._starts_with_read else 0
+        self._starts_with_read = False
 
     def on_headers_complete(self) -> None:
         """Check the header, and start the request or queue it."""
@@ -271,10 +274,9 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
                 return
             cycle.disconnected = True  # for the application, which waits for the body
             cycle.message_event.set()
-        if self.is_unused and self.cycle is None:
-            if problem.status == HTTPStatus.REQUEST_TIMEOUT:
-                self.transport.close()  # without a response, because there was no request
-                return
+        if self.is_unused and problem.status == HTTPStatus.REQUEST_TIMEOUT:
+            self.transport.close()  # without a response, because there was no request
+            return
         self.transport.write(problem.encode(self.server_state.default_headers))
         self.linger()
 

@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
 from howdah.serving import _problems
 from howdah.serving._connections import Connections
-from howdah.serving._listening import reject_new_connections
+from howdah.serving._listening import count_waiting, reject_new_connections
+from howdah.serving._protocol import LimitedHttpProtocol
 from howdah.serving.draining import STOP_STATE_KEY, StopState
+from howdah.serving.limits import ServerLimits
 
 _TICK_SECONDS: Final = 0.1
 _MAX_CHECK_SECONDS: Final = 1.0
@@ -28,8 +31,9 @@ _SAME_SIGNAL_SECONDS: Final = 0.5
 # A connection that is idle for so long is closed at a stop by SIGTERM. One that is used gets a response with
 # `Connection: close` before.
 _IDLE_SECONDS_AT_STOP: Final = 1.0
-# Time to accept the connections whose handshake is complete, before the socket is closed.
-_ACCEPT_SECONDS: Final = 0.1
+# Before the listening socket is closed, handshakes that have begun are completed, and then accepted.
+_HANDSHAKE_SECONDS: Final = 0.1
+_MAX_ACCEPT_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 1.0
 # For the lifespan after a second signal.
 _FORCED_LIFESPAN_SECONDS: Final = 3.0
@@ -57,6 +61,7 @@ class DrainingServer(uvicorn.Server):
         self._stop: StopState = connections.stop
         self._pause = pause
         self._timeout = timeout
+        self._idle_seconds = _IDLE_SECONDS_AT_STOP
         self._requested_at: float | None = None
         self._last_signal_at = 0.0
         self._is_interactive = False
@@ -122,7 +127,7 @@ class DrainingServer(uvicorn.Server):
         await self._stop_listening(sockets or [])
         state, loop = self.server_state, asyncio.get_running_loop()
         _log.info("stopping: %d connections, %d requests", len(state.connections), len(state.tasks))
-        self._connections.close_idle(after=0 if self._is_interactive else _IDLE_SECONDS_AT_STOP, now=loop.time())
+        self._connections.close_idle(after=0 if self._is_interactive else self._idle_seconds, now=loop.time())
         for connection in list(state.connections):
             connection.shutdown()
         ends_at = requested_at + self._timeout
@@ -137,13 +142,15 @@ class DrainingServer(uvicorn.Server):
         try:
             await asyncio.wait_for(self.lifespan.shutdown(), max(0.0, rest))
         except TimeoutError:
-            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)  # noqa: TRY400
+            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)
 
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """Close the listening sockets without a reset of a connection that a client has opened already."""
         listening = [each for server in self.servers for each in server.sockets]
         if reject_new_connections(listening):
-            await self._tick_until(lambda: False, _ACCEPT_SECONDS)
+            await self._tick_until(lambda: False, _HANDSHAKE_SECONDS)
+            # uvloop accepts one connection in each iteration of the event loop, so a busy one needs a while.
+            await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
         for each in sockets:
@@ -180,6 +187,19 @@ class DrainingServer(uvicorn.Server):
                 self._connections.check_times(now)
             self._next_check = now + (_TICK_SECONDS if self._stop.is_draining else self._check_seconds)
         await asyncio.sleep(_TICK_SECONDS)
+
+
+def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float) -> DrainingServer:
+    """A server for the application, which `run` starts."""
+    connections = Connections(limits, StopState())
+    config = uvicorn.Config(
+        app,
+        http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
+        ws_max_size=limits.max_websocket_message_bytes,
+        log_config=None,
+        access_log=False,
+    )
+    return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
 
 
 def _end_process(ends_at: float, seconds: float) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from typing import Any, Final
 
-from howdah.serving.draining import StopState
 from howdah.serving.limits import ServerLimits
 
 # File descriptors for everything that isn't a connection of a client: the database's, files, and the log.
 _OTHER_FILES: Final = 200
+
+_log: Final = logging.getLogger("howdah.serving")
 
 
 class CannotListen(OSError):
@@ -60,42 +62,34 @@ def serve(
 
     Raises `CannotListen`, and `SystemExit` if the application doesn't start. Call it in the main thread.
     """
-    import uvicorn
-
-    from howdah.serving._connections import Connections
-    from howdah.serving._protocol import LimitedHttpProtocol
-    from howdah.serving._server import DrainingServer
+    from howdah.serving._server import build_server
 
     if stop_pause < 0 or stop_timeout <= stop_pause:
         raise ValueError(
-            f"stop_timeout ({stop_timeout:g} s) must be longer than stop_pause ({stop_pause:g} s), because it includes it"
+            f"stop_timeout ({stop_timeout:g} s) includes stop_pause ({stop_pause:g} s), so it must be longer"
         )
-    limits = limits if limits is not None else ServerLimits()
-    _raise_file_limit(limits)
-    connections = Connections(limits, StopState())
-    config = uvicorn.Config(
-        app,
-        http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
-        ws_max_size=limits.max_websocket_message_bytes,
-        log_config=None,
-        access_log=False,
-    )
-    server = DrainingServer(config, connections=connections, pause=stop_pause, timeout=stop_timeout)
+    limits = _fit_file_limit(limits if limits is not None else ServerLimits())
+    server = build_server(app, limits=limits, pause=stop_pause, timeout=stop_timeout)
     server.run([bind_socket(host, port)] if sockets is None else list(sockets))
 
 
-def _raise_file_limit(limits: ServerLimits) -> None:
-    """Let the process open enough files for its connections. Raises `ValueError` if it may not."""
+def _fit_file_limit(limits: ServerLimits) -> ServerLimits:
+    """Let the process open enough files for its connections. If it may not, lower `max_connections`."""
     if sys.platform == "win32":
-        return
+        return limits
     import resource
 
     needed = limits.max_connections + limits.reserved_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise ValueError(
-                f"{limits.max_connections} connections need {needed} open files, but the process may have {hard}: "
-                "raise the limit (ulimit -n), or lower max_connections"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return limits
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == needed:
+        return limits
+    fitting = max(1, allowed - limits.reserved_connections - _OTHER_FILES)
+    _log.warning(
+        "max_connections is %d instead of %d, because the process may open only %d files: raise its limit (ulimit -n)",
+        *(fitting, limits.max_connections, allowed),
+    )
+    return replace(limits, max_connections=fitting)

@@ -78,7 +78,9 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
     """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
     with _listening() as unused:
         port = unused.getsockname()[1]
-    environment = os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json"} | settings
+    environment = (
+        os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json", "SHOP_SHUTDOWN_PAUSE": "0"} | settings
+    )
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from shop.cli import main; main()", "serve", "--port", str(port)),

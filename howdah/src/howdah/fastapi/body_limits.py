@@ -1,0 +1,222 @@
+"""Limits for the body of a request: its size, and the time in which it must arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah.fastapi.problem import ProblemException, problem_response
+
+DEFAULT_MAX_BODY_BYTES: Final = 1_048_576
+DEFAULT_MAX_BODY_SECONDS: Final = 30.0
+
+# The key of the request's `_LimitedBody` in the ASGI scope.
+_BODY_KEY: Final = "howdah.body"
+# Set by FastAPI and Starlette while they enforce the `max_body_size` of an application, a router or a route.
+_OWN_LIMIT_KEY: Final = "starlette.max_body_size"
+# A larger body may take longer: one second for each part of this size.
+_BYTES_PER_SECOND: Final = 65_536
+
+
+class BodyTooLarge(ProblemException):
+    """The body has more bytes than the application or the route accepts (413, `body-too-large`)."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        super().__init__(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            "body-too-large",
+            f"the body may have at most {max_bytes} bytes: send less in one request",
+            headers={"Connection": "close"},
+        )
+
+
+class BodyTimeout(ProblemException):
+    """The body arrived too slowly (408, `body-timeout`)."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            HTTPStatus.REQUEST_TIMEOUT,
+            "body-timeout",
+            f"the body did not arrive within {seconds:.0f} s: send it at once",
+            headers={"Connection": "close"},
+        )
+
+
+class BodyLimits:
+    """ASGI middleware that stops reading a body that is too large or too slow.
+
+    A `Content-Length` above the limit is rejected before anything is read, so a client that sends
+    `Expect: 100-continue` sends no body at all. A body in chunks is counted while it is read. The limit counts when
+    the application reads: a route that doesn't read the body isn't affected.
+
+    A `max_body_size` of the application, the router or the route, which FastAPI enforces, replaces `max_bytes`. A
+    mounted application with this middleware has its own limits. Only the time that the application waits for the
+    client counts as time of the body.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int | None, max_seconds: float | None) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        outer = scope.get(_BODY_KEY)
+        if isinstance(outer, _LimitedBody):
+            outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
+            await self._app(scope, receive, send)
+            return
+        length = _find_length(scope)
+        if length is None:
+            await self._app(scope, receive, send)
+            return
+        body = _LimitedBody(scope, receive, send, length)
+        body.max_bytes, body.max_seconds = self._max_bytes, self._max_seconds
+        scope[_BODY_KEY] = body
+        try:
+            await self._app(scope, body.receive, body.send)
+        except (BodyTooLarge, BodyTimeout) as error:  # raised in middleware that has no error handlers
+            if body.is_response_started:
+                raise
+            await _make_response(error)(scope, receive, send)
+        finally:
+            # Without this, the scope and the body would refer to each other. Only the garbage collector would free
+            # them, which costs 20 µs for each request.
+            scope.pop(_BODY_KEY, None)
+
+
+def lift_body_limits(request: Request) -> None:
+    """Let this request's body have any size and take any time, except for FastAPI's own `max_body_size`.
+
+    `read_lines` and `BodyRows` do this for NDJSON, whose lines have limits of their own. Call it in a route that reads
+    `request.stream()` with constant memory, and limits what it reads.
+    """
+    body = request.scope.get(_BODY_KEY)
+    if isinstance(body, _LimitedBody):
+        body.max_bytes = body.max_seconds = None
+        body.is_lifted = True
+
+
+class _LimitedBody:
+    """The `receive` and `send` of one request with a body."""
+
+    __slots__ = (
+        *("_is_replaced", "_length", "_receive", "_scope", "_send", "_size", "_waited"),
+        *("is_lifted", "is_response_started", "max_bytes", "max_seconds"),
+    )
+
+    max_bytes: int | None
+    max_seconds: float | None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.is_lifted = False
+        self.is_response_started = False
+        self._length = length
+        self._is_replaced = False
+        self._size = 0
+        self._waited = 0.0
+
+    async def send(self, message: Message) -> None:
+        """Forward a message. Starlette's own 413, which is a plain text, becomes a problem."""
+        if self._is_replaced:
+            return
+        if message["type"] == "http.response.start":
+            self.is_response_started = True
+            limit = self._scope.get(_OWN_LIMIT_KEY)
+            if limit is not None and _is_plain_413(message):
+                self._is_replaced = True
+                await _make_response(BodyTooLarge(limit))(self._scope, self._receive, self._send)
+                return
+        await self._send(message)
+
+    async def receive(self) -> Message:
+        """The next part of the body. Raises `BodyTooLarge` and `BodyTimeout`."""
+        max_bytes = None if self.is_lifted else self._scope.get(_OWN_LIMIT_KEY, self.max_bytes)
+        if max_bytes is not None and max(self._length, self._size) > max_bytes:
+            return self._fail(BodyTooLarge(max_bytes))
+        if self.max_seconds is None or self.is_response_started:
+            message = await self._receive()
+        else:
+            try:
+                message = await self._receive_in_time(self.max_seconds)
+            except TimeoutError:
+                return self._fail(BodyTimeout(self._waited))
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            if max_bytes is not None and self._size > max_bytes:
+                return self._fail(BodyTooLarge(max_bytes))
+        return message
+
+    async def _receive_in_time(self, max_seconds: float) -> Message:
+        receiving = self._receive()
+        if not isinstance(receiving, Coroutine):
+            return await receiving
+        try:
+            waiting_for = receiving.send(None)
+        except StopIteration as finished:  # the usual case: the body has arrived. A time limit costs 8 µs
+            message: Message = finished.value
+            return message
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            async with asyncio.timeout_at(started + max_seconds + self._size / _BYTES_PER_SECOND - self._waited):
+                return await _resume(receiving, waiting_for)
+        finally:
+            self._waited += loop.time() - started
+
+    def _fail(self, error: ProblemException) -> Message:
+        """Raise the error, unless the response has started. Starlette reads then only to learn of a disconnect."""
+        if self.is_response_started:
+            return {"type": "http.disconnect"}
+        raise error
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, Message], waiting_for: Any) -> Generator[Any, Any, Message]:
+    """Await the rest of a coroutine that has yielded `waiting_for`."""
+    while True:
+        try:
+            sent = yield waiting_for
+        except BaseException as error:
+            resume = partial(coroutine.throw, error)
+        else:
+            resume = partial(coroutine.send, sent)
+        try:
+            waiting_for = resume()
+        except StopIteration as finished:
+            message: Message = finished.value
+            return message
+
+
+def _find_length(scope: Scope) -> int | None:
+    """The size that the client has announced, 0 if it hasn't, or None if the request has no body."""
+    length = None if scope["http_version"][0] == "1" else 0  # in HTTP/2 a body needs no header
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value[:20]) if value.isdigit() else 0
+        if name == b"transfer-encoding":
+            length = 0
+    return length
+
+
+def _is_plain_413(start: Message) -> bool:
+    return start["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and any(
+        name == b"content-type" and value.startswith(b"text/plain") for name, value in start["headers"]
+    )
+
+
+def _make_response(error: ProblemException) -> Response:
+    return problem_response(error.status_code, error.code, detail=error.detail, headers=error.headers)

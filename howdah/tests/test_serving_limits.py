@@ -1,0 +1,230 @@
+"""What clients may use of a server: with real sockets, and compared with uvicorn without limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from howdah.serving import ServerLimits
+from howdah_tests.support.raw_http import GET, POST, EchoApp, RunningServer, running_server, wait_until
+
+LIMITS = ServerLimits(
+    max_connections=20,
+    reserved_connections=10,
+    max_unfinished_connections=15,
+    header_timeout=0.2,
+    body_timeout=0.2,
+    write_timeout=0.2,
+    keep_alive_timeout=0.5,
+)
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[RunningServer]:
+    with running_server(EchoApp(), LIMITS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unlimited() -> Iterator[RunningServer]:
+    with running_server(EchoApp(), None) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+async def no_connections(limited: RunningServer) -> AsyncIterator[None]:
+    yield
+    limited.app.released.set()
+    await wait_until(lambda: not limited.connections and not limited.app.running)
+    limited.app.released.clear()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        pytest.param([b"GET / HTTP/1.1\r\nHost"], 408, "header-timeout", id="a header that stalls"),
+        pytest.param([GET[:-2], b"X: " + b"a" * 20_000 + b"\r\n\r\n"], 431, "header-too-large", id="a long header"),
+        pytest.param([GET[:-2] + b"X: " + b"a" * 100_000], 431, "header-too-large", id="a header without an end"),
+        pytest.param([GET[:-2] + b"X: a\r\n" * 10_000 + b"\r\n"], 431, "header-too-large", id="10,000 headers"),
+        pytest.param([GET[:-2] + b"X: a\r\n" * 101 + b"\r\n"], 431, "header-too-large", id="101 short headers"),
+        pytest.param([b"GET /" + b"a" * 20_000 + GET[5:]], 431, "header-too-large", id="a long path"),
+        pytest.param([b"\r\n" * 20_000], 431, "header-too-large", id="empty lines"),
+        pytest.param([POST + b"Content-Length: 9\r\n\r\nabc"], 408, "body-timeout", id="a body that stalls"),
+        pytest.param([CHUNKED + b"3\r\nab"], 408, "body-timeout", id="a chunk that stalls"),
+        pytest.param([CHUNKED, b"3;" + b"a" * 99_000], 400, "invalid-request", id="a long chunk extension"),
+        pytest.param([CHUNKED, b"0\r\n", b"X: a\r\n" * 9_000], 400, "invalid-request", id="many trailers"),
+        pytest.param([b"HELLO\r\n\r\n"], 400, "invalid-request", id="not HTTP"),
+        pytest.param([CHUNKED[:-2] + b"Content-Length: 3\r\n\r\n"], 400, "invalid-request", id="two lengths"),
+        pytest.param([POST + b"Transfer-Encoding: gzip\r\n\r\n"], 400, "invalid-request", id="an unknown encoding"),
+    ],
+)
+async def test_a_request_that_exceeds_a_limit_is_a_problem(
+    limited: RunningServer, sent: list[bytes], status: int, code: str
+) -> None:
+    async with limited.connect() as peer:
+        for part in sent:
+            await peer.send(part)
+            await asyncio.sleep(0)
+        assert await peer.read_problem() == (status, code)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(GET[:-2] + b"X: a\r\n" * 10_000 + b"\r\n", id="10,000 headers"),
+        pytest.param(GET[:-2] + b"X: " + b"a" * 1_000_000 + b"\r\n\r\n", id="a long header"),
+        pytest.param(CHUNKED + b"3;" + b"a" * 1_000_000 + b"\r\nabc\r\n0\r\n\r\n", id="a long chunk extension"),
+    ],
+)
+async def test_control_uvicorn_accepts_what_exceeds_the_limits(unlimited: RunningServer, sent: bytes) -> None:
+    async with unlimited.connect(sent) as peer:
+        assert (await peer.read())[0] == 200
+
+
+async def test_control_uvicorn_waits_for_a_header_a_body_and_a_reader(unlimited: RunningServer) -> None:
+    big = GET.replace(b"/", b"/big", 1)
+    async with AsyncExitStack() as stack:
+        for sent in (b"", b"GET / HTTP/1.1\r\nHost", POST + b"Content-Length: 9\r\n\r\nabc", big):
+            await stack.enter_async_context(unlimited.connect(sent))
+        await asyncio.sleep(1)  # twice the longest limit of the other tests
+        assert unlimited.connections == 4
+
+
+async def test_a_request_at_the_limits_is_answered(limited: RunningServer) -> None:
+    header = b"".join(b"X: %s\r\n" % (b"a" * 150) for _ in range(99))
+    assert 15_000 < len(header) < 16_300
+    async with limited.connect(GET[:-2] + header + b"\r\n") as peer:
+        assert (await peer.read())[0] == 200
+
+
+async def test_the_first_byte_starts_the_time_of_a_later_header(limited: RunningServer) -> None:
+    async with limited.connect(GET) as peer:
+        assert (await peer.read())[0] == 200
+        await asyncio.sleep(0.3)  # longer than the limit for the header
+        await peer.send(GET)
+        assert (await peer.read())[0] == 200
+        await peer.send(GET[:10])
+        assert await peer.read_problem() == (408, "header-timeout")
+
+
+async def test_a_connection_without_a_request_is_closed_without_a_response(limited: RunningServer) -> None:
+    async with limited.connect() as new, limited.connect(GET) as used:
+        await used.read()
+        assert await new.is_closed()
+        assert await used.is_closed()
+
+
+async def test_a_body_may_take_long_if_bytes_arrive(limited: RunningServer) -> None:
+    async with limited.connect(POST + b"Content-Length: 5\r\n\r\n") as peer:
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            await peer.send(b"a")
+        assert json.loads((await peer.read())[2])["size"] == 5
+
+
+async def test_chunks_of_one_byte_are_accepted(limited: RunningServer) -> None:
+    async with limited.connect(CHUNKED + b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n") as peer:
+        assert json.loads((await peer.read())[2])["size"] == 20_000
+
+
+async def test_trailers_are_not_headers(limited: RunningServer, unlimited: RunningServer) -> None:
+    body = b"1\r\na\r\n0\r\nX-Client-Id: eve\r\n\r\n"
+    async with limited.connect(CHUNKED + body) as peer, unlimited.connect(CHUNKED + body) as control:
+        assert "x-client-id" not in json.loads((await peer.read())[2])["headers"]
+        assert "x-client-id" in json.loads((await control.read())[2])["headers"]
+
+
+async def test_a_client_that_does_not_read_is_disconnected(limited: RunningServer) -> None:
+    async with limited.connect(GET.replace(b"/", b"/big", 1)):
+        await wait_until(lambda: limited.connections == 1)
+        await wait_until(lambda: limited.connections == 0 and limited.app.running == 0)
+
+
+async def test_300_stalled_headers_do_not_keep_others_out(limited: RunningServer) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(300):
+            await stack.enter_async_context(limited.connect(b"GET / HTTP/1.1\r\n"))
+        await wait_until(lambda: limited.connections > 10)
+        for path in (b"/healthz", b"/"):
+            async with limited.connect(GET.replace(b"/", path, 1)) as peer:
+                assert (await peer.read())[0] == 200
+
+
+async def test_busy_connections_leave_a_reserve_for_probes(limited: RunningServer) -> None:
+    async with AsyncExitStack() as stack:
+        busy = [
+            await stack.enter_async_context(limited.connect(GET.replace(b"/", b"/wait", 1)))
+            for _ in range(LIMITS.max_connections)
+        ]
+        await wait_until(lambda: limited.app.running == len(busy))
+        for _ in range(50):  # more than the reserve, one after the other
+            async with limited.connect(GET) as rejected, limited.connect(GET.replace(b"/", b"/healthz", 1)) as probe:
+                status, headers, _ = await rejected.read()
+                assert status == 503
+                assert 1 <= int(headers["retry-after"]) <= 3
+                assert (await probe.read())[:1] == (200,)
+                assert await probe.is_closed()
+        limited.app.released.set()
+        assert [(await each.read())[0] for each in busy] == [200] * len(busy)
+
+
+async def test_an_idle_connection_gives_way_to_a_new_one() -> None:
+    limits = ServerLimits(max_connections=3, reserved_connections=3)
+    with running_server(EchoApp(), limits) as server:
+        async with server.connect(GET) as oldest, server.connect(GET) as second, server.connect(GET) as third:
+            for each in (oldest, second, third):
+                await each.read()
+            await asyncio.sleep(1.2)  # a connection that has just become idle isn't closed
+            async with server.connect(GET) as new:
+                assert (await new.read())[0] == 200
+            assert await oldest.is_closed()
+            await second.send(GET)
+            assert (await second.read())[0] == 200
+
+
+async def test_pipelined_requests_are_limited(limited: RunningServer) -> None:
+    async with limited.connect(GET * 500) as peer:
+        for _ in range(LIMITS.max_pipelined_requests):
+            assert (await peer.read())[1].get("connection") is None
+        answered = 0
+        while not peer.reader.at_eof() and (await peer.read())[1].get("connection") is None:
+            answered += 1
+        assert await peer.is_closed()
+        assert answered <= 1
+
+
+async def test_an_error_after_pipelined_requests_does_not_overtake_their_responses(limited: RunningServer) -> None:
+    async with limited.connect(GET.replace(b"/", b"/wait", 1) + b"HELLO\r\n\r\n") as peer:
+        await wait_until(lambda: limited.app.running == 1)
+        limited.app.released.set()
+        status, headers, _ = await peer.read()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await peer.is_closed()
+
+
+async def test_a_body_that_nobody_reads_is_discarded_and_the_connection_stays(limited: RunningServer) -> None:
+    size = 2_000_000
+    async with limited.connect(b"POST /unread HTTP/1.1\r\nHost: test\r\nContent-Length: %d\r\n\r\n" % size) as peer:
+        assert (await peer.read())[0] == 200
+        await peer.send(b"a" * size)
+        await peer.send(GET)
+        assert (await peer.read())[0] == 200
+
+
+async def test_a_client_that_expects_100_and_gets_a_response_is_disconnected(limited: RunningServer) -> None:
+    head = b"POST /unread HTTP/1.1\r\nHost: test\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+    async with limited.connect(head) as peer:
+        status, headers, _ = await peer.read()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await peer.is_closed()
+
+
+@pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
+def test_a_limit_must_be_a_positive_number(value: float) -> None:
+    with pytest.raises(ValueError, match="header_timeout must be more than 0"):
+        ServerLimits(header_timeout=value)
