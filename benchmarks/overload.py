@@ -33,8 +33,11 @@ _LIMITED, _UNLIMITED = "limited", "not limited"
 
 # `shop serve`, with an argument that replaces an option of `configure_app`.
 _UNLIMITED_COMMAND: Final = """
-import functools, howdah.fastapi as library
-library.configure_app = functools.partial(library.configure_app, load_limit=None, cancel_abandoned=False)
+import howdah.fastapi as library
+configure_app = library.configure_app
+def configure(*arguments, **options):
+    configure_app(*arguments, **options | {"load_limit": None, "cancel_abandoned": False})
+library.configure_app = configure
 from shop.cli import main; main()
 """
 

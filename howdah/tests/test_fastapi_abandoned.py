@@ -95,11 +95,21 @@ async def count_active(monitor: Database) -> int:
         return await session.scalar(ACTIVE) or 0
 
 
-async def until_busy(monitor: Database, count: int = BUSY) -> None:
+async def until_busy(monitor: Database) -> None:
     async def is_busy() -> bool:
-        return await count_active(monitor) >= count
+        return await count_active(monitor) >= BUSY
 
     await until(is_busy)
+
+
+async def until_committing(monitor: Database) -> None:
+    committing = text("SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ILIKE 'COMMIT%'")
+
+    async def is_committing() -> bool:
+        async with monitor.session() as session:
+            return bool(await session.scalar(committing))
+
+    await until(is_committing)
 
 
 async def until_inactive(monitor: Database) -> None:
@@ -172,7 +182,7 @@ async def test_a_commit_is_finished_and_background_tasks_run(
     async with served(heavy.app, protocol) as server:
         client = await server.connect()
         client.send("POST", "/commit")
-        await until_busy(monitor, 1)
+        await until_committing(monitor)
         client.close()
         async with asyncio.timeout(10):
             await heavy.mailed.wait()

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from howdah.fastapi import configure_app, describe_problems
+from howdah.fastapi import LoadLimit, configure_app, describe_problems
 from shop import migrations
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
@@ -52,6 +52,11 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         readiness_checks=[migrations.find_revision_problem, find_schema_problem],
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
+        load_limit=LoadLimit(
+            target_seconds=chosen.request_target,
+            max_in_progress=chosen.max_requests_in_progress,
+            max_wait_seconds=chosen.max_request_wait,
+        ),
     )
     for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
