@@ -36,7 +36,7 @@ _UNLIMITED_COMMAND: Final = """
 import howdah.fastapi as library
 configure_app = library.configure_app
 def configure(*arguments, **options):
-    configure_app(*arguments, **options | {"load_limit": None, "cancel_abandoned": False})
+    configure_app(*arguments, **dict(options, load_limit=None, cancel_abandoned=False))
 library.configure_app = configure
 from shop.cli import main; main()
 """
