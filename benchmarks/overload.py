@@ -123,6 +123,7 @@ class Overload(LedgerComparison):
     def _load(self, kind: str, route: _Route, load: int) -> Callable[[], Awaitable[Measured]]:
         async def run() -> Measured:
             server = self._servers[kind, route]
+            await self._stop_others(route)
             if route not in self._rates:
                 is_post = route.method == "POST"
                 closed = await self._servers[_UNLIMITED, route].measure_load(
@@ -146,6 +147,12 @@ class Overload(LedgerComparison):
             return Measured(1 / figures["goodput"], latency=(figures["p50"], figures["p99"]))
 
         return run
+
+    async def _stop_others(self, route: _Route) -> None:
+        """Stop the servers of other routes. All together would need more connections than PostgreSQL accepts."""
+        for (_, other), server in self._servers.items():
+            if other is not route:
+                await server.stop_process()
 
     async def _insert_users(self) -> list[str]:
         """Insert users without orders, and return their ids."""

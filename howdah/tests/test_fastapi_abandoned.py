@@ -10,11 +10,10 @@ from typing import Annotated
 import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI
 from sqlalchemy import text
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from howdah import Database
 from howdah.fastapi import DbSession, ReadDbSession, configure_app, finish_without_client, get_database
-from howdah_tests.support.served_apps import PROTOCOLS, RawClient, served
+from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol, RawClient, served
 from howdah_tests.support.waiting import until
 
 AT_A_TIME = 24
@@ -35,9 +34,9 @@ SLEEP_AT_COMMIT = (
 
 
 @pytest.fixture(params=PROTOCOLS.values(), ids=PROTOCOLS.keys())
-def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[HttpToolsProtocol]:
+def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeProtocol:
     monkeypatch.setattr("howdah.fastapi.in_progress._WATCHED_AFTER_SECONDS", 0.05)
-    found: type[HttpToolsProtocol] = request.param
+    found: MakeProtocol = request.param
     return found
 
 
@@ -123,7 +122,7 @@ async def until_inactive(monitor: Database) -> None:
 async def test_requests_without_a_client_stop_and_so_do_their_statements(
     database_url: str,
     monitor: Database,
-    protocol: type[HttpToolsProtocol],
+    protocol: MakeProtocol,
     route: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -150,7 +149,7 @@ async def test_requests_without_a_client_stop_and_so_do_their_statements(
 
 
 async def test_the_control_works_on_for_clients_that_have_gone(
-    database_url: str, monitor: Database, protocol: type[HttpToolsProtocol]
+    database_url: str, monitor: Database, protocol: MakeProtocol
 ) -> None:
     heavy = HeavyApp(database_url, cancel_abandoned=False)
     async with served(heavy.app, protocol) as server:
@@ -173,7 +172,7 @@ async def test_the_control_works_on_for_clients_that_have_gone(
 
 
 async def test_a_commit_is_finished_and_background_tasks_run(
-    database_url: str, monitor: Database, protocol: type[HttpToolsProtocol]
+    database_url: str, monitor: Database, protocol: MakeProtocol
 ) -> None:
     heavy = HeavyApp(database_url)
     async with monitor.begin() as session:
@@ -193,7 +192,7 @@ async def test_a_commit_is_finished_and_background_tasks_run(
         await session.execute(text("DROP FUNCTION sleep_at_commit"))
 
 
-async def test_a_route_can_finish_without_its_client(database_url: str, protocol: type[HttpToolsProtocol]) -> None:
+async def test_a_route_can_finish_without_its_client(database_url: str, protocol: MakeProtocol) -> None:
     heavy = HeavyApp(database_url)
     async with served(heavy.app, protocol) as server:
         client = await server.connect()

@@ -9,20 +9,19 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from howdah import Database
 from howdah.fastapi import LoadLimit, configure_app
 from howdah.fastapi.load_limit import LoadLimiter, Overloaded
-from howdah_tests.support.served_apps import PROTOCOLS, RawClient, served
+from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol, RawClient, served
 from howdah_tests.support.waiting import until
 
 ONE = LoadLimit(min_in_progress=1, max_in_progress=1, max_waiting=1)
 
 
 @pytest.fixture(params=PROTOCOLS.values(), ids=PROTOCOLS.keys())
-def protocol(request: pytest.FixtureRequest) -> type[HttpToolsProtocol]:
-    found: type[HttpToolsProtocol] = request.param
+def protocol(request: pytest.FixtureRequest) -> MakeProtocol:
+    found: MakeProtocol = request.param
     return found
 
 
@@ -77,7 +76,7 @@ async def until_metric(client: RawClient, name: str, value: float) -> None:
 
 
 async def test_the_excess_is_rejected_at_once_and_probes_are_answered(
-    database_url: str, protocol: type[HttpToolsProtocol], monkeypatch: pytest.MonkeyPatch
+    database_url: str, protocol: MakeProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("howdah.fastapi.load_limit._MIN_WAITING", 1)
     held = HeldApp(database_url, ONE)
@@ -109,9 +108,7 @@ async def test_the_excess_is_rejected_at_once_and_probes_are_answered(
             client.close()
 
 
-async def test_the_control_without_a_limit_starts_every_request(
-    database_url: str, protocol: type[HttpToolsProtocol]
-) -> None:
+async def test_the_control_without_a_limit_starts_every_request(database_url: str, protocol: MakeProtocol) -> None:
     held = HeldApp(database_url, None)
     async with served(held.app, protocol) as server:
         clients = [await server.connect() for _ in range(3)]
@@ -125,7 +122,7 @@ async def test_the_control_without_a_limit_starts_every_request(
 
 
 async def test_pipelined_requests_are_answered_in_order(
-    database_url: str, protocol: type[HttpToolsProtocol], monkeypatch: pytest.MonkeyPatch
+    database_url: str, protocol: MakeProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("howdah.fastapi.load_limit._MIN_WAITING", 1)
     held = HeldApp(database_url, ONE)
@@ -144,7 +141,42 @@ async def test_pipelined_requests_are_answered_in_order(
         waiting.close()
 
 
-async def test_a_request_that_waits_too_long_is_rejected(database_url: str, protocol: type[HttpToolsProtocol]) -> None:
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        pytest.param(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n", [503], id="a plain request"),
+        pytest.param(b"GET /held HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n", [503], id="keep-alive"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", [200], id="a probe"),
+        pytest.param(b"GET /healthz?a=b HTTP/1.1\r\nHost: a\r\n\r\n", [200], id="a probe with a query"),
+        pytest.param(
+            b"GET /held HTTP/1.1\r\nHost: a\r\n\r\nGET /healthz HTTP/1.1\r\nHost: a\r\n\r\n",
+            [503, 200],
+            id="two requests in one packet",
+        ),
+        pytest.param(
+            b"GET /held HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n\r\n\r\n", [503], id="a body like an end"
+        ),
+        pytest.param(b"GET /held HTTP/1.1\r\nHost: a\r\ncOnTENT-length : 4\r\n\r\n", [400], id="an invalid length"),
+        pytest.param(
+            b"GET /held HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", [503], id="a chunked body"
+        ),
+        pytest.param(b"GET /held HTTP/1.1\nHost: a\n\nGET /x HTTP/1.1\r\n\r\n", [400], id="bare line feeds"),
+    ],
+)
+async def test_the_server_rejects_as_many_requests_as_there_are(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes, statuses: list[int]
+) -> None:
+    monkeypatch.setattr(LoadLimiter, "is_full", lambda _: True)
+    held = HeldApp(database_url, ONE)
+    async with served(held.app, PROTOCOLS["serving"]) as server, server.client() as client:
+        assert (await client.get("/healthz")).status == 200  # the first request is always parsed
+        client.send_bytes(sent)
+        assert [(await client.read()).status for _ in statuses] == statuses
+        if statuses[-1] != 400:
+            assert (await client.get("/healthz")).status == 200  # nothing is left over
+
+
+async def test_a_request_that_waits_too_long_is_rejected(database_url: str, protocol: MakeProtocol) -> None:
     held = HeldApp(database_url, LoadLimit(min_in_progress=1, max_in_progress=1, max_wait_seconds=0.05))
     async with served(held.app, protocol) as server, server.client() as running, server.client() as waiting:
         running.send("GET", "/held")
@@ -155,7 +187,7 @@ async def test_a_request_that_waits_too_long_is_rejected(database_url: str, prot
     assert held.started == 1
 
 
-async def test_a_stream_and_a_slow_upload_do_not_count(database_url: str, protocol: type[HttpToolsProtocol]) -> None:
+async def test_a_stream_and_a_slow_upload_do_not_count(database_url: str, protocol: MakeProtocol) -> None:
     held = HeldApp(database_url, ONE)
     async with served(held.app, protocol) as server, server.client() as other:
         stream, upload = await server.connect(), await server.connect()
@@ -174,7 +206,7 @@ async def test_a_stream_and_a_slow_upload_do_not_count(database_url: str, protoc
 
 
 async def test_a_waiting_request_is_dropped_if_its_client_goes(
-    database_url: str, protocol: type[HttpToolsProtocol], monkeypatch: pytest.MonkeyPatch
+    database_url: str, protocol: MakeProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("howdah.fastapi.in_progress._WATCHED_AFTER_SECONDS", 0.05)
     held = HeldApp(database_url, LoadLimit(min_in_progress=1, max_in_progress=1, max_wait_seconds=60))

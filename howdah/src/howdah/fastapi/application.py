@@ -228,7 +228,7 @@ class _Configuration:
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
             await stack.enter_async_context(run_jobs(jobs))
-            state = {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress.admit}
+            state = {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress}
             setattr(app.state, LIFESPAN_STATE_KEY, state)
             stack.callback(delattr, app.state, LIFESPAN_STATE_KEY)
             yield state

@@ -29,7 +29,7 @@ _EXPECTED_KEY: Final = "howdah.expected"
 _REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
 
 ADMIT_KEY: Final = "howdah_admit"
-"""The key in the lifespan's state for `RequestsInProgress.admit`, which `howdah.serving` calls."""
+"""The key in the lifespan's state for the `RequestsInProgress`, whose `reject` and `admit` `howdah.serving` calls."""
 
 # With another server than that of `howdah.serving`, a request that ends sooner is not watched. Watching needs a task:
 # with 0.1 s, the throughput at overload was a third less.
@@ -98,12 +98,24 @@ class RequestsInProgress:
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def admit(self, scope: Scope) -> bytes | None:
-        """The rejection of a request for which the server hasn't created a task yet, or None.
+    def is_full(self) -> bool:
+        """Whether new requests are rejected, except those of `exempt_paths`."""
+        return self.limiter is not None and self.limiter.is_full()
+
+    def reject(self, path: str) -> bytes | None:
+        """The rejection of a GET request whose header the server hasn't parsed, or None. Call it if `is_full()`.
 
         A server that calls this function saves most of the work for a request that is rejected. The bytes are a
         response without its status line (503), which the server may precede with further headers.
         """
+        limiter = self.limiter
+        if limiter is None or (path in self._exempt_paths and self._exempt < _MAX_EXEMPT):
+            return None
+        limiter.count_rejected()
+        return _RESPONSES[int(random.random() * len(_RESPONSES))][1]  # noqa: S311
+
+    def admit(self, scope: Scope) -> bytes | None:
+        """The rejection of a request for which the server hasn't created a task yet, or None. See `reject`."""
         limiter = self.limiter
         if limiter is None or self._is_exempt(scope):
             return None
@@ -144,7 +156,8 @@ class RequestsInProgress:
             self._exempt -= is_exempt
 
     def _is_exempt(self, scope: Scope) -> bool:
-        return scope["path"] in self._exempt_paths and self._exempt < _MAX_EXEMPT
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return path in self._exempt_paths and self._exempt < _MAX_EXEMPT
 
     def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:  # a test may start the application in several loops

@@ -108,6 +108,13 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is Phase.CLOSING or self._is_last:
             self._discard(size)
             return
+        if (
+            self.phase is Phase.IDLE
+            and not (self._is_extra or self.group.stop.is_draining or size > self.limits.max_header_bytes)
+            and self.reject_unparsed(data)
+        ):
+            self.enter(Phase.IDLE)
+            return
         self._starts_with_read = self._is_complete and self.phase is not Phase.REQUEST
         if self._is_in_header or self.phase is Phase.HEADER:
             self._header_bytes += size

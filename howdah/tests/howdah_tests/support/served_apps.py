@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import orjson
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from howdah.serving._admission import AdmittingHttpProtocol
+from howdah.serving import ServerLimits
+from howdah.serving._connections import Connections
+from howdah.serving._protocol import LimitedHttpProtocol
+from howdah.serving.draining import StopState
 
-PROTOCOLS: dict[str, type[HttpToolsProtocol]] = {"serving": AdmittingHttpProtocol, "plain uvicorn": HttpToolsProtocol}
+MakeProtocol: TypeAlias = Callable[..., HttpToolsProtocol]
+
+
+def make_serving_protocol(*arguments: Any, **options: Any) -> HttpToolsProtocol:
+    """A connection of `howdah.serving`."""
+    group = Connections(ServerLimits(), StopState())
+    return LimitedHttpProtocol(*arguments, group=group, **options)
+
+
+PROTOCOLS: dict[str, MakeProtocol] = {"serving": make_serving_protocol, "plain uvicorn": HttpToolsProtocol}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +98,12 @@ class ServedApp:
 
 
 @asynccontextmanager
-async def served(app: FastAPI, protocol: type[HttpToolsProtocol]) -> AsyncIterator[ServedApp]:
+async def served(app: FastAPI, protocol: MakeProtocol) -> AsyncIterator[ServedApp]:
     """Serve the application in this event loop."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        config = uvicorn.Config(app, http=protocol, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            app, http=cast(Any, protocol), log_config=None, access_log=False, timeout_graceful_shutdown=5
+        )
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[listening]))
         try:
