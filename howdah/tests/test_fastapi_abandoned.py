@@ -33,7 +33,7 @@ SLEEP_AT_COMMIT = (
 )
 
 
-@pytest.fixture(params=PROTOCOLS.values(), ids=PROTOCOLS.keys())
+@pytest.fixture(params=[*PROTOCOLS.values()], ids=[*PROTOCOLS])
 def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeProtocol:
     monkeypatch.setattr("howdah.fastapi.in_progress._WATCHED_AFTER_SECONDS", 0.05)
     found: MakeProtocol = request.param

@@ -19,7 +19,7 @@ from howdah_tests.support.waiting import until
 ONE = LoadLimit(min_in_progress=1, max_in_progress=1, max_waiting=1)
 
 
-@pytest.fixture(params=PROTOCOLS.values(), ids=PROTOCOLS.keys())
+@pytest.fixture(params=[*PROTOCOLS.values()], ids=[*PROTOCOLS])
 def protocol(request: pytest.FixtureRequest) -> MakeProtocol:
     found: MakeProtocol = request.param
     return found
