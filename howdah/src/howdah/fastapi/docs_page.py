@@ -66,9 +66,7 @@ def replace_docs_pages(app: FastAPI) -> None:
     app.router.routes[:] = [
         route
         for route in app.router.routes
-        if not (
-            isinstance(route, Route) and route.path in own_pages and route.endpoint.__module__ == FastAPI.__module__
-        )
+        if not (isinstance(route, Route) and route.path in own_pages and route.endpoint.__module__ == FastAPI.__module__)
     ]
     if app.docs_url is None:
         return
