@@ -151,7 +151,7 @@ class RequestsInProgress:
                 raise
             self.abandoned += 1
         finally:
-            del self._requests[request]
+            self._requests.pop(request, None)
             request.end()
             self._exempt -= is_exempt
 
