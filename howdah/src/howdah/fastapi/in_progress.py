@@ -25,7 +25,7 @@ from howdah.fastapi.problem import PROBLEM_JSON
 # In the ASGI scope.
 _REQUEST_KEY: Final = "howdah.request_in_progress"
 _EXPECTED_KEY: Final = "howdah.expected"
-# Set by `howdah.serving`, which calls `client_has_gone`.
+# Set by `howdah.serving`, which calls `client_has_gone`. The value is a function: whether the connection is closing.
 _REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
 
 ADMIT_KEY: Final = "howdah_admit"
@@ -129,6 +129,10 @@ class RequestsInProgress:
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for one request if it is admitted."""
+        is_closing = scope.get(_REPORTS_DISCONNECTS_KEY)
+        if is_closing is not None and self._cancel_abandoned and is_closing():
+            await self._ignore(scope, receive)
+            return
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._start_timer(loop)
@@ -154,6 +158,13 @@ class RequestsInProgress:
             self._requests.pop(request, None)
             request.end()
             self._exempt -= is_exempt
+
+    async def _ignore(self, scope: Scope, receive: Receive) -> None:
+        """Do nothing for a request whose client had gone before it was read."""
+        self.abandoned += 1
+        mark_client_gone(scope)
+        while (await receive())["type"] != "http.disconnect":  # otherwise the server would report a missing response
+            pass
 
     def _is_exempt(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))

@@ -9,7 +9,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 # The key in the lifespan's state for the application's `Admission`. `howdah.fastapi.configure_app` sets it.
 _ADMIT_KEY: Final = "howdah_admit"
 
-# The keys in the ASGI scope for the application's object that cancels the request, and for the promise to call it.
+# The keys in the ASGI scope for the application's object that cancels the request, and for a function that says whether
+# the connection is closing. The latter also promises that the former is called.
 _REQUEST_KEY: Final = "howdah.request_in_progress"
 _REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
 
@@ -83,7 +84,7 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
         rejection = None if admission is None else admission.admit(cycle.scope)
         if rejection is None:
             self._running = cycle
-            cycle.scope[_REPORTS_DISCONNECTS_KEY] = True
+            cycle.scope[_REPORTS_DISCONNECTS_KEY] = self.transport.is_closing
             super()._start_asgi_task(cycle, app)
             return
         if cycle.waiting_for_100_continue:
