@@ -20,6 +20,7 @@ from benchmarks.few_rows import FewRows
 from benchmarks.get_user import GetUser, Servers
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
+from benchmarks.overload import Overload
 from benchmarks.pages import Pages
 from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
@@ -48,6 +49,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Transfers,
     TransfersOverHttp,
     SlowClients,
+    Overload,
     Memory,
     RetailImport,
 )

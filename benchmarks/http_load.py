@@ -228,15 +228,15 @@ class HttpServer:
 
     async def _warm_up(self, prefix: str, connections: int, *, is_post: bool) -> None:
         """Wait until earlier requests are finished. Before the first measurement, send unmeasured requests."""
-        if not await self._wait_until_idle():
+        if not await self.wait_until_idle():
             await self.stop_process()
             await self.start()
         if (prefix, connections) not in self._warm:
             await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
             self._warm.add((prefix, connections))
-            await self._wait_until_idle()
+            await self.wait_until_idle()
 
-    async def _wait_until_idle(self) -> bool:
+    async def wait_until_idle(self) -> bool:
         """Wait until the server uses no CPU time. Returns whether that happened within `_IDLE_SECONDS`.
 
         wrk drops its connections at the end of a window. The server still processes the requests that it has received,

@@ -95,7 +95,7 @@ $$
 """
 
 
-class _LedgerComparison(Comparison):
+class LedgerComparison(Comparison):
     """A comparison in its own database, which has Shop's tables and the accounts of all distributions."""
 
     unit = "transfers"
@@ -168,7 +168,7 @@ class _LedgerComparison(Comparison):
         return await run_module("benchmarks.transfer_loads", *arguments)
 
 
-class Transfers(_LedgerComparison):
+class Transfers(LedgerComparison):
     name = "transfers"
     description = (
         "transfers between two random accounts out of 1,000 (uniform), out of 100,000 by Zipf's law (zipf), or between "
@@ -284,7 +284,7 @@ class Transfers(_LedgerComparison):
         return Measured(seconds / len(latencies), latency=(p50, p99))
 
 
-class TransfersOverHttp(_LedgerComparison):
+class TransfersOverHttp(LedgerComparison):
     name = "transfers-http"
     description = (
         "transfers between two random accounts out of 1,000, sent to `shop serve`: in single requests over 64 "

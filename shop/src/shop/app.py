@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from howdah import JsonView
-from howdah.fastapi import Resource, configure_app, describe_problems
+from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
@@ -65,6 +65,11 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         internal_port=chosen.internal_port,
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
+        load_limit=LoadLimit(
+            target_seconds=chosen.request_target,
+            max_in_progress=chosen.max_requests_in_progress,
+            max_wait_seconds=chosen.max_request_wait,
+        ),
     )
     for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))

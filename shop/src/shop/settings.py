@@ -60,6 +60,15 @@ class Settings(BaseSettings):
         description="How long requests are served after SIGTERM, while /readyz fails, so that the proxy learns of it. "
         "It is a part of `shutdown_timeout`. Ctrl+C skips it",
     )
+    max_requests_in_progress: int = Field(
+        default=1_000, ge=64, description="Fewer are admitted if they take longer than `request_target`"
+    )
+    request_target: float = Field(
+        default=0.05, gt=0, description="How long requests may be in progress on average, without those that stream"
+    )
+    max_request_wait: float = Field(
+        default=0.5, gt=0, description="The deadline of a request that waits to be admitted (503)"
+    )
     max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503")
     max_header_bytes: int = Field(default=16_384, ge=1_024, description="Of the request line and all headers (431)")
     max_headers: int = Field(default=100, ge=10, description="The number of headers of a request (431)")

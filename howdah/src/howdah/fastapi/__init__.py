@@ -28,9 +28,11 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.headers import MissingHeader, RepeatedHeader, single_header
 from howdah.fastapi.health import ReadinessCheck
 from howdah.fastapi.idempotency import IdempotentRoute, InvalidIdempotencyKey, idempotency_key
+from howdah.fastapi.in_progress import finish_without_client
 from howdah.fastapi.jobs import Job
 from howdah.fastapi.json_bodies import InvalidJSON, StrictJSONRoute, parse_json
 from howdah.fastapi.line_results import answer_batches, answer_lines, describe_rejected_row
+from howdah.fastapi.load_limit import LoadLimit
 from howdah.fastapi.ndjson import (
     MAX_LINE_BYTES,
     BodyRows,
@@ -105,6 +107,7 @@ __all__ = [
     "InvalidJSON",
     "InvalidLine",
     "Job",
+    "LoadLimit",
     "MissingHeader",
     "NotModified",
     "PageOut",
@@ -139,6 +142,7 @@ __all__ = [
     "describe_rows_body",
     "error_response",
     "export_response",
+    "finish_without_client",
     "get_database",
     "get_db",
     "get_read_db",

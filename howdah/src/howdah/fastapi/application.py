@@ -25,8 +25,10 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
+from howdah.fastapi.in_progress import ADMIT_KEY, LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
+from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 
@@ -36,6 +38,8 @@ _CONFIGURATION_KEY: Final = "howdah_configuration"
 # The key in the lifespan's state for the states of all applications: this one, and those mounted in it.
 _STATES_KEY: Final = "howdah_states"
 _DATABASE_KEY: Final = "database"
+
+_DEFAULT_LOAD_LIMIT: Final = LoadLimit()
 
 
 def configure_app(
@@ -53,6 +57,8 @@ def configure_app(
     request_log: bool = True,
     allowed_hosts: Iterable[str] | None = None,
     internal_port: int | None = None,
+    load_limit: LoadLimit | None = _DEFAULT_LOAD_LIMIT,
+    cancel_abandoned: bool = True,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -75,6 +81,10 @@ def configure_app(
     - With `internal_port`, requests to this port of the server get `/metrics`, the docs, the OpenAPI description and
       the probes, and nothing else. Requests to other ports don't get the first three. The server must listen on both
       ports: `serve(app, sockets=[bind_socket("0.0.0.0", 8000), bind_socket("10.0.0.5", 9000)])`.
+    - `load_limit` bounds the requests in progress and those that wait. The excess gets a 503 at once. The probes and
+      `/metrics` are not limited. None: no limit.
+    - With `cancel_abandoned`, a request is cancelled if its client disconnects before the response starts, and before a
+      `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
       `max_body_bytes`. NDJSON that is read by `read_lines` or `BodyRows` has its own limits. None: no limit.
@@ -86,12 +96,18 @@ def configure_app(
     """
     if hasattr(app.state, _CONFIGURATION_KEY):
         raise RuntimeError("configure_app was already called for this application: call it once, with everything")
+    in_progress = RequestsInProgress(
+        None if load_limit is None else LoadLimiter(load_limit),
+        cancel_abandoned=cancel_abandoned,
+        exempt_paths={*PROBE_PATHS, METRICS_PATH},
+    )
     configuration = _Configuration(
         database=database,
         databases=databases or {},
         resources=[*resources],
         jobs=[*jobs],
         lifespan=app.router.lifespan_context,
+        in_progress=in_progress,
     )
     _require_extra(metrics, "metrics", "prometheus_client", "metrics")
     _require_extra(request_log, "request_log", "structlog", "logging")
@@ -120,8 +136,10 @@ def configure_app(
         from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
 
         request_metrics = RequestMetrics()
-        app.include_router(build_metrics_router(request_metrics))
+        app.include_router(build_metrics_router(request_metrics, in_progress))
         app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
+    # the outermost one, so that a rejection costs little
+    app.add_middleware(LimitRequests, requests=in_progress)
 
 
 @contextmanager
@@ -159,6 +177,7 @@ class _Configuration:
         resources: list[Resource[Any]],
         jobs: list[Job],
         lifespan: Callable[[Any], Any],
+        in_progress: RequestsInProgress,
     ) -> None:
         """Check the arguments. Raises `ValueError` and `TypeError`."""
         if MAIN_DATABASE in databases:
@@ -183,6 +202,7 @@ class _Configuration:
         self._resources = resources
         self._jobs = jobs
         self._lifespan = lifespan
+        self._in_progress = in_progress
         self.replacements: Mapping[str, Database] | None = None
 
     @asynccontextmanager
@@ -210,7 +230,7 @@ class _Configuration:
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
             await stack.enter_async_context(run_jobs(jobs))
-            yield {**states[app], _STATES_KEY: states}
+            yield {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress}
 
     async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:
         if self.replacements is not None:

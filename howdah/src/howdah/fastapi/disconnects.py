@@ -59,6 +59,11 @@ class ClientDisconnects:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
 
+def mark_client_gone(scope: Scope) -> None:
+    """Note in the scope that the client has gone, for the log and the metrics."""
+    scope[CLIENT_GONE_KEY] = True
+
+
 def get_logged_status(scope: Scope, status: int | None) -> int | None:
     """The status for the log and the metrics: 499 if the client didn't receive the whole response."""
     return CLIENT_CLOSED_REQUEST if scope.get(CLIENT_GONE_KEY) else status

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah._batch_figures import CoalescerStatus
 from howdah.fastapi.disconnects import get_logged_status
+from howdah.fastapi.in_progress import RequestsInProgress
 from howdah.fastapi.jobs import JobRunner
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
@@ -88,7 +89,7 @@ class RequestMetricsMiddleware:
             )
 
 
-def build_metrics_router(metrics: RequestMetrics) -> APIRouter:
+def build_metrics_router(metrics: RequestMetrics, in_progress: RequestsInProgress) -> APIRouter:
     """`/metrics`: the default registry of the process, and the metrics of this application."""
     router = APIRouter(tags=["health"])
 
@@ -104,12 +105,32 @@ def build_metrics_router(metrics: RequestMetrics) -> APIRouter:
         current.register(PoolCollector(opened.databases))
         current.register(BatchCollector(_find_queues(opened)))
         current.register(LogCollector())
+        current.register(_LoadCollector(in_progress))
         if opened.jobs:
             current.register(_JobCollector(opened.jobs))
         body = b"".join(map(generate_latest, (REGISTRY, metrics.registry, current)))
         return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
+
+
+class _LoadCollector(Collector):
+    """The requests in progress, and those that were not answered."""
+
+    def __init__(self, in_progress: RequestsInProgress) -> None:
+        self._in_progress = in_progress
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "howdah_requests_abandoned", "Requests that were cancelled without a client", self._in_progress.abandoned
+        )
+        if self._in_progress.limiter is None:
+            return
+        status = self._in_progress.limiter.status()
+        yield GaugeMetricFamily("howdah_requests_in_progress", "Requests that count for the limit", status.in_progress)
+        yield GaugeMetricFamily("howdah_requests_limit", "The largest number in progress", status.limit)
+        yield GaugeMetricFamily("howdah_requests_waiting", "Requests that wait to be admitted", status.waiting)
+        yield CounterMetricFamily("howdah_requests_rejected", "Requests rejected at overload", status.rejected)
 
 
 class _JobCollector(Collector):

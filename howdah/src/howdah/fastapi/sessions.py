@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from howdah._connections.sessions import is_streaming
 from howdah.database import Database
+from howdah.fastapi.in_progress import protect
 from howdah.fastapi.resources import Resource, find_named_database
 
 
@@ -149,6 +150,7 @@ async def _open_committing_session(connection: HTTPConnection, database: Databas
     _reject_late_end(connection)
     async with database.session() as session:
         yield session
+        protect(connection)  # a cancelled commit may have been done, and its background tasks would be lost
         await session.commit()
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from howdah.serving import _problems
+from howdah.serving._admission import AdmittingHttpProtocol
 from howdah.serving._problems import ServerProblem
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _CycleTransport:
         self.close = close
 
 
-class LimitedHttpProtocol(HttpToolsProtocol):
+class LimitedHttpProtocol(AdmittingHttpProtocol):
     """One connection. A problem of the server itself closes it.
 
     It closes only its own side first, and reads what the client still sends for a short time. Otherwise the client's
@@ -115,6 +115,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         size = self._chunk_bytes = len(data)
         if self.phase is _CLOSING or self._is_last:
             self._discard(size)
+            return
+        if (
+            self.phase is _IDLE
+            and not (self._is_extra or self.group.stop.is_draining or size > self.limits.max_header_bytes)
+            and self.reject_unparsed(data)
+        ):
+            self.enter(_IDLE)
             return
         self._starts_with_read = self._is_complete and self.phase is not _REQUEST
         if self._is_in_header or self.phase is _HEADER:

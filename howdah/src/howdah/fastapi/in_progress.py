@@ -1,0 +1,359 @@
+"""The requests in progress: how many there may be, and which ones have no client any more.
+
+Without this middleware a service works on for clients that have gone. If they come back and try again, as after a
+timeout, the service has less and less time for those that are still there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Collection
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah.fastapi.disconnects import mark_client_gone
+from howdah.fastapi.load_limit import TICK_SECONDS, LoadLimiter, Overloaded
+from howdah.fastapi.problem import PROBLEM_JSON
+
+# In the ASGI scope.
+_REQUEST_KEY: Final = "howdah.request_in_progress"
+_EXPECTED_KEY: Final = "howdah.expected"
+# Set by `howdah.serving`, which calls `client_has_gone`. The value is a function: whether the connection is closing.
+_REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
+
+ADMIT_KEY: Final = "howdah_admit"
+"""The key in the lifespan's state for the `RequestsInProgress`, whose `reject` and `admit` `howdah.serving` calls."""
+
+# With another server than that of `howdah.serving`, a request that ends sooner is not watched. Watching needs a task:
+# with 0.1 s, the throughput at overload was a third less.
+_WATCHED_AFTER_SECONDS: Final = 0.5
+# Probes aren't limited, unless there are so many of them at a time.
+_MAX_EXEMPT: Final = 32
+# In whole seconds. Clients that are rejected at the same time shouldn't return at the same time.
+_RETRY_AFTER: Final = (1, 2, 3)
+
+_BODY: Final = orjson.dumps(
+    {
+        "type": "urn:howdah:problem:overloaded",
+        "title": HTTPStatus.SERVICE_UNAVAILABLE.phrase,
+        "status": int(HTTPStatus.SERVICE_UNAVAILABLE),
+        "detail": "the service has more requests than it can answer in time; nothing was done",
+    }
+)
+_HEADERS: Final = [
+    [
+        (b"content-type", PROBLEM_JSON.encode()),
+        (b"content-length", str(len(_BODY)).encode()),
+        (b"retry-after", str(seconds).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    for seconds in _RETRY_AFTER
+]
+# Complete responses without the status line and the server's own headers. The first of a pair has no body, for HEAD.
+_RESPONSES: Final = [
+    (head := b"".join(b"%b: %b\r\n" % header for header in headers) + b"\r\n", head + _BODY) for headers in _HEADERS
+]
+
+
+async def finish_without_client(connection: HTTPConnection) -> None:
+    """A dependency for a route that must not be cancelled if its client disconnects.
+
+        @router.post("/payments", dependencies=[Depends(finish_without_client)])
+
+    Declare it for a route that changes something outside of the database, such as a payment, and records it afterwards.
+    """
+    protect(connection)
+
+
+def protect(connection: HTTPConnection) -> None:
+    """Don't cancel the request from now on. The next steps must be done, whether or not there is a client."""
+    request = connection.scope.get(_REQUEST_KEY)
+    if isinstance(request, _Request):
+        request.is_protected = True
+
+
+class RequestsInProgress:
+    """The requests of one application that are in progress or wait. `LimitRequests` is its middleware.
+
+    The requests of `exempt_paths` are not limited.
+    """
+
+    def __init__(
+        self, limiter: LoadLimiter | None, *, cancel_abandoned: bool, exempt_paths: Collection[str] = ()
+    ) -> None:
+        self.limiter = limiter
+        self.abandoned = 0
+        self._cancel_abandoned = cancel_abandoned
+        self._exempt_paths = frozenset(exempt_paths)
+        self._exempt = 0
+        self._requests: dict[_Request, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def is_full(self) -> bool:
+        """Whether new requests are rejected, except those of `exempt_paths`."""
+        return self.limiter is not None and self.limiter.is_full()
+
+    def reject(self, path: str) -> bytes | None:
+        """The rejection of a GET request whose header the server hasn't parsed, or None. Call it if `is_full()`.
+
+        A server that calls this function saves most of the work for a request that is rejected. The bytes are a
+        response without its status line (503), which the server may precede with further headers.
+        """
+        limiter = self.limiter
+        if limiter is None or (path in self._exempt_paths and self._exempt < _MAX_EXEMPT):
+            return None
+        limiter.count_rejected()
+        return _RESPONSES[int(random.random() * len(_RESPONSES))][1]  # noqa: S311
+
+    def admit(self, scope: Scope) -> bytes | None:
+        """The rejection of a request for which the server hasn't created a task yet, or None. See `reject`."""
+        limiter = self.limiter
+        if limiter is None or self._is_exempt(scope):
+            return None
+        if limiter.is_full():
+            limiter.count_rejected()
+            head, response = random.choice(_RESPONSES)  # noqa: S311
+            return head if scope["method"] == "HEAD" else response
+        limiter.expect(asyncio.get_running_loop())
+        scope[_EXPECTED_KEY] = True
+        return None
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request if it is admitted."""
+        is_closing = scope.get(_REPORTS_DISCONNECTS_KEY)
+        if is_closing is not None and self._cancel_abandoned and is_closing():
+            await self._ignore(scope, receive)
+            return
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._loop is not loop:
+            self._start_timer(loop)
+        is_exempt = self._is_exempt(scope)
+        self._exempt += is_exempt
+        limiter = None if is_exempt else self.limiter
+        request = _Request(scope, receive, send, loop)
+        request.is_protected = not self._cancel_abandoned
+        self._requests[request] = None
+        try:
+            if limiter is not None:
+                await limiter.enter(is_expected=_EXPECTED_KEY in scope)
+                request.count(limiter)
+            await app(scope, request.receive, request.send)
+        except Overloaded:
+            await send({"type": "http.response.start", "status": 503, "headers": random.choice(_HEADERS)})  # noqa: S311
+            await send({"type": "http.response.body", "body": _BODY})
+        except asyncio.CancelledError:
+            if not request.is_abandoned or request.task.uncancel() > 0:
+                raise
+            self.abandoned += 1
+        finally:
+            self._requests.pop(request, None)
+            request.end()
+            self._exempt -= is_exempt
+
+    async def _ignore(self, scope: Scope, receive: Receive) -> None:
+        """Do nothing for a request whose client had gone before it was read."""
+        self.abandoned += 1
+        mark_client_gone(scope)
+        while (await receive())["type"] != "http.disconnect":  # otherwise the server would report a missing response
+            pass
+
+    def _is_exempt(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return path in self._exempt_paths and self._exempt < _MAX_EXEMPT
+
+    def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop is not loop:  # a test may start the application in several loops
+            self._loop, self._exempt = loop, 0
+            self._requests.clear()
+            if self.limiter is not None:
+                self.limiter.reset()
+        if self.limiter is not None:
+            self.limiter.start_interval(loop.time())
+        self._timer = loop.call_later(TICK_SECONDS, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Adapt the limit, and watch the clients of requests that take long."""
+        if loop is not self._loop:
+            return
+        if not self._requests:
+            self._timer = None
+            return
+        self._timer = loop.call_later(TICK_SECONDS, self._tick, loop)
+        now = loop.time()
+        if self.limiter is not None:
+            self.limiter.tick(now)
+        if self._cancel_abandoned:
+            for request in self._requests:
+                if now - request.since < _WATCHED_AFTER_SECONDS:
+                    return  # the later ones are younger
+                request.watch()
+
+
+class LimitRequests:
+    """ASGI middleware that limits the requests in progress, and cancels those whose client has gone.
+
+    A rejected request gets a 503 with `Retry-After`.
+
+    The task of a request is cancelled if its client disconnects before the response has started, unless a `DbSession`
+    is being committed (`protect`). A response that has started is left alone: a stream ends by itself, and background
+    tasks run. `howdah.serving` reports a disconnect immediately. With another server, requests are watched that take
+    longer than 0.5 s.
+    """
+
+    def __init__(self, app: ASGIApp, requests: RequestsInProgress) -> None:
+        self._app = app
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application if the request is admitted. A mounted application's requests are admitted only once."""
+        if scope["type"] != "http" or _REQUEST_KEY in scope:
+            await self._app(scope, receive, send)
+        else:
+            await self._requests.run(self._app, scope, receive, send)
+
+
+class _Request:
+    """One request: its state, and its messages between the server and the application."""
+
+    __slots__ = (
+        "_ahead",
+        "_is_in_body",
+        "_is_receiving",
+        "_limiter",
+        "_loop",
+        "_pending",
+        "_receive",
+        "_reports_disconnects",
+        "_scope",
+        "_send",
+        "_started",
+        "has_started",
+        "is_abandoned",
+        "is_protected",
+        "since",
+        "task",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop) -> None:
+        self._scope, self._receive, self._send, self._loop = scope, receive, send, loop
+        self._limiter: LoadLimiter | None = None
+        self._ahead: deque[Message] | None = None
+        self._pending: asyncio.Task[Message] | None = None
+        self._is_in_body = False
+        self._is_receiving = False  # the application learns of the disconnect itself
+        self._reports_disconnects = _REPORTS_DISCONNECTS_KEY in scope
+        self.has_started = False
+        self.is_abandoned = False
+        self.is_protected = False
+        self.since = self._started = loop.time()
+        task = asyncio.current_task()
+        assert task is not None
+        self.task: asyncio.Task[Any] = task
+        scope[_REQUEST_KEY] = self
+
+    def count(self, limiter: LoadLimiter) -> None:
+        """The request has been admitted."""
+        self._limiter = limiter
+        self._started = self._loop.time()
+
+    def end(self) -> None:
+        """The application has returned."""
+        self._leave()
+        self.has_started = True
+        # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
+        self._scope.pop(_REQUEST_KEY, None)
+        if self._pending is not None:
+            self._pending.cancel()
+
+    def _leave(self) -> None:
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None and not self._is_in_body:
+            limiter.leave(self._loop.time() - self._started)
+
+    async def receive(self) -> Message:
+        """The next message of the server. While the client sends a long body, the request isn't counted."""
+        self._is_receiving = True
+        try:
+            message = await (self._receive() if self._ahead is None else self._receive_watched(self._ahead))
+        finally:
+            self._is_receiving = False
+        limiter = self._limiter
+        if limiter is not None:
+            is_in_body = message["type"] == "http.request" and message.get("more_body", False)
+            if is_in_body is not self._is_in_body:
+                self._is_in_body = is_in_body
+                if is_in_body:
+                    limiter.pause()
+                else:
+                    limiter.resume()
+                    self._started = self._loop.time()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message to the server. A request whose response is complete, or is a stream, isn't counted."""
+        if message["type"] == "http.response.start":
+            self.has_started = True
+        elif self._limiter is not None:
+            self._leave()
+        await self._send(message)
+
+    def watch(self) -> None:
+        """Begin to receive messages ahead of the application, in order to notice a disconnect."""
+        if self._reports_disconnects:
+            return
+        if self._pending is None and not self.has_started and not self._is_receiving:
+            if self._ahead is None:
+                self._ahead = deque()
+            elif self._ahead:
+                return  # one message ahead is enough: the body may be long
+            self._receive_ahead()
+
+    def _receive_ahead(self) -> None:
+        self._pending = self._loop.create_task(self._receive_message())
+        self._pending.add_done_callback(self._received)
+
+    async def _receive_message(self) -> Message:
+        return await self._receive()
+
+    def _received(self, pending: asyncio.Task[Message]) -> None:
+        self._pending = None
+        if pending.cancelled() or self._ahead is None:
+            return
+        if pending.exception() is not None:
+            return  # the application gets the error when it receives the next message
+        message = pending.result()
+        self._ahead.append(message)
+        if message["type"] == "http.disconnect":
+            self.client_has_gone()
+        elif not message.get("more_body", False):
+            self._receive_ahead()
+
+    async def _receive_watched(self, ahead: deque[Message]) -> Message:
+        if not ahead:
+            if self._pending is None:
+                return await self._receive()
+            with suppress(Exception):
+                await asyncio.shield(self._pending)
+            if not ahead:
+                return await self._receive()
+        message = ahead[0]
+        if message["type"] != "http.disconnect":
+            ahead.popleft()
+        return message
+
+    def client_has_gone(self) -> None:
+        """Cancel the task, unless the response has started."""
+        if self.has_started or self.is_protected or self.is_abandoned:
+            return
+        self.is_abandoned = True
+        mark_client_gone(self._scope)
+        self.task.cancel()

@@ -1,0 +1,237 @@
+"""How many requests of a process may be in progress, and how many may wait: the excess is rejected at once.
+
+configure_app(app, database=..., load_limit=LoadLimit(target_seconds=0.2))
+
+By Little's law, the requests in progress are the throughput times their time in progress. So the number that keeps the
+time at its target is found without knowing the throughput. It grows while it is reached and the time is below the
+target, and it shrinks in proportion if the time is above it. This is `AIMDLimit` of Netflix's concurrency-limits
+(<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
+
+The queue in front has a deadline, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>). Its length is
+bounded by the throughput, so that a request is rejected on arrival, and not after a wait. The queue is first in, first
+out: what is accepted can be answered in time, so nothing is gained by answering the newest request first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, fields
+from typing import Final
+
+TICK_SECONDS: Final = 0.1
+"""The interval in which the limit is adapted."""
+
+_INITIAL_LIMIT: Final = 128
+# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, and one pause of the process shouldn't count much.
+_MAX_DECREASE: Final = 0.8
+_INCREASE: Final = 1.05
+# The share of `max_wait_seconds` that a new request may expect. The rest is for a throughput that falls meanwhile.
+_EXPECTED_WAIT_SHARE: Final = 0.4
+# Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
+# which further requests are read and rejected.
+_STARTS_PER_ITERATION: Final = 16
+# The weight of the last interval in the average throughput.
+_RATE_WEIGHT: Final = 0.3
+# The shortest queue. Requests come in bursts, even if few of them are answered in a second.
+_MIN_WAITING: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadLimit:
+    """The limits of one process. Times are in seconds. Raises `ValueError`.
+
+    - `target_seconds` is how long requests may be in progress on average. Fewer are admitted if they take longer. A
+      request that streams, that waits for its client, or that is answered doesn't count.
+    - `min_in_progress` and `max_in_progress` bound the number that is found. A service whose requests take longer than
+      the target without any load needs a higher minimum: their number per second times their time.
+    - `max_wait_seconds` is the deadline in the queue. A request is rejected on arrival if it must expect to wait for
+      more than 0.4 of that. At most `max_waiting` requests wait.
+    """
+
+    target_seconds: float = 0.05
+    min_in_progress: int = 64
+    max_in_progress: int = 1_000
+    max_wait_seconds: float = 0.5
+    max_waiting: int = 2_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{field.name} must be more than 0, not {value!r}")
+        if self.max_in_progress < self.min_in_progress:
+            raise ValueError(
+                f"max_in_progress ({self.max_in_progress}) must not be less than min_in_progress "
+                f"({self.min_in_progress})"
+            )
+
+
+class Overloaded(Exception):
+    """The request is rejected: too many are in progress, and too many are waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStatus:
+    """Figures for monitoring. `rejected` only grows."""
+
+    in_progress: int
+    limit: int
+    waiting: int
+    rejected: int
+
+
+class LoadLimiter:
+    """Admits requests. It belongs to one event loop, whose tasks call it; a tick adapts the limit."""
+
+    def __init__(self, options: LoadLimit) -> None:
+        self._options = options
+        self._rejected = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests, for another event loop."""
+        options = self._options
+        self._limit = float(min(max(_INITIAL_LIMIT, options.min_in_progress), options.max_in_progress))
+        # a low estimate: too many waiting requests would all miss their deadline
+        self._rate = options.min_in_progress / options.target_seconds
+        self._in_progress = 0
+        self._expected = 0
+        self._started = 0  # in this iteration of the event loop
+        self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()
+        self._max_waiting = 0
+        self._set_max_waiting()
+        self.start_interval(0.0)
+
+    def is_full(self) -> bool:
+        """Whether a new request must be rejected. A caller that rejects it counts it with `count_rejected`."""
+        return self._in_progress + len(self._queue) + self._expected >= self._limit + self._max_waiting
+
+    def expect(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count a request whose task has been created, but hasn't called `enter`.
+
+        A server reads the requests of many connections before it runs the first of their tasks.
+        """
+        self._expected += 1
+        loop.call_soon(self._forget_expected)
+
+    def _forget_expected(self) -> None:
+        self._expected -= 1
+
+    def count_rejected(self) -> None:
+        self._rejected += 1
+
+    async def enter(self, *, is_expected: bool = False) -> None:
+        """Wait until the request may start. Call `leave` or `pause` afterwards.
+
+        Raises `Overloaded` if it is rejected. One that `is_expected` has been counted before, so it may wait.
+        """
+        loop = asyncio.get_running_loop()
+        if not self._queue and self._may_start():
+            self._count_start(loop)
+            return
+        if not is_expected and self.is_full():
+            self._rejected += 1
+            raise Overloaded
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._queue[waiter] = loop.time()
+        try:
+            await waiter
+        except BaseException:
+            is_admitted = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+            if self._queue.pop(waiter, None) is None and is_admitted:  # and cancelled at the same time
+                self._release()
+            raise
+
+    def leave(self, seconds: float) -> None:
+        """The request is answered, after so many seconds in progress."""
+        self._completed += 1
+        self._seconds += seconds
+        self._release()
+
+    def pause(self) -> None:
+        """The request doesn't count any longer, because its client decides how long it takes."""
+        self._release()
+
+    def resume(self) -> None:
+        """The request counts again. It doesn't wait, because it has been admitted before."""
+        self._in_progress += 1
+
+    def _release(self) -> None:
+        self._in_progress -= 1
+        self._start_waiting()
+
+    def _may_start(self) -> bool:
+        if self._in_progress >= self._limit:
+            self._has_reached_limit = True
+            return False
+        return self._started < _STARTS_PER_ITERATION
+
+    def _count_start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._in_progress += 1
+        if not self._started:
+            loop.call_soon(self._begin_iteration)
+        self._started += 1
+
+    def _begin_iteration(self) -> None:
+        self._started = 0
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        while self._queue and self._may_start():
+            waiter, _ = self._queue.popitem(last=False)
+            if not waiter.done():
+                self._count_start(waiter.get_loop())
+                waiter.set_result(None)
+
+    def start_interval(self, now: float) -> None:
+        """Begin to count the requests that are answered."""
+        self._interval_started = now
+        self._completed = 0
+        self._seconds = 0.0
+        self._has_reached_limit = False
+
+    def tick(self, now: float) -> None:
+        """Adapt the limit, and reject the requests whose deadline has passed."""
+        elapsed = now - self._interval_started
+        if elapsed <= 0:
+            return
+        options = self._options
+        if self._completed:
+            ratio = options.target_seconds / max(self._seconds / self._completed, 1e-6)
+            if ratio < 1:
+                self._limit *= max(ratio, _MAX_DECREASE)
+            elif self._has_reached_limit:
+                self._limit = self._limit * _INCREASE + 1
+            self._limit = min(max(self._limit, options.min_in_progress), options.max_in_progress)
+        if self._queue or self._has_reached_limit:
+            self._rate += _RATE_WEIGHT * (self._completed / elapsed - self._rate)
+        self._set_max_waiting()
+        self.start_interval(now)
+        self._reject_late(now - options.max_wait_seconds)
+        self._start_waiting()
+
+    def _set_max_waiting(self) -> None:
+        options = self._options
+        fitting = self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE
+        self._max_waiting = min(max(int(fitting), _MIN_WAITING), options.max_waiting)
+
+    def _reject_late(self, limit: float) -> None:
+        while self._queue:
+            waiter, since = next(iter(self._queue.items()))
+            if since > limit:
+                return
+            del self._queue[waiter]
+            if not waiter.done():
+                self._rejected += 1
+                waiter.set_exception(Overloaded())
+
+    def status(self) -> LoadStatus:
+        """The current figures, in this process."""
+        return LoadStatus(
+            in_progress=self._in_progress,
+            limit=int(self._limit),
+            waiting=len(self._queue),
+            rejected=self._rejected,
+        )
