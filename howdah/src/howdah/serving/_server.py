@@ -18,6 +18,7 @@ from typing import Any, Final
 import uvicorn
 
 from howdah.serving import _problems
+from howdah.serving._accepting import Acceptor
 from howdah.serving._connections import Connections
 from howdah.serving._listening import count_waiting, reject_new_connections
 from howdah.serving._protocol import LimitedHttpProtocol
@@ -63,6 +64,7 @@ class DrainingServer(uvicorn.Server):
         self._pause = pause
         self._timeout = timeout
         self._idle_seconds = _IDLE_SECONDS_AT_STOP
+        self._acceptor: Acceptor | None = None
         self._requested_at: float | None = None
         self._last_signal_at = 0.0
         self._is_interactive = False
@@ -109,6 +111,16 @@ class DrainingServer(uvicorn.Server):
         """Run the lifespan's startup, and listen."""
         self.lifespan.state[STOP_STATE_KEY] = self._stop
         await super().startup(sockets)
+        if Acceptor.is_needed():
+            descriptors = [each.fileno() for server in self.servers for each in server.sockets]
+            self._acceptor = Acceptor(descriptors, self._create_protocol)
+            self._acceptor.start()
+
+    def _create_protocol(self) -> asyncio.Protocol:
+        """As uvicorn does for its own listener."""
+        return self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def main_loop(self) -> None:
         """Serve until a signal, and then for the pause."""
@@ -148,8 +160,12 @@ class DrainingServer(uvicorn.Server):
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """Close the listening sockets without a reset of a connection that a client has opened already."""
         listening = [each for server in self.servers for each in server.sockets]
-        if reject_new_connections(listening):
+        is_rejecting = reject_new_connections(listening)
+        if is_rejecting:
             await self._tick_until(lambda: False, _HANDSHAKE_SECONDS)
+        if self._acceptor is not None:
+            self._acceptor.stop()
+        if is_rejecting:
             # uvloop accepts one connection in each iteration of the event loop, so a busy one needs a while.
             await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:

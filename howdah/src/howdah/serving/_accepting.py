@@ -1,0 +1,74 @@
+"""Accept all waiting connections at once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+# In one iteration of the event loop, so that a flood of connections doesn't hold up the requests.
+_MAX_AT_ONCE: Final = 128
+_FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_FULL_SECONDS: Final = 0.5
+
+
+class Acceptor:
+    """Accepts from listening sockets, in addition to the server of the event loop.
+
+    uvloop accepts one connection in each iteration (libuv 1.45 and later). If an iteration takes 10 ms, because the
+    process is busy, the last of 300 new connections waits 3 s, and a probe on a new connection fails. asyncio's own
+    loop accepts as many as there are.
+    """
+
+    def __init__(self, descriptors: Iterable[int], create_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._loop = asyncio.get_running_loop()
+        # The event loop doesn't allow a second watcher for a descriptor, so each socket gets another one.
+        self._sockets = [socket.socket(fileno=os.dup(each)) for each in descriptors]
+        self._create_protocol = create_protocol
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    @staticmethod
+    def is_needed() -> bool:
+        return type(asyncio.get_running_loop()).__module__.partition(".")[0] == "uvloop"
+
+    def start(self) -> None:
+        for each in self._sockets:
+            each.setblocking(False)
+            self._loop.add_reader(each, self._accept, each)
+
+    def stop(self) -> None:
+        """Accept what is waiting, and end."""
+        for each in self._sockets:
+            while self._accept(each):
+                pass
+            self._loop.remove_reader(each)
+            each.close()
+        self._sockets.clear()
+
+    def _accept(self, listening: socket.socket) -> bool:
+        """Accept waiting connections. Return whether there may be more."""
+        for _ in range(_MAX_AT_ONCE):
+            try:
+                accepted, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return False
+            except OSError as error:
+                if error.errno in _FULL:  # otherwise the loop would call this again at once
+                    self._loop.remove_reader(listening)
+                    self._loop.call_later(_FULL_SECONDS, self._resume, listening)
+                    return False
+                raise
+            accepted.setblocking(False)
+            task: asyncio.Task[object] = self._loop.create_task(
+                self._loop.connect_accepted_socket(self._create_protocol, accepted)
+            )
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            self._loop.add_reader(listening, self._accept, listening)

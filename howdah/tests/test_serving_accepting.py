@@ -1,0 +1,119 @@
+"""uvloop accepts one connection in each iteration of the event loop. `Acceptor` accepts all that wait."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+import uvloop
+
+from howdah.serving._accepting import Acceptor
+
+CLIENTS = 300
+FEW_ITERATIONS = 20
+
+
+async def count_iterations(*, has_acceptor: bool) -> int:
+    """How many iterations of the loop pass until all clients are accepted that wait from the start."""
+    accepted: list[asyncio.BaseTransport] = []
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(transport)
+
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0), backlog=2 * CLIENTS) as listening:
+        clients = [socket.create_connection(listening.getsockname()) for _ in range(CLIENTS)]
+        server = await loop.create_server(Accepted, sock=listening, backlog=2 * CLIENTS)
+        acceptor = Acceptor([listening.fileno()], Accepted)
+        if has_acceptor:
+            acceptor.start()
+        iterations = 0
+        while len(accepted) < CLIENTS:
+            iterations += 1
+            await asyncio.sleep(0)
+        acceptor.stop()
+        for transport in accepted:
+            transport.abort()  # type: ignore[attr-defined]
+        for client in clients:
+            client.close()
+        server.close()
+        await asyncio.sleep(0)
+    return iterations
+
+
+def test_waiting_connections_are_accepted_in_few_iterations() -> None:
+    assert uvloop.run(count_iterations(has_acceptor=True)) <= FEW_ITERATIONS
+
+
+def test_control_uvloop_alone_needs_an_iteration_for_each() -> None:
+    assert uvloop.run(count_iterations(has_acceptor=False)) >= CLIENTS
+
+
+async def test_the_loop_of_asyncio_needs_no_acceptor() -> None:
+    assert not Acceptor.is_needed()
+
+
+def test_a_stop_accepts_what_is_waiting() -> None:
+    """So that the kernel resets no connection when the socket is closed."""
+
+    async def run() -> int:
+        accepted = 0
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                nonlocal accepted
+                accepted += 1
+                transport.close()
+
+        with socket.create_server(("127.0.0.1", 0), backlog=2 * CLIENTS) as listening:
+            clients = [socket.create_connection(listening.getsockname()) for _ in range(CLIENTS)]
+            acceptor = Acceptor([listening.fileno()], Accepted)
+            acceptor.start()
+            acceptor.stop()
+            while accepted < CLIENTS:
+                await asyncio.sleep(0)
+            for client in clients:
+                client.close()
+        return accepted
+
+    assert uvloop.run(run()) == CLIENTS
+
+
+@pytest.mark.parametrize("error", [24, 23])  # EMFILE, ENFILE
+def test_a_full_table_of_files_is_waited_for(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("howdah.serving._accepting._FULL_SECONDS", 0.01)
+
+    async def run() -> None:
+        made = asyncio.Event()
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                made.set()
+                transport.close()
+
+        class FullAtFirst(socket.socket):
+            failures = 0
+
+            def accept(self) -> tuple[socket.socket, object]:
+                if self.failures < 3:
+                    self.failures += 1
+                    raise OSError(error, "too many open files")
+                return super().accept()
+
+        monkeypatch.setattr("howdah.serving._accepting.socket.socket", FullAtFirst)
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        acceptor = Acceptor([listening.fileno()], Accepted)
+        acceptor.start()
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        async with asyncio.timeout(10):
+            await made.wait()
+            await reader.read()
+        writer.close()
+        acceptor.stop()
+        listening.close()
+
+    uvloop.run(run())
