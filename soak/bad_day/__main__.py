@@ -36,7 +36,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from soak.bad_day.faults import FAULTS
-from soak.bad_day.schedule import PlannedFault, plan_faults
+from soak.bad_day.schedule import MAX_PER_ROUND, PlannedFault, plan_faults
 
 _OPEN_FILES = 8_192
 
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(names) - FAULTS.keys():
         print(f"unknown faults: {', '.join(sorted(unknown))}; --list shows all", file=sys.stderr)
         return 2
-    planned = plan_faults(options.seed, options.seconds, {name: FAULTS[name].group for name in names})
+    groups = {name: FAULTS[name].group for name in names}
+    planned = plan_faults(options.seed, options.seconds, groups, max_per_round=1 if options.alone else MAX_PER_ROUND)
     print(f"seed {options.seed}: {len(planned)} faults")
     if options.plan:
         _print_plan(planned)
@@ -78,6 +79,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=300, help="for how long faults are started")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--faults", metavar="NAME,…", help="only these faults")
+    parser.add_argument("--alone", action="store_true", help="one fault at a time, to find out which one is to blame")
     parser.add_argument("--list", action="store_true", help="list the faults, and do nothing")
     parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     parser.add_argument("--slack", type=float, default=1.0, help="multiplies the bounds, for a busy machine")

@@ -16,6 +16,7 @@ from soak.bad_day.traffic import Client, Traffic
 from soak.bad_day.wire import Answer
 
 UPLOAD_USERS: Final = 1_500
+CROWD: Final = 64
 _JSON: Final = {"Content-Type": "application/json"}
 _NDJSON: Final = {"Content-Type": "application/x-ndjson"}
 _MAX_AMOUNT: Final = 400
@@ -70,6 +71,19 @@ async def read_user(session: Session) -> None:
     answer = await session.client.send(rules.READ, "GET", f"/users/{id_}")
     if answer is not None and answer.status == 200 and orjson.loads(answer.body)["id"] != id_:
         session.traffic.violations.add("read: another row", f"asked for {id_}: {answer.body[:100]!r}")
+
+
+async def read_many_users(session: Session) -> None:
+    """Many clients at the same moment: their reads share a batch."""
+    clients = [Client(session.traffic, session.rng) for _ in range(CROWD)]
+    try:
+        ids = session.rng.choices(session.model.user_ids, k=CROWD)
+        await asyncio.gather(
+            *(each.send(rules.READ, "GET", f"/users/{id_}") for each, id_ in zip(clients, ids, strict=True))
+        )
+    finally:
+        for each in clients:
+            each.close()
 
 
 async def read_account(session: Session) -> None:
@@ -132,6 +146,7 @@ async def export_orders(session: Session) -> None:
 # How many clients there are of each kind, and how long they pause, in seconds.
 LOAD: Final[tuple[tuple[Act, int, tuple[float, float]], ...]] = (
     (read_user, 8, (0.02, 0.2)),
+    (read_many_users, 1, (1.0, 3.0)),
     (read_account, 3, (0.05, 0.3)),
     (read_list, 4, (0.1, 0.5)),
     (post_transfer, 8, (0.05, 0.3)),

@@ -20,6 +20,12 @@ SETTINGS: Final = {
     "SHOP_STATEMENT_TIMEOUT": "5",
     "SHOP_LOCK_TIMEOUT": "2",
     "SHOP_SHUTDOWN_TIMEOUT": "10",
+    "SHOP_SHUTDOWN_PAUSE": "1",
+    "SHOP_HEADER_TIMEOUT": "3",
+    "SHOP_BODY_TIMEOUT": "3",
+    "SHOP_MAX_BODY_SECONDS": "6",
+    "SHOP_WRITE_TIMEOUT": "5",
+    "SHOP_MAX_CONNECTIONS": "3000",  # more than all faults open at once
 }
 MAX_CONNECTIONS: Final = 20
 """The pool and its overflow."""

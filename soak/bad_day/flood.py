@@ -1,20 +1,26 @@
-"""Send requests at a fixed rate, and don't care about the answers: `python -m soak.bad_day.flood`."""
+"""Send requests at a fixed rate, whether they are answered or not: `python -m soak.bad_day.flood`.
+
+At the end the counts of the answers, and of what is wrong with them, are printed as JSON.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from uuid import uuid4
 
+from soak.bad_day import rules
 from soak.bad_day.wire import Address, Connection, NoAnswer, build_request
 
 _TIMEOUT_SECONDS = 2.0
 _MAX_CONNECTIONS = 800
 _TICK_SECONDS = 0.01
+_KINDS = {"read": rules.READ, "transfer": rules.TRANSFER}
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -27,6 +33,8 @@ class Flood:
         self._ids = ids
         self._idle: deque[Connection] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.counts = Counter[str]()
+        self.faults = Counter[str]()
 
     async def run(self, rate: int, seconds: float) -> None:
         started, sent = time.monotonic(), 0
@@ -53,16 +61,21 @@ class Flood:
                 while self._idle and not (connection := self._idle.pop()).is_usable:
                     connection = None
                 connection = connection or await Connection.open(self._address)
-                await connection.send(self._build())
+                answer = await connection.send(self._build())
                 self._idle.append(connection)
+                self.counts[str(answer.status)] += 1
+                self.faults.update(rules.find_faults(_KINDS[self._kind], answer))
                 return
+        self.counts["no answer"] += 1
         if connection is not None:
             connection.abort()
 
 
 def main(arguments: list[str]) -> None:
     kind, host, port, rate, seconds, *ids = arguments
-    asyncio.run(Flood(kind, Address(host, int(port)), ids).run(int(rate), float(seconds)))
+    flood = Flood(kind, Address(host, int(port)), ids)
+    asyncio.run(flood.run(int(rate), float(seconds)))
+    print(json.dumps({"counts": flood.counts, "faults": flood.faults}))
 
 
 if __name__ == "__main__":

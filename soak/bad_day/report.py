@@ -6,12 +6,14 @@ from collections import defaultdict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from soak.bad_day.timeline import Inflicted, Timeline
 from soak.bad_day.traffic import Traffic
 from soak.bad_day.violations import Violations
 
 _WIDTH = 140
+_EXAMPLE = 700
 
 
 def print_report(timeline: Timeline, traffic: Traffic, violations: Violations) -> None:
@@ -19,6 +21,8 @@ def print_report(timeline: Timeline, traffic: Traffic, violations: Violations) -
     console.print(_build_fault_table(timeline))
     console.print(_build_request_table(traffic))
     if violations:
+        for kind, found in violations.found.items():
+            print(f"VIOLATION {kind}, for example: {found.example[:_EXAMPLE]}")
         console.print(_build_violation_table(violations))
     else:
         console.print("no violations")
@@ -57,8 +61,8 @@ def _build_request_table(traffic: Traffic) -> Table:
 
 
 def _build_violation_table(violations: Violations) -> Table:
-    table = Table("violation", "times", "first at", "during", "example", title="Violations")
+    table = Table("violation", "times", "first at", "during", title="Violations")
     for kind, found in violations.found.items():
         during = ", ".join(f"{name} ({count})" for name, count in found.faults.most_common(4))
-        table.add_row(kind, f"{found.count:,}", f"{found.first_at:.0f} s", during, found.example[:300])
+        table.add_row(Text(kind), f"{found.count:,}", f"{found.first_at:.0f} s", during)
     return table

@@ -35,8 +35,8 @@ from soak.service import open_funded_accounts
 
 WARM_UP_SECONDS = 8.0
 """Load without faults. What the service uses after that is compared with the end of the run."""
-_DEMO_USERS = 2_000
-"""Each has ten orders, so an export of all orders has 6 MB."""
+_DEMO_USERS = 3_000
+"""Each has ten orders, so an export of all orders has 9 MB, which is more than the kernel buffers."""
 _ACCOUNTS = 12
 _STOP_SECONDS = 60.0
 
@@ -87,7 +87,7 @@ async def _run_day(
     timeline, lag = Timeline(), LagMeter()
     violations = Violations(timeline)
     traffic = Traffic(deployment, timeline, violations, lag, options.slack)
-    target = Target(cluster, deployment, model, timeline, violations, folder)
+    target = Target(cluster, deployment, model, timeline, violations, folder, options.slack)
     async with _background(lag.run()):
         stop = asyncio.Event()
         clients = start_clients(traffic, model, options.seed, stop)
@@ -109,8 +109,9 @@ async def _run_day(
     log = final_checks.check_log(deployment.log, violations)
     print_report(timeline, traffic, violations)
     print(
-        f"acknowledged: {len(model.posted):,} transfers, {len(model.refused):,} refusals, {len(model.orders):,} orders, "
-        f"{len(model.users):,} users, {len(model.uploads):,} uploads; {model.replays:,} replays",
+        f"acknowledged: {len(model.posted):,} transfers, {len(model.refused):,} refusals, "
+        f"{len(model.orders):,} orders, {len(model.users):,} users, {len(model.uploads):,} uploads; "
+        f"{model.replays:,} replays",
         *(data, leaks, log),
         f"the event loop of the run was late by {lag.total:.1f} s in all",
         sep="\n",
@@ -137,7 +138,7 @@ async def _inflict_all(target: Target, recovery: Recovery, planned: list[Planned
 
 
 async def _inflict(target: Target, recovery: Recovery, planned: PlannedFault) -> None:
-    """Inflict a fault, and measure the recovery. An error of the fault itself is a violation, because it may hide one."""
+    """Inflict a fault, and measure the recovery. A fault that fails is a violation, because it would hide others."""
     timeline = target.timeline
     fault = FAULTS[planned.name](target, random.Random(planned.seed), planned.seconds)
     details = f" ({fault.details})" if fault.details else ""

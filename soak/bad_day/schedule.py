@@ -13,7 +13,7 @@ MAX_DELAY_SECONDS: Final = 6.0
 """The faults of one round start within this time, so most of them overlap."""
 CALM_SECONDS: Final = 12.0
 """The time without faults after a round. The recovery of the service is measured in it."""
-_MAX_PER_ROUND: Final = 3
+MAX_PER_ROUND: Final = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class PlannedFault:
     seed: int
 
 
-def plan_faults(seed: int, seconds: float, groups: Mapping[str, str | None]) -> list[PlannedFault]:
+def plan_faults(
+    seed: int, seconds: float, groups: Mapping[str, str | None], *, max_per_round: int = MAX_PER_ROUND
+) -> list[PlannedFault]:
     """Plan faults for this time, in the order of their start.
 
     `groups` has the group of each fault. Two faults of one group are never in the same round. Each fault occurs once
@@ -39,7 +41,7 @@ def plan_faults(seed: int, seconds: float, groups: Mapping[str, str | None]) -> 
     start = 0.0
     while True:
         chosen: list[str] = []
-        for _ in range(rng.randint(1, min(_MAX_PER_ROUND, len(groups)))):
+        for _ in range(rng.randint(1, min(max_per_round, len(groups)))):
             name = postponed.pop(0) if postponed else next(names)
             if name in chosen or (groups[name] is not None and groups[name] in {groups[each] for each in chosen}):
                 postponed.append(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,6 +33,8 @@ class Target:
     violations: Violations
     folder: Path
     """A directory for files of the faults."""
+    slack: float = 1.0
+    """Multiplies the bounds, for a busy machine."""
 
 
 class Fault(ABC):
@@ -64,6 +68,8 @@ class Attackers(Fault):
     """A fault of clients: some of them do the same, again and again."""
 
     count: ClassVar[int]
+    max_hold_seconds: ClassVar[float] = math.inf
+    """The service must end the connection of a client within this time."""
 
     @abstractmethod
     async def attack(self, rng: random.Random) -> None:
@@ -82,10 +88,15 @@ class Attackers(Fault):
 
     async def _repeat(self, rng: random.Random) -> None:
         while True:
+            started = time.monotonic()
             try:
                 await self.attack(rng)
             except (OSError, EOFError):
                 pass  # the service rejected the client, as it should
+            finally:
+                held = time.monotonic() - started
+                if held > self.max_hold_seconds * self.target.slack:
+                    self.target.violations.add(f"{self.name}: not ended", f"a connection was held for {held:.1f} s")
             await asyncio.sleep(_RECONNECT_SECONDS * rng.uniform(0.5, 1.5))
 
 

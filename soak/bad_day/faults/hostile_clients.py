@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import sys
-from asyncio.subprocess import DEVNULL
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,7 @@ from soak.bad_day.timeline import UNLIMITED, Tolerance
 from soak.bad_day.wire import build_request, open_streams
 
 _BODY_BYTES = 300_000_000
+_FLOOD_GRACE_SECONDS = 15.0
 _PART = b"x" * 262_144
 
 
@@ -119,11 +121,17 @@ class Overload(Fault):
         ids = model.spare_accounts if self._kind == "transfer" else model.user_ids[:200]
         options = (self._kind, address.host, str(address.port), str(self._rate), str(self.seconds))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "soak.bad_day.flood", *options, *ids), stdout=DEVNULL
+            *(sys.executable, "-m", "soak.bad_day.flood", *options, *ids), stdout=PIPE
         )
         try:
             yield
+            async with asyncio.timeout(_FLOOD_GRACE_SECONDS):
+                output = (await process.communicate())[0]
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        result = json.loads(output)
+        print(f"overload: {result['counts']}", flush=True)
+        for fault, count in result["faults"].items():
+            self.target.violations.add(f"overload: {fault}", f"{count} answers")

@@ -1,4 +1,7 @@
-"""Clients that are slow, stop, or never read."""
+"""Clients that are slow, stop, or never read.
+
+The limits are those of `soak.bad_day.deployment`, and a few seconds more.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ class StalledUploads(Attackers):
 
     name = "stalled-uploads"
     count = 30
+    max_hold_seconds = 8
 
     async def attack(self, rng: random.Random) -> None:
         address = f"{UNFINISHED}-{rng.getrandbits(64):x}"
@@ -62,8 +66,9 @@ class UnreadAnswers(Attackers):
             transport = writer.transport
             assert isinstance(transport, asyncio.ReadTransport)
             transport.pause_reading()
-            for _ in range(20):
-                writer.write(b"GET /users?limit=200 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            path = rng.choice((b"/accounts", b"/transfers", b"/users", b"/orders"))
+            for _ in range(200):  # more than the kernel buffers
+                writer.write(b"GET %b?limit=200 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path)
             await asyncio.sleep(self.seconds)
 
 
@@ -72,6 +77,7 @@ class SlowHeaders(Attackers):
 
     name = "slow-headers"
     count = 300
+    max_hold_seconds = 8
 
     async def attack(self, rng: random.Random) -> None:
         async with _connection(self) as (reader, writer):
@@ -87,6 +93,7 @@ class SlowBodies(Attackers):
 
     name = "slow-bodies"
     count = 50
+    max_hold_seconds = 11
 
     async def attack(self, rng: random.Random) -> None:
         async with _connection(self) as (reader, writer):
