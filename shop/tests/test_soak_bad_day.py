@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
-import random
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from soak.bad_day import final_checks, rules
-from soak.bad_day.model import INITIAL_BALANCE, AcknowledgedTransfer, Model
+from soak.bad_day.model import INITIAL_BALANCE, UPLOAD_USERS, AcknowledgedTransfer, Model
 from soak.bad_day.schedule import CALM_SECONDS, plan_faults
 from soak.bad_day.timeline import UNLIMITED, Timeline, Tolerance
 from soak.bad_day.violations import Violations
@@ -42,7 +41,7 @@ def test_a_single_fault_at_a_time() -> None:
     planned = plan_faults(1, 300, GROUPS, max_per_round=1)
     assert all(
         first.start + first.seconds + CALM_SECONDS <= second.start + 0.1
-        for first, second in zip(planned, planned[1:], strict=False)
+        for first, second in itertools.pairwise(planned)
     )
 
 
@@ -101,8 +100,8 @@ def test_balances_follow_from_the_acknowledged_transfers() -> None:
 def test_lost_and_partial_users_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     model = make_model()
     model.users["one-1@example.com"] = "id"
-    model.uploads["many-1"] = final_checks.UPLOAD_USERS
-    complete = [f"many-1-{number}@example.com" for number in range(final_checks.UPLOAD_USERS)]
+    model.uploads["many-1"] = UPLOAD_USERS
+    complete = [f"many-1-{number}@example.com" for number in range(UPLOAD_USERS)]
 
     def find(emails: list[str]) -> set[str]:
         violations = Violations(Timeline())

@@ -11,11 +11,10 @@ from uuid import UUID, uuid4
 import orjson
 
 from soak.bad_day import rules
-from soak.bad_day.model import AcknowledgedTransfer, Model
+from soak.bad_day.model import UPLOAD_USERS, AcknowledgedTransfer, Model
 from soak.bad_day.traffic import Client, Traffic
 from soak.bad_day.wire import Answer
 
-UPLOAD_USERS: Final = 1_500
 CROWD: Final = 64
 _JSON: Final = {"Content-Type": "application/json"}
 _NDJSON: Final = {"Content-Type": "application/x-ndjson"}

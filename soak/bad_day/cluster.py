@@ -92,7 +92,7 @@ class Cluster:
                 with contextlib.suppress(HowdahError):
                     server.stop()
         for disk in self._mounted:
-            subprocess.run(["umount", "-l", str(disk)], check=False, capture_output=True)
+            _run("umount", "-l", str(disk))
 
     # The standby
 
@@ -244,5 +244,10 @@ def _mount(disk: Path) -> bool:
     """Mount a small disk. Return false without the right to do that."""
     if os.geteuid() != 0:
         return False
-    command = ["mount", "-t", "tmpfs", "-o", _DISK, "soak", str(disk)]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+    return _run("mount", "-t", "tmpfs", "-o", _DISK, "soak", str(disk))
+
+
+def _run(program: str, *arguments: str) -> bool:
+    """Whether the program exists and succeeds."""
+    path = shutil.which(program)
+    return path is not None and subprocess.run([path, *arguments], check=False, capture_output=True).returncode == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -31,6 +31,8 @@ MAX_CONNECTIONS: Final = 20
 """The pool and its overflow."""
 _STOP_GRACE_SECONDS: Final = 5.0
 """A process may take this much longer than its `SHOP_SHUTDOWN_TIMEOUT`."""
+_PIPE_BYTES: Final = 8_192
+"""A small pipe is full after some lines."""
 
 
 class LogPipe:
@@ -45,6 +47,7 @@ class LogPipe:
     def open(self) -> int:
         """A new pipe. Return the end for the process. The caller closes it."""
         reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         threading.Thread(target=self._copy, args=(reader,), daemon=True).start()
         return writer
 
@@ -56,9 +59,8 @@ class LogPipe:
 
     def _copy(self, reader: int) -> None:
         with open(reader, "rb", buffering=0) as source, self._file.open("ab", buffering=0) as target:
-            while part := source.read(65_536):
+            while self._is_reading.wait() and (part := source.read(_PIPE_BYTES)):
                 target.write(part)
-                self._is_reading.wait()
 
 
 class Deployment:
@@ -68,10 +70,10 @@ class Deployment:
         own = {name: text for name, text in os.environ.items() if name.startswith("SHOP_")}
         self._settings = SETTINGS | own
         self._url = database_url
+        self._services: list[Service] = []
         self.log = log
         self.pipe = LogPipe(log)
         self.current = self._create()
-        self.is_replacing = False
 
     @property
     def address(self) -> Address:
@@ -84,10 +86,6 @@ class Deployment:
     async def start(self) -> None:
         self.current.start()
         await self.current.wait_until_ready()
-
-    async def restart_killed(self) -> None:
-        """Kill the process, and start it again at once, as a supervisor does."""
-        await asyncio.to_thread(self.current.kill)
 
     async def replace(self) -> float | None:
         """A rolling restart: start a second process, move the clients to it, and stop the first one.
@@ -116,9 +114,13 @@ class Deployment:
         return None
 
     def kill_all(self) -> None:
+        """End the processes, whatever state they are in."""
         self.pipe.resume()
-        with contextlib.suppress(AssertionError):
-            self.current.kill()
+        for service in self._services:
+            if service.is_running:
+                service.kill()
 
     def _create(self) -> Service:
-        return Service(self._url, self.log, settings=self._settings, open_log=self.pipe.open)
+        service = Service(self._url, self.log, settings=self._settings, open_log=self.pipe.open)
+        self._services.append(service)
+        return service

@@ -15,11 +15,10 @@ from howdah import Database
 from shop.ledger.models import Account
 from shop.orders.models import OrderItem
 from shop.users.models import User
-from soak.bad_day.clients import UPLOAD_USERS
 from soak.bad_day.cluster import SERVICE_NAME, Cluster
 from soak.bad_day.deployment import MAX_CONNECTIONS, Deployment
 from soak.bad_day.faults.slow_clients import UNFINISHED
-from soak.bad_day.model import Model
+from soak.bad_day.model import UPLOAD_USERS, Model
 from soak.bad_day.violations import Violations
 from soak.bad_day.watch import MEGABYTE, Resources, read_resources
 from soak.ledger_state import compare_transfers, read_ledger_state
@@ -30,6 +29,9 @@ MAX_LEAKED_FILES: Final = MAX_CONNECTIONS + 10
 MAX_LEAKED_THREADS: Final = 8
 _IDLE: Final = "idle"
 _VARIABLE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+|True|False")
+_RAISED: Final = re.compile(r"^[A-Za-z_.]+: .*$", re.MULTILINE)
+"""A line with an exception. It may be followed by the statement."""
+_KIND_LENGTH: Final = 150
 _SHOWN: Final = 5
 # Errors that the faults must cause, each with the reason.
 ALLOWED_ERRORS: Final[dict[re.Pattern[str], str]] = {
@@ -136,5 +138,5 @@ def describe_error(line: str) -> str | None:
         return "not JSON" if line.strip() else None
     if not isinstance(entry, dict) or entry.get("level") not in {"error", "critical", "exception"}:
         return None
-    last = str(entry.get("exception") or "").strip().rpartition("\n")[2]
-    return _VARIABLE.sub("…", f"{entry.get('event')}: {last}")[:150]
+    raised = _RAISED.findall(str(entry.get("exception") or ""))
+    return _VARIABLE.sub("…", f"{str(entry.get('event')).strip()}: {raised[-1] if raised else ''}")[:_KIND_LENGTH]

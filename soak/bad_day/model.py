@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 INITIAL_BALANCE = 1_000
+UPLOAD_USERS = 1_500
+"""The number of users of one upload."""
 
 
 @dataclass(frozen=True)

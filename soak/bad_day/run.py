@@ -52,21 +52,25 @@ class Options:
     log: Path | None
 
 
-async def run(planned: list[PlannedFault], options: Options) -> bool:
+def run(planned: list[PlannedFault], options: Options) -> bool:
     """Run the schedule, and print the report. Return whether there were no violations."""
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)  # PostgreSQL does not run as root: its user must be able to enter the directory
         cluster = Cluster(folder, options.address)
         try:
-            await _start(cluster)
-            deployment = Deployment(cluster.url, options.log or folder / "service.log")
-            try:
-                return await _run_day(cluster, deployment, planned, options, folder)
-            finally:
-                deployment.kill_all()
+            return asyncio.run(_run_on(cluster, folder, planned, options))
         finally:
-            await asyncio.to_thread(cluster.stop)
+            cluster.stop()
+
+
+async def _run_on(cluster: Cluster, folder: Path, planned: list[PlannedFault], options: Options) -> bool:
+    await _start(cluster)
+    deployment = Deployment(cluster.url, options.log or folder / "service.log")
+    try:
+        return await _run_day(cluster, deployment, planned, options, folder)
+    finally:
+        deployment.kill_all()
 
 
 async def _start(cluster: Cluster) -> None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -81,9 +82,7 @@ class Attackers(Fault):
 
     @asynccontextmanager
     async def inflict(self) -> AsyncIterator[None]:
-        async with running(
-            *(lambda seed=self.rng.getrandbits(32): self._repeat(random.Random(seed)) for _ in range(self.count))
-        ):
+        async with running(*(partial(self._repeat, random.Random(self.rng.random())) for _ in range(self.count))):
             yield
 
     async def _repeat(self, rng: random.Random) -> None:
