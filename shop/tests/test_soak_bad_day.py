@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import json
+import random
+import socket
+import struct
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from soak.bad_day import final_checks, rules
+from soak.bad_day.lag import LagMeter
 from soak.bad_day.model import INITIAL_BALANCE, UPLOAD_USERS, AcknowledgedTransfer, Model
 from soak.bad_day.schedule import CALM_SECONDS, plan_faults
 from soak.bad_day.timeline import UNLIMITED, Timeline, Tolerance
+from soak.bad_day.traffic import Client, Traffic
 from soak.bad_day.violations import Violations
-from soak.bad_day.wire import Answer
+from soak.bad_day.wire import Address, Answer
 
 GROUPS = {"a": None, "b": "server", "c": "server", "d": None, "e": "process"}
 PROBLEM = b'{"type": "urn:howdah:problem:overloaded", "title": "Service Unavailable", "status": 503}'
@@ -84,6 +91,71 @@ def test_a_time_without_a_database_is_recognised() -> None:
         assert timeline.was_unusable(started, timeline.now())
     assert timeline.was_unusable(started, started)
     assert not timeline.was_unusable(started, timeline.now() + 1)
+
+
+# A server that breaks the rules, by path. `wire` reports how each answer ended.
+_BREAKING = {
+    "/users/500": b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+    "/users/truncated": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}",
+    "/users/reset": b"",
+    "/users/503": b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(PROBLEM), PROBLEM),
+    "/users/good": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+}
+
+
+async def break_rules(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    path = head.split()[1].decode()
+    if path == "/users/late":
+        await reader.read()
+    writer.write(_BREAKING.get(path, b""))
+    if path == "/users/reset":
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "expected_during_fault"),
+    [
+        ("/users/good", set(), set()),
+        ("/users/500", {"read: status 500", "read: 500 without problem details"}, None),
+        ("/users/503", {"read: 503 without a fault"}, set()),
+        ("/users/truncated", {"read: closed without a fault"}, set()),
+        ("/users/reset", {"read: reset"}, None),
+        ("/users/late", {"read: late"}, None),
+    ],
+)
+async def test_a_server_that_breaks_a_rule_is_found(
+    path: str, expected: set[str], expected_during_fault: set[str] | None
+) -> None:
+    """A fault of the database excuses a 503 and a closed connection, but nothing else."""
+    handlers: list[asyncio.Task[None]] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.append(task)
+        await break_rules(reader, writer)
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        address = Address(*server.sockets[0].getsockname())
+
+        async def find(timeline: Timeline) -> set[str]:
+            violations = Violations(timeline)
+            traffic = Traffic(lambda: address, timeline, violations, LagMeter(), slack=0.01)
+            client = Client(traffic, random.Random(1))
+            await client.send(rules.READ, "GET", path)
+            client.close()
+            return set(violations.found)
+
+        assert await find(Timeline()) == expected
+        timeline = Timeline()
+        timeline.begin("failover", Tolerance(max_unavailable=UNLIMITED, may_be_unready=True))
+        assert await find(timeline) == (expected if expected_during_fault is None else expected_during_fault)
+        await asyncio.gather(*handlers)
 
 
 def make_model() -> Model:

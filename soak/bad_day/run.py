@@ -90,7 +90,7 @@ async def _run_day(
     model = await _create_model(cluster, deployment)
     timeline, lag = Timeline(), LagMeter()
     violations = Violations(timeline)
-    traffic = Traffic(deployment, timeline, violations, lag, options.slack)
+    traffic = Traffic(lambda: deployment.address, timeline, violations, lag, options.slack)
     target = Target(cluster, deployment, model, timeline, violations, folder, options.slack)
     async with _background(lag.run()):
         stop = asyncio.Event()
@@ -98,7 +98,11 @@ async def _run_day(
         print(f"{len(clients)} clients for {WARM_UP_SECONDS:g} s without faults", flush=True)
         await asyncio.sleep(WARM_UP_SECONDS)
         before = read_resources(deployment.current.pid)
-        probes = (probe_health(traffic, stop), probe_readiness(traffic, stop), watch_memory(traffic, stop))
+        probes = (
+            probe_health(traffic, stop),
+            probe_readiness(traffic, stop),
+            watch_memory(deployment, violations, stop),
+        )
         watchers = [asyncio.create_task(each) for each in probes]
         await _inflict_all(target, Recovery(traffic, model), planned)
         print(f"t={timeline.now():.1f} s the last fault is over", flush=True)

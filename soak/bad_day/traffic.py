@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from soak.bad_day import rules
-from soak.bad_day.deployment import Deployment
 from soak.bad_day.lag import LagMeter
 from soak.bad_day.rules import Kind
 from soak.bad_day.timeline import Timeline
 from soak.bad_day.violations import Violations
-from soak.bad_day.wire import Answer, Closed, Connection, NoAnswer, Refused, Reset, build_request
+from soak.bad_day.wire import Address, Answer, Closed, Connection, NoAnswer, Refused, Reset, build_request
 
 _GIVE_UP_FACTOR = 1.5
 """A client waits this much longer than the bound, to see whether there is a late answer or none."""
@@ -28,7 +27,8 @@ _IN_USE = "idempotency-key-in-use"
 class Traffic:
     """What all clients share. `slack` multiplies the bounds, for a busy machine."""
 
-    deployment: Deployment
+    find_address: Callable[[], Address]
+    """Where the service is now."""
     timeline: Timeline
     violations: Violations
     lag: LagMeter
@@ -75,7 +75,7 @@ class Client:
         try:
             async with asyncio.timeout(bound * _GIVE_UP_FACTOR):
                 if self._connection is None or not self._connection.is_usable:
-                    self._connection = await Connection.open(traffic.deployment.address)
+                    self._connection = await Connection.open(traffic.find_address())
                 answer = await self._connection.send(build_request(method, path, headers, body))
                 outcome = str(answer.status)
         except NoAnswer as problem:

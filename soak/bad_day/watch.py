@@ -13,9 +13,11 @@ import orjson
 import psutil
 
 from soak.bad_day import rules
+from soak.bad_day.deployment import Deployment
 from soak.bad_day.model import Model
 from soak.bad_day.timeline import Inflicted, Timeline
 from soak.bad_day.traffic import Client, Traffic
+from soak.bad_day.violations import Violations
 from soak.bad_day.wire import NoAnswer, fetch
 
 MEGABYTE: Final = 1_000_000
@@ -93,7 +95,7 @@ class Recovery:
 
     async def _find_failure(self) -> str:
         """Why the service hasn't recovered, or an empty text."""
-        address, rng = self._traffic.deployment.address, random.Random()
+        address, rng = self._traffic.find_address(), random.Random()
         source, target = rng.sample(self._model.spare_accounts, 2)
         transfer = orjson.dumps({"from_account_id": source, "to_account_id": target, "amount": 1})
         headers = {"Content_Type": "application/json", "Idempotency_Key": str(uuid4())}
@@ -137,17 +139,17 @@ def read_resources(pid: int) -> Resources:
     return Resources(process.memory_info().rss, process.num_fds(), process.num_threads())
 
 
-async def watch_memory(traffic: Traffic, stop: asyncio.Event) -> None:
+async def watch_memory(deployment: Deployment, violations: Violations, stop: asyncio.Event) -> None:
     """Record a violation if the memory of a process grows too much. Compare it with the first process when idle."""
-    pid = traffic.deployment.current.pid
+    pid = deployment.current.pid
     limit = read_resources(pid).rss + MAX_PEAK_MEGABYTES * MEGABYTE
     reported = False
     while not stop.is_set():
-        if traffic.deployment.current.pid != pid:
-            pid, reported = traffic.deployment.current.pid, False
+        if deployment.current.pid != pid:
+            pid, reported = deployment.current.pid, False
         with contextlib.suppress(psutil.Error):
             rss = read_resources(pid).rss
             if rss > limit and not reported:
                 reported = True
-                traffic.violations.add("memory: too much at once", f"{rss / MEGABYTE:.0f} MB")
+                violations.add("memory: too much at once", f"{rss / MEGABYTE:.0f} MB")
         await asyncio.sleep(_SAMPLE_SECONDS)
