@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -32,19 +32,17 @@ class Service:
     """
 
     def __init__(
-        self,
-        database_url: str,
-        log: Path,
-        *,
-        settings: Mapping[str, str] | None = None,
-        open_log: Callable[[], int] | None = None,
+        self, database_url: str, log: Path, *, open_log: Callable[[], int] | None = None, **settings: str
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             self.port: int = unused.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        self._environment = (
-            os.environ | {"SHOP_DATABASE_URL": database_url, "SHOP_LOG_FORMAT": "json"} | dict(settings or {})
-        )
+        self._environment = os.environ | {
+            "SHOP_DATABASE_URL": database_url,
+            "SHOP_LOG_FORMAT": "json",
+            "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
+            **settings,
+        }
         self._log = log
         self._open_log = open_log or (lambda: os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,21 +81,25 @@ class Service:
                 await asyncio.sleep(0.05)
         raise TimeoutError(f"the service isn't ready after {_START_TIMEOUT_SECONDS} s; see {self._log}")
 
+    def send_signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end of the process, and return its exit code."""
+        assert self._process is not None
+        return self._process.wait(_STOP_TIMEOUT_SECONDS)
+
     def kill(self) -> None:
         """End the process with SIGKILL."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
-    def terminate(self) -> None:
-        """Send SIGTERM, and don't wait."""
-        assert self._process is not None
-        self._process.terminate()
-
     def stop(self) -> None:
         """End the process with SIGTERM, and with SIGKILL if it does not end."""
-        self.terminate()
         assert self._process is not None
+        self._process.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT_SECONDS)
         finally:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(names) - FAULTS.keys():
         print(f"unknown faults: {', '.join(sorted(unknown))}; --list shows all", file=sys.stderr)
         return 2
-    groups = {name: FAULTS[name].group for name in names}
+    groups = {name: FAULTS[name].groups for name in names}
     planned = plan_faults(options.seed, options.seconds, groups, max_per_round=1 if options.alone else MAX_PER_ROUND)
     print(f"seed {options.seed}: {len(planned)} faults")
     if options.plan:

@@ -200,6 +200,8 @@ class Cluster:
 
     def fill_disk(self) -> None:
         """Fill the disk of the primary to the last byte. `free_disk` must be called after that."""
+        if not self.has_small_disks:
+            raise RuntimeError("the servers have no small disk, so the disk of the machine would be filled")
         self._filler = self.primary.data_dir.parent / "filler"
         with self._filler.open("wb", buffering=0) as file:
             for size in (1 << 20, 512):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -105,7 +106,7 @@ class Deployment:
     async def stop(self, service: Service) -> float | None:
         """Send SIGTERM, and SIGKILL if the process doesn't end in time. Return as `replace`."""
         started = time.monotonic()
-        service.terminate()
+        service.send_signal(signal.SIGTERM)
         while time.monotonic() - started < self.stop_bound:
             if not service.is_running:
                 return time.monotonic() - started
@@ -121,6 +122,6 @@ class Deployment:
                 service.kill()
 
     def _create(self) -> Service:
-        service = Service(self._url, self.log, settings=self._settings, open_log=self.pipe.open)
+        service = Service(self._url, self.log, open_log=self.pipe.open, **self._settings)
         self._services.append(service)
         return service

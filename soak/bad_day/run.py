@@ -149,6 +149,9 @@ async def _inflict(target: Target, recovery: Recovery, planned: PlannedFault) ->
     """Inflict a fault, and measure the recovery. A fault that fails is a violation, because it would hide others."""
     timeline = target.timeline
     fault = FAULTS[planned.name](target, random.Random(planned.seed), planned.seconds)
+    if fault.needs_small_disk and not target.cluster.has_small_disks:
+        print(f"t={timeline.now():.1f} s {planned.name} is left out: it needs root", flush=True)
+        return
     details = f" ({fault.details})" if fault.details else ""
     print(f"t={timeline.now():.1f} s {planned.name}{details} for {planned.seconds} s", flush=True)
     inflicted = timeline.begin(planned.name, fault.tolerance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,12 +27,12 @@ class PlannedFault:
 
 
 def plan_faults(
-    seed: int, seconds: float, groups: Mapping[str, str | None], *, max_per_round: int = MAX_PER_ROUND
+    seed: int, seconds: float, groups: Mapping[str, Set[str]], *, max_per_round: int = MAX_PER_ROUND
 ) -> list[PlannedFault]:
     """Plan faults for this time, in the order of their start.
 
-    `groups` has the group of each fault. Two faults of one group are never in the same round. Each fault occurs once
-    before one occurs twice, as far as the groups allow.
+    `groups` has the groups of each fault. Two faults with a group in common are never in the same round. Each fault
+    occurs once before one occurs twice, as far as the groups allow.
     """
     rng = random.Random(seed)
     names = _draw_forever(rng, sorted(groups))
@@ -43,7 +43,7 @@ def plan_faults(
         chosen: list[str] = []
         for _ in range(rng.randint(1, min(max_per_round, len(groups)))):
             name = postponed.pop(0) if postponed else next(names)
-            if name in chosen or (groups[name] is not None and groups[name] in {groups[each] for each in chosen}):
+            if name in chosen or any(groups[name] & groups[each] for each in chosen):
                 postponed.append(name)
             else:
                 chosen.append(name)

@@ -29,6 +29,7 @@ _SAMPLE_SECONDS: Final = 0.25
 _UNUSABLE_GRACE_SECONDS: Final = 2.0
 """`/readyz` may still answer 200 so long after the database became unusable."""
 _RECOVERY_PROBE_SECONDS: Final = 0.1
+_RECOVERY_REQUESTS_SECONDS: Final = 3.0
 _WRITTEN: Final = frozenset({201, 409, 422})
 
 
@@ -100,7 +101,7 @@ class Recovery:
         transfer = orjson.dumps({"from_account_id": source, "to_account_id": target, "amount": 1})
         headers = {"Content_Type": "application/json", "Idempotency_Key": str(uuid4())}
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(_RECOVERY_REQUESTS_SECONDS * self._traffic.slack):
                 if (answer := await fetch(address, "GET", "/readyz")).status != 200:
                     return f"GET /readyz {answer.status} {answer.body[:200].decode(errors='replace')}"
                 path = f"/users/{rng.choice(self._model.user_ids)}"

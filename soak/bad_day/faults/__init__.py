@@ -7,7 +7,7 @@ from typing import Final
 from soak.bad_day.faults.fault import Fault, Target
 from soak.bad_day.faults.hostile_clients import AbandonedRequests, GiantHeaders, HugeBody, Overload
 from soak.bad_day.faults.locks import LockedAccounts, LockedUsers, Migration
-from soak.bad_day.faults.processes import KilledService, RollingRestart, UnreadLog
+from soak.bad_day.faults.processes import KilledService, RollingRestart, StopWhileFrozen, UnreadLog
 from soak.bad_day.faults.servers import (
     Failover,
     FrozenBackends,
@@ -53,6 +53,7 @@ FAULTS: Final[dict[str, type[Fault]]] = {
         Failover,
         KilledService,
         RollingRestart,
+        StopWhileFrozen,
         UnreadLog,
     )
 }

@@ -42,8 +42,8 @@ class Fault(ABC):
     """A fault that lasts for some seconds. Its constructor draws what is random about it."""
 
     name: ClassVar[str]
-    group: ClassVar[str | None] = None
-    """Two faults of one group never overlap."""
+    groups: ClassVar[frozenset[str]] = frozenset()
+    """Two faults that have a group in common never overlap."""
     tolerance: ClassVar[Tolerance] = Tolerance()
     needs_small_disk: ClassVar[bool] = False
 

@@ -40,7 +40,7 @@ def downgrade() -> None:
 class _LockedTable(Fault):
     """Another session locks a table."""
 
-    group = "lock"
+    groups = frozenset({"lock"})
     tolerance = Tolerance(max_unavailable=UNLIMITED)
     table: str
 
@@ -80,7 +80,7 @@ class Migration(Fault):
     """
 
     name = "migration"
-    group = "lock"
+    groups = frozenset({"lock"})
     tolerance = Tolerance(max_unavailable=0.2)
 
     @asynccontextmanager

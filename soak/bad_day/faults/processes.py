@@ -14,7 +14,7 @@ class KilledService(Fault):
     """SIGKILL of the service. It is started again after that."""
 
     name = "killed-service"
-    group = "process"
+    groups = frozenset({"process"})
     tolerance = Tolerance(
         max_unavailable=UNLIMITED, may_be_unready=True, may_break_connections=True, recovery_seconds=15
     )
@@ -32,7 +32,7 @@ class RollingRestart(Fault):
     """A new process starts, the clients move to it, and the old one is stopped. No request may be lost."""
 
     name = "rolling-restart"
-    group = "process"
+    groups = frozenset({"process"})
 
     @asynccontextmanager
     async def inflict(self) -> AsyncIterator[None]:
@@ -47,11 +47,34 @@ class RollingRestart(Fault):
         yield
 
 
+class StopWhileFrozen(Fault):
+    """SIGTERM while PostgreSQL is frozen. The process ends in time, and is started again."""
+
+    name = "stop-while-frozen"
+    groups = frozenset({"process", "server"})
+    tolerance = KilledService.tolerance
+
+    @asynccontextmanager
+    async def inflict(self) -> AsyncIterator[None]:
+        cluster, deployment = self.target.cluster, self.target.deployment
+        cluster.freeze()
+        try:
+            await asyncio.sleep(self.rng.uniform(0.5, 2.0))
+            if await deployment.stop(deployment.current) is None:
+                bound = deployment.stop_bound
+                self.target.violations.add(f"{self.name}: no stop", f"killed {bound:g} s after SIGTERM")
+        finally:
+            cluster.thaw()
+        deployment.current.start()
+        yield
+        await deployment.current.wait_until_ready()
+
+
 class UnreadLog(Fault):
     """The log is a pipe that nobody reads."""
 
     name = "unread-log"
-    group = "process"
+    groups = frozenset({"process"})
 
     @asynccontextmanager
     async def inflict(self) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ _LOST = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class _ServerFault(Fault):
-    group = "server"
+    groups = frozenset({"server"})
     tolerance = Tolerance(max_unavailable=UNLIMITED, may_be_unready=True, recovery_seconds=15)
 
 
