@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Final
 from uuid import uuid4
@@ -29,7 +30,7 @@ _SAMPLE_SECONDS: Final = 0.25
 _UNUSABLE_GRACE_SECONDS: Final = 2.0
 """`/readyz` may still answer 200 so long after the database became unusable."""
 _RECOVERY_PROBE_SECONDS: Final = 0.1
-_RECOVERY_REQUESTS_SECONDS: Final = 3.0
+_RECOVERY_REQUEST_SECONDS: Final = 2.0
 _WRITTEN: Final = frozenset({201, 409, 422})
 
 
@@ -100,18 +101,19 @@ class Recovery:
         source, target = rng.sample(self._model.spare_accounts, 2)
         transfer = orjson.dumps({"from_account_id": source, "to_account_id": target, "amount": 1})
         headers = {"Content_Type": "application/json", "Idempotency_Key": str(uuid4())}
-        try:
-            async with asyncio.timeout(_RECOVERY_REQUESTS_SECONDS * self._traffic.slack):
-                if (answer := await fetch(address, "GET", "/readyz")).status != 200:
-                    return f"GET /readyz {answer.status} {answer.body[:200].decode(errors='replace')}"
-                path = f"/users/{rng.choice(self._model.user_ids)}"
-                if (answer := await fetch(address, "GET", path)).status != 200:
-                    return f"GET /users {answer.status} {answer.body[:200].decode(errors='replace')}"
-                answer = await fetch(address, "POST", "/transfers", transfer, **headers)
-                if answer.status not in _WRITTEN:
-                    return f"POST /transfers {answer.status} {answer.body[:200].decode(errors='replace')}"
-        except (NoAnswer, TimeoutError) as error:
-            return f"{type(error).__name__} {error}"
+        steps: tuple[tuple[str, str, bytes | None, Set[int]], ...] = (
+            ("GET", "/readyz", None, {200}),
+            ("GET", f"/users/{rng.choice(self._model.user_ids)}", None, {200}),
+            ("POST", "/transfers", transfer, _WRITTEN),
+        )
+        for method, path, body, statuses in steps:
+            try:
+                async with asyncio.timeout(_RECOVERY_REQUEST_SECONDS * self._traffic.slack):
+                    answer = await fetch(address, method, path, body, **({} if body is None else headers))
+            except (NoAnswer, TimeoutError) as error:
+                return f"{method} {path}: {type(error).__name__} {error}"
+            if answer.status not in statuses:
+                return f"{method} {path}: {answer.status} {answer.body[:200].decode(errors='replace')}"
         return ""
 
 
