@@ -61,9 +61,11 @@ async def _probe(traffic: Traffic, kind: rules.Kind, path: str) -> int | None:
 
 async def _check_readiness(traffic: Traffic) -> None:
     timeline = traffic.timeline
-    started = timeline.now()
+    started, address = timeline.now(), traffic.find_address()
     status = await _probe(traffic, rules.READINESS, "/readyz")
     ended = timeline.now()
+    if traffic.find_address() != address:  # an old process says in its drain that it isn't ready
+        return
     if status == rules.UNAVAILABLE and not timeline.allows_unready(started, ended):
         traffic.violations.add("readiness: 503 although the database works", "GET /readyz", since=started)
     if status == 200 and timeline.was_unusable(started - _UNUSABLE_GRACE_SECONDS, ended):
