@@ -15,7 +15,8 @@ from soak.bad_day.model import UPLOAD_USERS, AcknowledgedTransfer, Model
 from soak.bad_day.traffic import Client, Traffic
 from soak.bad_day.wire import Answer
 
-CROWD: Final = 64
+CROWD: Final = 40
+"""All clients together stay below the number of requests that the service admits at any load."""
 _JSON: Final = {"Content-Type": "application/json"}
 _NDJSON: Final = {"Content-Type": "application/x-ndjson"}
 _MAX_AMOUNT: Final = 400
