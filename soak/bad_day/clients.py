@@ -152,7 +152,7 @@ LOAD: Final[tuple[tuple[Act, int, tuple[float, float]], ...]] = (
     (post_transfer, 8, (0.05, 0.3)),
     (place_order, 3, (0.1, 0.5)),
     (create_user, 2, (0.2, 0.6)),
-    (upload_users, 1, (1.0, 4.0)),
+    (upload_users, 1, (2.0, 6.0)),
     (export_orders, 2, (0.3, 1.0)),
 )
 

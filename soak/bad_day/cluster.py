@@ -31,11 +31,11 @@ AddressKind = Literal["moving", "hosts"]
 
 _SETTINGS: Final = {
     "max_connections": "120",
-    "max_wal_size": "512MB",
+    "max_wal_size": "256MB",
     "shared_buffers": "128MB",
-    "wal_keep_size": "512MB",
+    "wal_keep_size": "256MB",
 }
-_DISK: Final = "size=1500m,mode=0755"
+_DISK: Final = "size=2500m,mode=0755"
 _COPY_SECONDS: Final = 60.0
 _CAUGHT_UP_SECONDS: Final = 20.0
 _CONNECT_SECONDS: Final = 5.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 INITIAL_BALANCE = 1_000
-UPLOAD_USERS = 1_500
+UPLOAD_USERS = 1_200
 """The number of users of one upload."""
 
 

@@ -109,11 +109,12 @@ async def _run_day(
         stop.set()
         await asyncio.wait([*clients, *watchers], timeout=_STOP_SECONDS)
         await _end([*clients, *watchers], violations)
-    leaks = await final_checks.check_leaks(cluster, deployment, before, violations, options.idle_seconds)
-    seconds = await deployment.stop(deployment.current)
-    if seconds is None:
+    leaks = await _check(
+        "leaks", final_checks.check_leaks(cluster, deployment, before, violations, options.idle_seconds), violations
+    )
+    if await deployment.stop(deployment.current) is None:
         violations.add("stop: killed", f"{deployment.stop_bound:g} s after SIGTERM")
-    data = await final_checks.check_data(cluster.direct_url, model, violations)
+    data = await _check("data", final_checks.check_data(cluster.direct_url, model, violations), violations)
     log = final_checks.check_log(deployment.log, violations)
     print_report(timeline, traffic, violations)
     print(
@@ -125,6 +126,15 @@ async def _run_day(
         sep="\n",
     )
     return not violations
+
+
+async def _check(name: str, check: Coroutine[Any, Any, str], violations: Violations) -> str:
+    """A check that fails must not hide the report."""
+    try:
+        return await check
+    except Exception as error:
+        violations.add(f"the check of the {name} failed", f"{type(error).__name__}: {error}")
+        return ""
 
 
 async def _create_model(cluster: Cluster, deployment: Deployment) -> Model:
