@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = Options(
         seed=options.seed,
         slack=options.slack,
+        load=options.load,
         idle_seconds=options.idle,
         address=options.address,
         log=options.log,
@@ -84,6 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the faults, and do nothing")
     parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     parser.add_argument("--slack", type=float, default=1.0, help="multiplies the bounds, for a busy machine")
+    parser.add_argument("--load", type=float, default=1.0, help="divides the pauses of the ordinary clients")
     parser.add_argument("--idle", type=float, default=20.0, help="seconds without requests before leaks are counted")
     parser.add_argument(
         "--address",

@@ -157,10 +157,15 @@ LOAD: Final[tuple[tuple[Act, int, tuple[float, float]], ...]] = (
 )
 
 
-def start_clients(traffic: Traffic, model: Model, seed: int, stop: asyncio.Event) -> list[asyncio.Task[None]]:
+def start_clients(
+    traffic: Traffic, model: Model, seed: int, stop: asyncio.Event, load: float
+) -> list[asyncio.Task[None]]:
+    """Start all clients. `load` divides their pauses."""
     rng = random.Random(seed)
     return [
-        asyncio.create_task(Session(traffic, model, rng.getrandbits(32), stop).run(act, pause))
-        for act, count, pause in LOAD
+        asyncio.create_task(
+            Session(traffic, model, rng.getrandbits(32), stop).run(act, (shortest / load, longest / load))
+        )
+        for act, count, (shortest, longest) in LOAD
         for _ in range(count)
     ]

@@ -47,6 +47,7 @@ class Options:
 
     seed: int
     slack: float
+    load: float
     idle_seconds: float
     address: AddressKind
     log: Path | None
@@ -94,7 +95,7 @@ async def _run_day(
     target = Target(cluster, deployment, model, timeline, violations, folder, options.slack)
     async with _background(lag.run()):
         stop = asyncio.Event()
-        clients = start_clients(traffic, model, options.seed, stop)
+        clients = start_clients(traffic, model, options.seed, stop, options.load)
         print(f"{len(clients)} clients for {WARM_UP_SECONDS:g} s without faults", flush=True)
         await asyncio.sleep(WARM_UP_SECONDS)
         before = read_resources(deployment.current.pid)
