@@ -6,7 +6,7 @@ import asyncio
 import random
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,15 +164,18 @@ async def _inflict(target: Target, recovery: Recovery, planned: PlannedFault) ->
         print(f"t={timeline.now():.1f} s {planned.name} is left out: it needs root", flush=True)
         return
     details = f" ({fault.details})" if fault.details else ""
-    print(f"t={timeline.now():.1f} s {planned.name}{details} for {planned.seconds} s", flush=True)
-    inflicted = timeline.begin(planned.name, fault.tolerance)
-    try:
-        async with fault.inflict():
-            await asyncio.sleep(planned.seconds)
-    except Exception as error:
-        target.violations.add(f"fault {planned.name} failed", f"{type(error).__name__}: {error}")
-    inflicted.ended = timeline.now()
-    await asyncio.gather(recovery.measure(inflicted), _clean_up(fault, target))
+    async with AsyncExitStack() as held:
+        for group in sorted(fault.groups):  # an earlier fault of the group may take longer than planned
+            await held.enter_async_context(target.locks[group])
+        print(f"t={timeline.now():.1f} s {planned.name}{details} for {planned.seconds} s", flush=True)
+        inflicted = timeline.begin(planned.name, fault.tolerance)
+        try:
+            async with fault.inflict():
+                await asyncio.sleep(planned.seconds)
+        except Exception as error:
+            target.violations.add(f"fault {planned.name} failed", f"{type(error).__name__}: {error}")
+        inflicted.ended = timeline.now()
+        await asyncio.gather(recovery.measure(inflicted), _clean_up(fault, target))
     recovered = "not" if inflicted.recovery_seconds is None else f"after {inflicted.recovery_seconds:.1f} s"
     print(
         f"t={timeline.now():.1f} s {planned.name} ended at {inflicted.ended:.1f} s, recovered {recovered}; "

@@ -7,9 +7,10 @@ import math
 import random
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +37,8 @@ class Target:
     """A directory for files of the faults."""
     slack: float = 1.0
     """Multiplies the bounds, for a busy machine."""
+    locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    """For each group of faults."""
 
 
 class Fault(ABC):
