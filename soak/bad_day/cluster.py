@@ -36,6 +36,7 @@ _SETTINGS: Final = {
     "wal_keep_size": "256MB",
 }
 _DISK: Final = "size=2500m,mode=0755"
+_PAGE_BYTES: Final = 4_096
 _COPY_SECONDS: Final = 60.0
 _CAUGHT_UP_SECONDS: Final = 20.0
 _CONNECT_SECONDS: Final = 5.0
@@ -204,10 +205,14 @@ class Cluster:
             raise RuntimeError("the servers have no small disk, so the disk of the machine would be filled")
         self._filler = self.primary.data_dir.parent / "filler"
         with self._filler.open("wb", buffering=0) as file:
-            for size in (1 << 20, 512):
-                with contextlib.suppress(OSError):
-                    while True:
-                        file.write(bytes(size))
+            filled, size = 0, shutil.disk_usage(self._filler.parent).free
+            # Halves of what doesn't fit any more, because PostgreSQL takes space at the same time.
+            while size >= _PAGE_BYTES:
+                try:
+                    os.posix_fallocate(file.fileno(), filled, size)
+                    filled += size
+                except OSError:
+                    size //= 2
 
     def free_disk(self) -> None:
         if self._filler is not None:
