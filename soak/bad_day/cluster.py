@@ -31,11 +31,11 @@ AddressKind = Literal["moving", "hosts"]
 
 _SETTINGS: Final = {
     "max_connections": "120",
-    "max_wal_size": "256MB",
+    "max_wal_size": "192MB",
     "shared_buffers": "128MB",
-    "wal_keep_size": "256MB",
+    "wal_keep_size": "128MB",
 }
-_DISK: Final = "size=2500m,mode=0755"
+_DISK: Final = "size=1300m,mode=0755"
 _PAGE_BYTES: Final = 4_096
 _COPY_SECONDS: Final = 60.0
 _CAUGHT_UP_SECONDS: Final = 20.0
