@@ -64,10 +64,11 @@ bench-docs: $(UV)
 test-matrix: $(UV)
 	UV=$(UV) tools/test-matrix
 
-# Long runs: request batching under cancellations and lost backends, the ledger under SIGKILL, opposed batches and
-# transfers, `shop check` on ten million entries, stops under load, the slow tests, and property tests with random
-# examples. Failing examples are stored in soak/examples/.
+# Long runs: all faults of a bad day, request batching under cancellations and lost backends, the ledger under SIGKILL,
+# opposed batches and transfers, `shop check` on ten million entries, stops under load, the slow tests, and property
+# tests with random examples. Failing examples are stored in soak/examples/.
 soak: $(UV)
+	$(RUN) python -m soak.bad_day --seconds 300
 	$(RUN) python -m soak.coalescer --seconds 300
 	$(RUN) python -m soak.crash_ledger --kills 50
 	$(RUN) python -m soak.opposed_batches --seconds 60

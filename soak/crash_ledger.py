@@ -32,14 +32,10 @@ from uuid import UUID, uuid4
 
 import httpx
 import psutil
-from sqlalchemy import select
 
-from howdah import Database
 from howdah.embedded import EmbeddedPostgres
-from shop import tables  # noqa: F401 (tables refer to each other)
-from shop.ledger.models import IdempotencyKey, Transfer
-from soak.ledger_state import read_ledger_state
-from soak.server import ShopServer, shop_server
+from soak.ledger_state import compare_transfers, read_ledger_state
+from soak.server import ShopServer, kill_postmaster, shop_server
 from soak.service import Service, open_funded_accounts, post_transfer, running_service
 
 ACCOUNTS = 8
@@ -104,19 +100,13 @@ def kill_backend(server: EmbeddedPostgres, rng: random.Random) -> bool:
     return False
 
 
-def kill_postmaster(server: EmbeddedPostgres) -> None:
-    """Kill PostgreSQL, and start it again."""
-    assert server.pid is not None
-    psutil.Process(server.pid).send_signal(signal.SIGKILL)
-    with contextlib.suppress(Exception):
-        server.stop()
-    server.start()
-
-
 async def post_and_kill(
     server: EmbeddedPostgres, service: Service, responses: Responses, options: argparse.Namespace
-) -> Counter[str]:
-    """Let the clients post transfers, and kill `options.kills` processes. Return how many of each kind were killed."""
+) -> tuple[list[str], Counter[str]]:
+    """Let the clients post transfers, and kill `options.kills` processes.
+
+    Return the accounts, and how many processes of each kind were killed.
+    """
     await service.wait_until_ready()
     async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
         accounts = await open_funded_accounts(client, ACCOUNTS, BALANCE)
@@ -144,33 +134,27 @@ async def post_and_kill(
         await service.wait_until_ready()
     stop.set()
     await asyncio.gather(*clients)
-    return kills
+    return accounts, kills
 
 
-async def compare(url: str, responses: Responses) -> bool:
+async def compare(url: str, accounts: list[str], responses: Responses) -> bool:
     """Compare the ledger with the responses, and print the differences. Return whether there are none."""
-    async with Database(url) as database, database.session() as session:
-        amounts = {row.id: row.amount for row in await session.execute(select(Transfer.id, Transfer.amount))}
-        keys = {row.key: row.transfer_id for row in await session.scalars(select(IdempotencyKey))}
+    transfers = await compare_transfers(url, accounts, responses.posted, responses.refused)
     state = await read_ledger_state(url)
-    lost = [key for key, (id, amount) in responses.posted.items() if amounts.get(id) != amount or keys.get(key) != id]
-    refused_but_posted = [key for key in responses.refused if keys[key] is not None]
-    # each account was funded by one transfer
-    unknown = len(amounts) - ACCOUNTS - len(responses.posted)
-    print(f"lost: {len(lost)}; refused but posted: {len(refused_but_posted)}; posted twice, or unknown: {unknown}")
+    print(transfers)
     print(state)
-    return state.is_correct and not (lost or refused_but_posted or unknown)
+    return state.is_correct and transfers.are_equal
 
 
 def run(server: ShopServer, options: argparse.Namespace) -> bool:
     responses = Responses()
     started = time.monotonic()
     with running_service(server.url, server.folder) as service:
-        kills = asyncio.run(post_and_kill(server.postgres, service, responses, options))
+        accounts, kills = asyncio.run(post_and_kill(server.postgres, service, responses, options))
     print(f"killed in {time.monotonic() - started:.0f} s: {dict(kills)}")
     print(f"acknowledged: {len(responses.posted):,} transfers, {len(responses.refused):,} refusals")
     print(f"responses {dict(responses.counts)}; retries: {responses.retries:,}; replays: {responses.replays:,}")
-    return asyncio.run(compare(server.url, responses))
+    return asyncio.run(compare(server.url, accounts, responses))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,15 +1,19 @@
-"""The state of the ledger after a run."""
+"""The state of the ledger after a run, and how it differs from what clients were told."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import TextClause, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
+from shop import tables  # noqa: F401 (tables refer to each other)
 from shop.ledger.check import check_ledger
+from shop.ledger.models import IdempotencyKey, Transfer
 
 _BACKENDS_TIMEOUT_SECONDS = 60
 _OTHER_BACKENDS = text(
@@ -39,6 +43,47 @@ class LedgerState:
             f"deadlocks: {self.deadlocks}; sum of all balances: {self.balance_total}; "
             f"faults of the ledger: {self.faults or 'none'}"
         )
+
+
+@dataclass(frozen=True)
+class TransferDifferences:
+    """How the transfers differ from the answers. After a correct run all are empty or zero."""
+
+    lost: list[str]
+    """The keys of acknowledged transfers that aren't in the ledger as acknowledged."""
+    refused_but_posted: list[str]
+    unknown: int
+    """The number of other transfers of the clients' accounts: posted twice, or never acknowledged."""
+
+    @property
+    def are_equal(self) -> bool:
+        return not (self.lost or self.refused_but_posted or self.unknown)
+
+    def __str__(self) -> str:
+        return (
+            f"lost: {len(self.lost)}; refused but posted: {len(self.refused_but_posted)}; "
+            f"posted twice, or unknown: {self.unknown}"
+        )
+
+
+async def compare_transfers(
+    url: str, accounts: Sequence[str], posted: Mapping[str, tuple[UUID, int]], refused: Collection[str]
+) -> TransferDifferences:
+    """Compare the transfers from these accounts with the answers.
+
+    `posted` has the id and the amount of each acknowledged transfer by its idempotency key. `refused` has the keys of
+    refused transfers. The accounts were funded from an account that isn't among them.
+    """
+    own = Transfer.from_account_id.in_([UUID(each) for each in accounts])
+    async with Database(url) as database, database.session() as session:
+        amounts = {row.id: row.amount for row in await session.execute(select(Transfer.id, Transfer.amount).where(own))}
+        stored = select(IdempotencyKey.key, IdempotencyKey.transfer_id)
+        keys = {row.key: row.transfer_id for row in await session.execute(stored)}
+    return TransferDifferences(
+        [key for key, (id_, amount) in posted.items() if amounts.get(id_) != amount or keys.get(key) != id_],
+        [key for key in refused if keys.get(key) is not None],
+        len(amounts) - len(posted),
+    )
 
 
 async def read_ledger_state(url: str) -> LedgerState:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from howdah.embedded import EmbeddedPostgres
 from shop import migrations
@@ -39,3 +43,12 @@ def shop_server(settings: Mapping[str, str] | None = None) -> Iterator[ShopServe
         url = server.url("shop")
         migrations.upgrade(url)
         yield ShopServer(server, url, Path(folder))
+
+
+def kill_postmaster(server: EmbeddedPostgres) -> None:
+    """Kill PostgreSQL, and start it again."""
+    assert server.pid is not None
+    psutil.Process(server.pid).send_signal(signal.SIGKILL)
+    with contextlib.suppress(Exception):
+        server.stop()
+    server.start()

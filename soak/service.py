@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -25,9 +25,15 @@ _STOP_TIMEOUT_SECONDS = 60
 
 
 class Service:
-    """`shop serve` on a free port. After a restart the port is the same."""
+    """`shop serve` on a free port. After a restart the port is the same.
 
-    def __init__(self, database_url: str, log: Path, **settings: str) -> None:
+    `settings` are environment variables. `open_log` opens a file descriptor for the log of a new process; by default
+    the process writes to the file `log`.
+    """
+
+    def __init__(
+        self, database_url: str, log: Path, *, open_log: Callable[[], int] | None = None, **settings: str
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             self.port: int = unused.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
@@ -38,24 +44,36 @@ class Service:
             **settings,
         }
         self._log = log
+        self._open_log = open_log or (lambda: os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self._log.open("ab") as log:
+        log = self._open_log()
+        try:
             self._process = subprocess.Popen(
                 [*SHOP, "serve", "--port", str(self.port)],
                 env=self._environment,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
+        finally:
+            os.close(log)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     async def wait_until_ready(self) -> None:
         """Return when `/readyz` answers 200. A service that has ended is started again."""
         deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         async with httpx.AsyncClient(base_url=self.address, timeout=5) as client:
             while time.monotonic() < deadline:
-                assert self._process is not None
-                if self._process.poll() is not None:  # it ends if PostgreSQL is down when it starts
+                if not self.is_running:  # it ends if PostgreSQL is down when it starts
                     self.start()
                 with contextlib.suppress(httpx.HTTPError):
                     if (await client.get("/readyz")).status_code == 200:

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULES = ["check_at_scale", "coalescer", "crash_ledger", "fuzz", "opposed_batches", "opposed_transfers", "stops"]
+MODULES = [
+    "bad_day",
+    "check_at_scale",
+    "coalescer",
+    "crash_ledger",
+    "fuzz",
+    "opposed_batches",
+    "opposed_transfers",
+    "stops",
+]
 
 
 HELP = """
@@ -31,6 +40,7 @@ def test_every_module_starts_and_prints_its_usage() -> None:
 
 def test_every_module_with_a_command_is_listed() -> None:
     commands = {path.stem for path in (ROOT / "soak").glob("*.py") if "def main(" in path.read_text()}
+    commands |= {path.parent.name for path in (ROOT / "soak").glob("*/__main__.py")}
     assert commands == set(MODULES)
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"python -m soak.{module}" in makefile for module in MODULES)

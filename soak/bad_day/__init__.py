@@ -1,0 +1,1 @@
+"""All faults of a bad day, at random, under load."""

@@ -1,0 +1,79 @@
+"""The rules for each answer: how long it may take, and what it may be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from soak.bad_day.wire import Answer
+
+UNAVAILABLE: Final = 503
+_CLIENT_ERROR: Final = 400
+_PROBLEM_JSON: Final = "application/problem+json"
+_RETRY_AFTER: Final = re.compile(r"[1-9][0-9]{0,2}")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of request. `bound` is the longest time until the end of the response, in seconds."""
+
+    name: str
+    bound: float
+    statuses: Set[int]
+    """The statuses that are possible besides 503."""
+
+
+# The service's limits are in `soak.bad_day.deployment`. A request may wait for a connection, and then for a statement
+# of a server that doesn't answer; a transfer may do that in two transactions.
+READ: Final = Kind("read", 15, {200})
+LIST: Final = Kind("list", 15, {200})
+TRANSFER: Final = Kind("transfer", 15, {201, 409, 422})
+ORDER: Final = Kind("order", 15, {201, 409})
+USER: Final = Kind("user", 15, {201, 409})
+BULK: Final = Kind("bulk upload", 30, {201, 409})
+EXPORT: Final = Kind("export", 30, {200})
+HEALTH: Final = Kind("health", 2, {200})
+READINESS: Final = Kind("readiness", 12, {200})
+
+
+def find_faults(kind: Kind, answer: Answer) -> list[str]:
+    """What is wrong with the answer, apart from its time."""
+    faults = []
+    if answer.status not in kind.statuses and not (answer.status == UNAVAILABLE and kind is not HEALTH):
+        faults.append(f"status {answer.status}")
+    if answer.status == UNAVAILABLE and not _RETRY_AFTER.fullmatch(answer.headers.get("retry-after", "")):
+        faults.append("503 without a valid Retry-After")
+    if answer.status >= _CLIENT_ERROR:
+        faults += _find_problem_faults(answer)
+    return faults
+
+
+def read_problem_type(answer: Answer) -> str:
+    """The `type` of problem details, or an empty text."""
+    try:
+        content: Any = orjson.loads(answer.body)
+        return str(content["type"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _find_problem_faults(answer: Answer) -> list[str]:
+    """Whether the body is problem details as in RFC 9457."""
+    if not answer.headers.get("content-type", "").startswith(_PROBLEM_JSON):
+        return [f"{answer.status} without problem details"]
+    try:
+        content = orjson.loads(answer.body)
+    except ValueError:
+        return [f"{answer.status} with problem details that aren't JSON"]
+    if not (
+        isinstance(content, dict)
+        and isinstance(content.get("type"), str)
+        and isinstance(content.get("title"), str)
+        and content.get("status") == answer.status
+    ):
+        return [f"{answer.status} with incomplete problem details"]
+    return []
