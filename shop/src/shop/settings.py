@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     max_headers: int = Field(default=100, ge=10, description="The number of headers of a request (431)")
     header_timeout: float = Field(default=10.0, gt=0, description="How long the header of a request may take (408)")
     max_body_bytes: int = Field(
-        default=1_048_576, ge=1_024, description="The size of a body (413). NDJSON has limits of its own"
+        default=1_048_576, ge=1_024, description="The size of a body (413). Bulk uploads have limits of their own"
     )
     body_timeout: float = Field(default=15.0, gt=0, description="The longest pause in a body (408)")
     max_body_seconds: float = Field(

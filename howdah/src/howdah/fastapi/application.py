@@ -88,7 +88,7 @@ def configure_app(
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
-      `max_body_bytes`. NDJSON that is read by `read_lines` or `BodyRows` has its own limits. None: no limit.
+      `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added
