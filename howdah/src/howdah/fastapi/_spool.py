@@ -183,6 +183,7 @@ class SpooledParts:
             self._at_end()  # here, because a task that is cancelled before it starts runs nothing
 
     async def _fill(self) -> None:
+        """Write all of `parts` to the spool, and read ahead at a limited speed."""
         error = None
         try:
             try:

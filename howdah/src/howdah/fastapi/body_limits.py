@@ -162,6 +162,7 @@ class _LimitedBody:
         return message
 
     async def _receive_in_time(self, max_seconds: float) -> Message:
+        """The next message. Raises `TimeoutError` if the client has used up the time for the body."""
         receiving = self._receive()
         if not isinstance(receiving, Coroutine):
             return await receiving

@@ -97,6 +97,7 @@ async def read_lines(request: Request, *, limits: BodyLimits | None = None) -> A
 
 
 async def _split_into_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The lines with their numbers, from 1. A line that is too long is None."""
     number, rest = 0, b""
     async for part in parts:
         *lines, rest = (rest + part).split(b"\n")

@@ -95,6 +95,7 @@ class Connections:
                 self._check_websocket(connection, now, blocked)
 
     def _check(self, connection: LimitedHttpProtocol, now: float) -> None:
+        """Close the connection if it has exceeded the time limit of its phase, or doesn't read its response."""
         limits, elapsed = self.limits, now - connection.since
         if not connection.transport.get_write_buffer_size():
             connection.blocked_since = None
