@@ -92,7 +92,6 @@ async def export_response(
         statement = with_total_order(statement).with_only_columns(*columns, maintain_column_froms=True)
     headers = _make_disposition(f"{name}.{export_format}")
     ticket = await take_ticket(db.get_bind().engine.pool)
-    batches: AsyncIterator[Sequence[Sequence[Any]]] | None = None
     try:
         result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))
         names = list(result.keys())

@@ -126,7 +126,10 @@ class Ledger:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Accept no more requests, and finish those in the queues, at most for `close_timeout` seconds."""
+        """Accept no more requests, and finish those in the queues.
+
+        This takes at most `close_timeout` seconds, and one second more for the blocked queue.
+        """
         until = asyncio.get_running_loop().time() + self._close_timeout
         await self._coalescer.aclose()
         with suppress(TimeoutError):  # then closing the blocked queue fails the remaining requests
