@@ -1,4 +1,4 @@
-"""Clients that vanish or stop receiving, on real sockets: no error is logged, and the status is 499."""
+"""Clients that disconnect or stop receiving, on real sockets: no error is logged, and the status is 499."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def vanish(port: int, request: str, *, receive: int, reset: bool) -> None:
 
 
 def list_errors(entries: list[Any], caplog: pytest.LogCaptureFixture) -> list[Any]:
-    """What was logged as an error, by the service and by the server, asyncio and other libraries."""
+    """The errors in the log, of the service, the server, asyncio and other libraries."""
     return [
         *(entry for entry in entries if entry["log_level"] in ("error", "critical")),
         *(record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR),

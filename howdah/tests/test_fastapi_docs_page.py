@@ -1,4 +1,4 @@
-"""`/docs` works without any other host."""
+"""`/docs` works without files from other hosts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_the_page_refers_only_to_files_of_the_application(root_path: str) 
         assert (await client.get(f"{root_path}/redoc")).status_code == 404
 
 
-async def test_a_page_of_the_application_stays() -> None:
+async def test_a_page_of_the_application_is_kept() -> None:
     app = FastAPI(docs_url=None)
 
     @app.get("/docs")

@@ -180,7 +180,7 @@ async def read(parts: AsyncIterator[bytes]) -> int:
 async def test_an_export_that_ends_early_releases_its_connection_and_is_incomplete(
     real_database: Database, monkeypatch: pytest.MonkeyPatch, ending: str, stored: int
 ) -> None:
-    """Also if nothing can be stored, so that the rows wait for the client. Control: a client that reads gets all."""
+    """With `stored=0` no file can be used, so rows wait for the client. Control: a client that reads gets all rows."""
     monkeypatch.setattr(_spool, "MAX_STORED_BYTES", stored)
     limits = SendLimits(window_seconds=0.3 if ending == "slow" else 60)
     numbers = select_numbers(MANY)

@@ -1,4 +1,4 @@
-"""The limit of requests in progress: what is admitted, what waits, and what is rejected."""
+"""The limit of requests in progress: which requests are admitted, which ones wait, and which ones are rejected."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from howdah.fastapi.load_limit import LoadLimiter, Overloaded
 from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol, RawClient, served
 from howdah_tests.support.waiting import until
 
-ONE = LoadLimit(min_in_progress=1, max_in_progress=1, max_waiting=1)
+# A long wait, because on a busy machine a test may take a second.
+ONE = LoadLimit(min_in_progress=1, max_in_progress=1, max_waiting=1, max_wait_seconds=30)
 
 
 @pytest.fixture(params=[*PROTOCOLS.values()], ids=[*PROTOCOLS])
@@ -108,7 +109,7 @@ async def test_the_excess_is_rejected_at_once_and_probes_are_answered(
             client.close()
 
 
-async def test_the_control_without_a_limit_starts_every_request(database_url: str, protocol: MakeProtocol) -> None:
+async def test_control_without_a_limit_every_request_starts(database_url: str, protocol: MakeProtocol) -> None:
     held = HeldApp(database_url, None)
     async with served(held.app, protocol) as server:
         clients = [await server.connect() for _ in range(3)]
@@ -163,7 +164,7 @@ async def test_pipelined_requests_are_answered_in_order(
         pytest.param(b"GET /held HTTP/1.1\nHost: a\n\nGET /x HTTP/1.1\r\n\r\n", [400], id="bare line feeds"),
     ],
 )
-async def test_the_server_rejects_as_many_requests_as_there_are(
+async def test_the_server_sends_one_response_for_each_request(
     database_url: str, monkeypatch: pytest.MonkeyPatch, sent: bytes, statuses: list[int]
 ) -> None:
     monkeypatch.setattr(LoadLimiter, "is_full", lambda _: True)
@@ -205,7 +206,7 @@ async def test_a_stream_and_a_slow_upload_do_not_count(database_url: str, protoc
         upload.close()
 
 
-async def test_a_waiting_request_is_dropped_if_its_client_goes(
+async def test_a_waiting_request_leaves_the_queue_if_its_client_disconnects(
     database_url: str, protocol: MakeProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("howdah.fastapi.in_progress._WATCHED_AFTER_SECONDS", 0.05)
@@ -227,7 +228,7 @@ async def test_a_waiting_request_is_dropped_if_its_client_goes(
 
 
 class TestLimiter:
-    """The controller alone, with times that the test chooses."""
+    """The limiter alone, with times that the test chooses."""
 
     async def complete(self, limiter: LoadLimiter, count: int, seconds: float) -> None:
         for _ in range(count):

@@ -238,7 +238,7 @@ def test_a_problem_needs_a_status_of_an_error_and_keeps_its_own_members() -> Non
 
 @pytest.mark.parametrize("status", [429, 503])
 async def test_a_problem_that_asks_for_a_retry_has_a_random_wait_unless_the_caller_sets_one(status: int) -> None:
-    """Clients that were rejected in the same moment must not come back in the same moment."""
+    """Clients that were rejected at the same time must not return at the same time."""
     waits = {problem_response(status, "busy").headers["retry-after"] for _ in range(200)}
     assert waits == {"1", "2", "3"}
     assert problem_response(status, "busy", headers={"retry-after": "60"}).headers["retry-after"] == "60"

@@ -18,7 +18,7 @@ from howdah.fastapi.stream_limits import ClientPace, take_ticket
 async def test_bytes_are_read_in_the_order_in_which_they_were_written(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Writer and reader pause at random, so that the bytes are now in memory and now in one of several files."""
+    """Writer and reader pause at random, so that the bytes are sometimes in memory and sometimes in files."""
     monkeypatch.setattr(_spool, "FILE_BYTES", 300_000)
     choices = random.Random(seed)
     parts = [choices.randbytes(choices.choice([1, 5_000, 200_000])) for _ in range(60)]
@@ -78,8 +78,8 @@ async def test_a_reader_that_stops_ends_the_source_and_deletes_the_files(reads: 
     assert _spool.stored_bytes() == 0
 
 
-async def test_what_nobody_waits_for_is_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Control: a reader that keeps up gets everything at once."""
+async def test_parts_that_no_reader_waits_for_are_read_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: a fast reader gets everything at once."""
     monkeypatch.setattr(_spool, "READ_AHEAD_BYTES_PER_SECOND", 1.0)
     size, produced = MEMORY_BYTES, 0
 
@@ -101,7 +101,7 @@ async def test_what_nobody_waits_for_is_read_slowly(monkeypatch: pytest.MonkeyPa
     assert received == 20 * size
 
 
-async def test_what_was_read_before_an_error_is_received_first() -> None:
+async def test_bytes_before_an_error_are_received_before_it() -> None:
     async def source() -> AsyncIterator[bytes]:
         yield bytes(MEMORY_BYTES * 3)
         raise ValueError("broken")

@@ -1,4 +1,4 @@
-"""`VisibleText` accepts what people write, and rejects what a reader can't see."""
+"""`VisibleText` accepts names in many scripts, and rejects characters that a reader can't see."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXT = TypeAdapter(Annotated[str, VisibleText(max_length=100, min_length=0, mult
         "李小龍",
         "葛\U000e0100城",  # an ideographic variation
         "می\u200cخواهم",  # Persian needs the non-joiner
-        "क्\u200dष",  # and Devanagari both, after a virama
+        "क्\u200dष",  # Devanagari needs both joiners, after a virama
         "नेपाल्\u200cहरु",
         "👩🏽\u200d🚀",
         "👩\u200d👩\u200d👧",

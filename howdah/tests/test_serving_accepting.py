@@ -1,4 +1,4 @@
-"""uvloop accepts one connection in each iteration of the event loop. `Acceptor` accepts all that wait."""
+"""uvloop accepts one connection in each iteration of the event loop. `Acceptor` accepts all waiting connections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEW_ITERATIONS = 20
 
 
 async def count_iterations(*, has_acceptor: bool) -> int:
-    """How many iterations of the loop pass until all clients are accepted that wait from the start."""
+    """The number of iterations of the event loop until all waiting clients are accepted."""
     accepted: list[asyncio.BaseTransport] = []
 
     class Accepted(asyncio.Protocol):
@@ -55,8 +55,8 @@ async def test_the_loop_of_asyncio_needs_no_acceptor() -> None:
     assert not Acceptor.is_needed()
 
 
-def test_a_stop_accepts_what_is_waiting() -> None:
-    """So that the kernel resets no connection when the socket is closed."""
+def test_a_stop_accepts_the_waiting_connections() -> None:
+    """Otherwise the kernel would reset them when the socket is closed."""
 
     async def run() -> int:
         accepted = 0
@@ -82,7 +82,7 @@ def test_a_stop_accepts_what_is_waiting() -> None:
 
 
 @pytest.mark.parametrize("error", [24, 23])  # EMFILE, ENFILE
-def test_a_full_table_of_files_is_waited_for(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_free_file_descriptors_it_tries_again_later(error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("howdah.serving._accepting._FULL_SECONDS", 0.01)
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""What clients may use of a server: with real sockets, and compared with uvicorn without limits."""
+"""The limits for clients of a server, on real sockets. The control tests use uvicorn without limits."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def test_busy_connections_leave_a_reserve_for_probes(limited: RunningServe
         assert [(await each.read())[0] for each in busy] == [200] * len(busy)
 
 
-async def test_an_idle_connection_gives_way_to_a_new_one() -> None:
+async def test_an_idle_connection_is_closed_for_a_new_one() -> None:
     limits = ServerLimits(max_connections=3, reserved_connections=3)
     with running_server(EchoApp(), limits) as server:
         async with server.connect(GET) as oldest, server.connect(GET) as second, server.connect(GET) as third:

@@ -52,7 +52,8 @@ def serve(
 
     settings = Settings()
     configure_logging(settings.log_format)
-    # Until `serve_app` handles the signals. The exit ends the `with` block below, which stops an embedded server.
+    # `serve_app` handles the signal later. Until then, the exit ends the `with` block below, which stops an embedded
+    # server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     # The ports are bound before the migration, so that nothing is migrated if one is in use.

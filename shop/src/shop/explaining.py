@@ -56,7 +56,15 @@ def explain(error: Exception) -> str:
     """
     from pydantic import ValidationError
 
-    from howdah import ConnectionFailed, ConnectionLost, DatabaseError, LockTimeout, PoolExhausted, Unavailable
+    from howdah import (
+        ConnectionFailed,
+        ConnectionLost,
+        DatabaseError,
+        LockTimeout,
+        OutcomeUnknown,
+        PoolExhausted,
+        Unavailable,
+    )
 
     match error:
         case ValidationError():
@@ -74,8 +82,12 @@ def explain(error: Exception) -> str:
             )
         case ConnectionFailed() | PoolExhausted():
             problem = f"the database can't be reached: {_driver_message(error)}"
+        case OutcomeUnknown():
+            problem = f"the changes may have been written ({_driver_message(error)}): run the command again to finish"
         case Unavailable():
-            problem = f"the database can't do it now, and nothing of it was done: {_driver_message(error)}"
+            problem = (
+                f"the database can't do this now ({_driver_message(error)}): run the command again later to finish"
+            )
         case DatabaseError():
             problem = (
                 f"the database rejected a statement, and its transaction was rolled back: {_driver_message(error)}"

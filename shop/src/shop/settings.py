@@ -28,8 +28,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     allowed_hosts: Annotated[list[str] | None, NoDecode] = Field(
         default=None,
-        description="The names in the header Host that are answered, such as shop.example.com,*.example.org; * for "
-        "all. By default all, or the names of this machine if the service listens on a loopback address",
+        description="The allowed values of the header Host, such as shop.example.com,*.example.org; * allows all. By "
+        "default all are allowed; on a loopback address only localhost, 127.0.0.1 and [::1]",
     )
     internal_host: str = "127.0.0.1"
     internal_port: int | None = Field(
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         default=30.0, ge=1, description="The minimum time for which idempotency keys are kept"
     )
     shutdown_timeout: float = Field(
-        default=30.0, gt=0, description="The process ends at this time after SIGTERM, whatever it waits for"
+        default=30.0, gt=0, description="The process ends at the latest at this time after SIGTERM"
     )
     shutdown_pause: float = Field(
         default=5.0,
@@ -64,17 +64,17 @@ class Settings(BaseSettings):
         default=1_000, ge=64, description="Fewer are admitted if they take longer than `request_target`"
     )
     request_target: float = Field(
-        default=0.05, gt=0, description="How long requests may be in progress on average, without those that stream"
+        default=0.05, gt=0, description="The target for the average time in progress, without streams"
     )
-    max_request_wait: float = Field(
-        default=0.5, gt=0, description="The deadline of a request that waits to be admitted (503)"
-    )
+    max_request_wait: float = Field(default=0.5, gt=0, description="How long a request may wait to be admitted (503)")
     max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503")
-    max_header_bytes: int = Field(default=16_384, ge=1_024, description="Of the request line and all headers (431)")
+    max_header_bytes: int = Field(
+        default=16_384, ge=1_024, description="The size of the request line and all headers (431)"
+    )
     max_headers: int = Field(default=100, ge=10, description="The number of headers of a request (431)")
     header_timeout: float = Field(default=10.0, gt=0, description="How long the header of a request may take (408)")
     max_body_bytes: int = Field(
-        default=1_048_576, ge=1_024, description="The size of a body (413). NDJSON has a limit for each line instead"
+        default=1_048_576, ge=1_024, description="The size of a body (413). Bulk uploads have limits of their own"
     )
     body_timeout: float = Field(default=15.0, gt=0, description="The longest pause in a body (408)")
     max_body_seconds: float = Field(
@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     keep_alive_timeout: float = Field(
         default=90.0,
         gt=0,
-        description="When an idle connection is closed. It must be longer than that of the proxy: nginx has 75 s",
+        description="An idle connection is closed after this time. It must be longer than the proxy's: nginx has 75 s",
     )
 
     @property
@@ -107,15 +107,15 @@ class Settings(BaseSettings):
         if self.shutdown_timeout <= self.shutdown_pause:
             raise ValueError(
                 f"SHOP_SHUTDOWN_TIMEOUT ({self.shutdown_timeout:g} s) must be longer than SHOP_SHUTDOWN_PAUSE "
-                f"({self.shutdown_pause:g} s), because it includes it"
+                f"({self.shutdown_pause:g} s), because the timeout includes the pause"
             )
         return self
 
     def with_hosts_of(self, address: str) -> Self:
         """The settings for a service that listens on this address.
 
-        On a loopback address only browsers and programs of this machine send requests. A foreign web page could send
-        them, too, under a name of its own that it resolves to this address (DNS rebinding).
+        On a loopback address only browsers and programs of this machine send requests. But a web page could send them,
+        too, under its own host name, if that resolves to this address (DNS rebinding).
         """
         if self.allowed_hosts is not None or address not in _LOOPBACK_HOSTS:
             return self

@@ -1,4 +1,4 @@
-"""A short form of `make fuzz`."""
+"""A short run of `make fuzz`."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ async def test_head_is_answered_wherever_get_is(client: httpx.AsyncClient) -> No
         assert (head.status_code, head.content) == (get.status_code, b"")
 
 
-async def test_a_path_of_its_own_is_not_taken_for_an_id(client: httpx.AsyncClient) -> None:
+async def test_a_fixed_path_is_not_treated_as_an_id(client: httpx.AsyncClient) -> None:
     client.event_hooks = {}  # the description has no responses to undeclared methods
     for path, allowed in {"/orders/status": "OPTIONS, PATCH", "/users/bulk": "OPTIONS, POST"}.items():
         for method in ("GET", "HEAD", "DELETE"):

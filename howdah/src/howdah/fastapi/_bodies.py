@@ -1,4 +1,4 @@
-"""Receiving a body in parts, within limits, and storing it before anything is sent to the database."""
+"""Receive a body in parts, within limits, and store it before the database is used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def store_parts(parts: AsyncIterator[bytes]) -> Spool:
 
 
 async def read_stored(request: Request, limits: BodyLimits) -> AsyncGenerator[bytes, None]:
-    """The parts of the body. The first one is returned when the last one has arrived."""
+    """The parts of the body, after the whole body has arrived."""
     parts = receive_parts(request, limits, max_bytes=limits.max_bytes)
     if is_received(request):
         async for part in parts:

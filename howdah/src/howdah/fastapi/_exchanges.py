@@ -63,7 +63,7 @@ class Claim:
             raise
 
     async def roll_back(self) -> None:
-        """Undo the claim. `DbSession` would commit it if another class of routes turns the error into a response."""
+        """Undo the claim. `DbSession` would commit it if another route class turned the error into a response."""
         self._allow_commit()
         await self._session.rollback()
 
@@ -131,7 +131,7 @@ class Exchange:
         """The part of the body that the route hasn't read."""
         received_count = self._received_count
         async for chunk in receive_parts(self._request, limits, max_bytes=limits.max_bytes):
-            if self._received_count == received_count:  # another class of routes had read the body
+            if self._received_count == received_count:  # another route class had read the body
                 self._digest.update(chunk)
             received_count = self._received_count
             yield chunk

@@ -1,7 +1,7 @@
 """A queue of bytes between a writer and a reader of different speeds. It is in memory while it is short.
 
-What doesn't fit there is stored in temporary files without a name. The kernel deletes them when the process ends, even
-if it is killed. Each file is closed as soon as it has been read.
+Bytes that don't fit in memory are stored in temporary files without a name. The kernel deletes them when the process
+ends, even if it is killed. Each file is closed as soon as it has been read.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 MEMORY_BYTES: Final = 131_072
-"""A spool that has this much in memory moves it to a file."""
+"""The size at which the bytes in memory are moved to a file."""
 PART_BYTES: Final = 65_536
 """The most that is read at once."""
 FILE_BYTES: Final = 16_777_216
-"""The size after which a further file is begun, so that the disk space of the first one can be freed."""
+"""The size at which a further file is started, so that the disk space of the first one can be freed."""
 MAX_STORED_BYTES: Final = 1_073_741_824
 """The most that all spools of the process store in files."""
 READ_AHEAD_BYTES_PER_SECOND: Final = 2_097_152
-"""The speed at which rows are read that no client waits for yet, of all responses of the process together.
+"""The speed of reading rows that no client waits for yet, for all responses of the process together.
 
 At full speed, one export uses all of the CPU time of an event loop and produces about 25 MB/s (`make bench
-ONLY=slow-clients`). So this leaves about 0.9 of the time to other requests.
+ONLY=slow-clients`). So this speed leaves about 90 % of the time to other requests.
 """
 
 
@@ -49,7 +49,7 @@ class Spool:
         self._error: Exception | None = None
 
     async def write(self, part: bytes, *, waits: bool) -> None:
-        """Append the bytes. If they can't be stored, wait for the reader, or raise `SpoolFull` without `waits`."""
+        """Append the bytes. If they can't be stored, wait for the reader if `waits`, or else raise `SpoolFull`."""
         self._tail += part
         if not self._readable.is_set():
             self._readable.set()
@@ -61,7 +61,7 @@ class Spool:
             await self._writable.wait()
 
     def is_ahead(self) -> bool:
-        """Whether the reader has something in files still to read."""
+        """Whether files have bytes that the reader hasn't read."""
         return bool(self._blocks)
 
     async def wait_until_read(self) -> None:
@@ -76,7 +76,7 @@ class Spool:
         self._readable.set()
 
     async def read(self) -> bytes:
-        """The next bytes, of any number. Waits for the writer. Returns no bytes at the end."""
+        """The next bytes, any number of them. Waits for the writer. Returns no bytes at the end."""
         while True:
             async with self._lock:
                 if self._blocks:
@@ -94,7 +94,7 @@ class Spool:
             await self._readable.wait()
 
     def close(self) -> None:
-        """Delete everything. Call it when nobody writes any more."""
+        """Delete all bytes. Call it after the last `write`."""
         for file in {block.file for block in self._blocks} | ({self._file} if self._file else set()):
             self._close_file(file)
         self._blocks.clear()
@@ -148,10 +148,10 @@ class Spool:
 
 
 class SpooledParts:
-    """An asynchronous iterator over the same bytes in other parts. It reads ahead while its user waits for a client.
+    """An asynchronous iterator over the bytes of `parts`. It reads ahead while its user waits for a client.
 
-    `parts` is iterated by a task of its own, which starts with the first part. `at_end` is called when `parts` has
-    ended or has failed, even if its bytes haven't been read yet. Call `aclose` in any case.
+    A task iterates over `parts`. It starts when the first part is requested. `at_end` is called when `parts` has ended
+    or has failed, even if its bytes haven't been read yet. Call `aclose` in any case.
     """
 
     def __init__(self, parts: AsyncIterator[bytes], *, at_end: Callable[[], None]) -> None:
@@ -183,6 +183,7 @@ class SpooledParts:
             self._at_end()  # here, because a task that is cancelled before it starts runs nothing
 
     async def _fill(self) -> None:
+        """Write all of `parts` to the spool, and read ahead at a limited speed."""
         error = None
         try:
             try:
@@ -198,7 +199,7 @@ class SpooledParts:
 
     async def _close_parts(self) -> None:
         try:
-            close = getattr(self._parts, "aclose", None)  # an iterator has none
+            close = getattr(self._parts, "aclose", None)  # only a generator has it
             if close is not None:
                 await close()
         finally:
@@ -209,10 +210,10 @@ class _ReadAhead:
     """Divides `READ_AHEAD_BYTES_PER_SECOND` between all responses of the process."""
 
     def __init__(self) -> None:
-        self._allowed_at = 0.0  # when all bytes that were read ahead so far are allowed
+        self._allowed_at = 0.0  # when the next bytes may be read ahead
 
     async def wait(self, spool: Spool, size: int) -> None:
-        """Wait as long as the limit requires after so many bytes, or until the client needs the next ones."""
+        """Wait as long as the speed limit requires for so many bytes, or until the client needs the next ones."""
         now = time.monotonic()
         allowed_at = self._allowed_at = max(now, self._allowed_at) + size / READ_AHEAD_BYTES_PER_SECOND
         try:
@@ -231,13 +232,13 @@ class _File:
 
     def __init__(self) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by the spool
-        # A thread goes on after its task was cancelled. It must not write to a descriptor that has been closed, because
-        # another file may have the same number by then.
+        # A thread continues after its task was cancelled. It must not write to a descriptor that has been closed,
+        # because another file may have the same number by then.
         self._lock = threading.Lock()
         self.size = self.unread = 0
 
     def write(self, data: bytes) -> None:
-        """Append the bytes; only `size` makes them a part of the file."""
+        """Write the bytes after the end. They belong to the file when the caller has changed `size`."""
         with self._lock:
             remaining, offset = memoryview(data), self.size
             while remaining and not self._file.closed:

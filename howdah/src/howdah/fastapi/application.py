@@ -25,12 +25,13 @@ from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
-from howdah.fastapi.in_progress import ADMIT_KEY, LimitRequests, RequestsInProgress
+from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
+from howdah.serving._scope_keys import ADMIT_KEY
 
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"
@@ -63,8 +64,8 @@ def configure_app(
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
     The application then follows the rules of HTTP in `howdah.fastapi.http_rules`: HEAD, OPTIONS, `Allow`, and headers
-    for caches. It redirects no path with a slash at its end, because the redirect would go to the `Host` of the
-    request. `/docs` is served without files from a CDN, and `/redoc` is removed.
+    for caches. It doesn't redirect between paths with and without a slash at the end, because the redirect would go to
+    the `Host` of the request. `/docs` is served without files from a CDN, and `/redoc` is removed.
 
     Nothing is opened by this call. When the application starts, its databases are opened, then its resources in their
     order, then the lifespans of mounted applications that `configure_app` has set up, and then the application's own
@@ -75,9 +76,9 @@ def configure_app(
     - `resources` are opened for routes; see `Resource`.
     - `jobs` run periodically; see `Job`. The test fixtures `client` and `committed_client` leave them out.
     - `readiness_checks` are called by `/readyz`, after it has reached every database.
-    - `allowed_hosts` are the names in the header `Host` that are answered, such as `api.example.com` or
-      `*.example.com`. For others the response is 421. By default every host is answered. The probes and `/metrics` are
-      answered for every host, because they are read by IP address.
+    - `allowed_hosts` are the allowed values of the header `Host`, such as `api.example.com` or `*.example.com`. A
+      request for another host gets a 421. By default every host is allowed. The probes and `/metrics` allow every host,
+      because they are requested by IP address.
     - With `internal_port`, requests to this port of the server get `/metrics`, the docs, the OpenAPI description and
       the probes, and nothing else. Requests to other ports don't get the first three. The server must listen on both
       ports: `serve(app, sockets=[bind_socket("0.0.0.0", 8000), bind_socket("10.0.0.5", 9000)])`.
@@ -87,7 +88,7 @@ def configure_app(
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
-      `max_body_bytes`. NDJSON that is read by `read_lines` or `BodyRows` has its own limits. None: no limit.
+      `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
     - `metrics` needs the extra `howdah[metrics]`, and `request_log` needs `howdah[logging]`.
 
     Call it once. Don't call `add_error_handlers`, because this function calls it. Middleware of your own that is added

@@ -21,7 +21,7 @@ DEFAULT_MAX_BODY_SECONDS: Final = 30.0
 _BODY_KEY: Final = "howdah.body"
 # Set by FastAPI and Starlette while they enforce the `max_body_size` of an application, a router or a route.
 _OWN_LIMIT_KEY: Final = "starlette.max_body_size"
-# A larger body may take longer: one second for each part of this size.
+# A larger body may take longer: one second more for each part of this size.
 _BYTES_PER_SECOND: Final = 65_536
 
 
@@ -55,12 +55,12 @@ class BodyLimitsMiddleware:
     """ASGI middleware that stops reading a body that is too large or too slow.
 
     A `Content-Length` above the limit is rejected before anything is read, so a client that sends
-    `Expect: 100-continue` sends no body at all. A body in chunks is counted while it is read. The limit counts when
-    the application reads: a route that doesn't read the body isn't affected.
+    `Expect: 100-continue` sends no body at all. A body in chunks is counted while it is read. The limits apply when the
+    application reads the body. A route that doesn't read it isn't affected.
 
     A `max_body_size` of the application, the router or the route, which FastAPI enforces, replaces `max_bytes`. A
-    mounted application with this middleware has its own limits. Only the time that the application waits for the
-    client counts as time of the body.
+    mounted application with this middleware has its own limits. `max_seconds` counts only the time in which the
+    application waits for the client.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int | None, max_seconds: float | None) -> None:
@@ -162,12 +162,13 @@ class _LimitedBody:
         return message
 
     async def _receive_in_time(self, max_seconds: float) -> Message:
+        """The next message. Raises `TimeoutError` if the client has used up the time for the body."""
         receiving = self._receive()
         if not isinstance(receiving, Coroutine):
             return await receiving
         try:
             waiting_for = receiving.send(None)
-        except StopIteration as finished:  # the usual case: the body has arrived. A time limit costs 8 µs
+        except StopIteration as finished:  # the usual case: the body has arrived. It saves a time limit, and so 8 µs
             message: Message = finished.value
             return message
         loop = asyncio.get_running_loop()
@@ -179,7 +180,7 @@ class _LimitedBody:
             self._waited += loop.time() - started
 
     def _fail(self, error: ProblemException) -> Message:
-        """Raise the error, unless the response has started. Starlette reads then only to learn of a disconnect."""
+        """Raise the error, unless the response has started. Then Starlette reads only to notice a disconnect."""
         if self.is_response_started:
             return {"type": "http.disconnect"}
         raise error
@@ -203,7 +204,7 @@ def _resume(coroutine: Coroutine[Any, Any, Message], waiting_for: Any) -> Genera
 
 
 def _find_length(scope: Scope) -> int | None:
-    """The size that the client has announced, 0 if it hasn't, or None if the request has no body."""
+    """The `Content-Length`, 0 for a body without a valid one, or None if the request has no body."""
     length = None if scope["http_version"][0] == "1" else 0  # in HTTP/2 a body needs no header
     for name, value in scope["headers"]:
         if name == b"content-length":

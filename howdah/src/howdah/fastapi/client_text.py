@@ -8,7 +8,7 @@ from typing import Any, Final
 MAX_SHOWN_CHARACTERS: Final = 100
 """A response or a log entry shows this much of a text from the client."""
 
-# A message may have the values of an enumeration, which can be many.
+# A message may list all values of an enumeration, so it may be longer.
 _MAX_MESSAGE_CHARACTERS: Final = 300
 
 

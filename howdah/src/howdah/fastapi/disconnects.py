@@ -10,24 +10,24 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CLIENT_CLOSED_REQUEST: Final = 499
-"""No client reads this status. In the log and the metrics it separates vanished clients from faults of the service."""
+"""The status in the log and the metrics of a request whose client has disconnected. No client reads it."""
 
 CLIENT_GONE_KEY: Final = "howdah.client_gone"
-"""The key in the ASGI scope of whether the client didn't receive the whole response."""
+"""The key in the ASGI scope for a boolean: true if the client didn't receive the whole response."""
 
 
 class ClientDisconnects:
     """ASGI middleware that ends a request quietly if its client disconnects.
 
-    A handler of exceptions can't do that. It isn't called once the response has started, and Starlette raises another
-    error in its place.
+    An exception handler can't do that. It isn't called after the response has started, and Starlette raises another
+    error instead.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application. If the client is gone, the response ends where it is."""
+        """Run the application. If the client has disconnected, the response is incomplete."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -37,7 +37,7 @@ class ClientDisconnects:
             nonlocal is_started, is_complete, has_failed
             try:
                 await send(message)
-            except OSError:  # so the specification of ASGI lets a server report a closed connection
+            except OSError:  # the ASGI specification lets a server report a closed connection this way
                 has_failed = True
                 raise
             if message["type"] == "http.response.start":
@@ -54,7 +54,7 @@ class ClientDisconnects:
                 raise
         if is_complete:
             return
-        scope[CLIENT_GONE_KEY] = True
+        mark_client_gone(scope)
         if not is_started and not has_failed:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 

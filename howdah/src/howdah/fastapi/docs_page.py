@@ -1,4 +1,4 @@
-"""The page of the OpenAPI description, `/docs`, without files from a CDN."""
+"""The page `/docs`, which shows the OpenAPI description without files from a CDN."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _PAGE: Final = """\
 def replace_docs_pages(app: FastAPI) -> None:
     """Serve `docs_url` from the application itself, and remove FastAPI's `redoc_url`, which needs a CDN.
 
-    Pages that the application has at these paths itself stay.
+    Pages that the application itself has at these paths are kept.
     """
     own_pages = {app.docs_url, app.redoc_url} - {None}
     if app.openapi_url is None or not own_pages:
@@ -99,7 +99,7 @@ def _build_configuration(app: FastAPI, root_path: str) -> dict[str, Any]:
 
 
 def _make_file_endpoint(name: str, media_type: str) -> Any:
-    """A route with this file. The file is read by the first request, because few processes are asked for it."""
+    """An endpoint that returns this file. It reads the file at the first request, because few processes get one."""
     content = _START if name == _START_SCRIPT else None
 
     async def get_file(request: Request) -> Response:

@@ -38,8 +38,8 @@ CSV: Final = "text/csv"
 NDJSON: Final = "application/x-ndjson"
 _BATCH_ROWS: Final = 500
 _FILE_NAME: Final = re.compile(r"[\w-]+(\.[\w-]+)*", re.ASCII)
-# Spreadsheets execute a text that begins with one of these characters. The full-width forms count in some languages.
-# A spreadsheet may skip spaces, control characters and quotes before them, or take a line break for a new row.
+# Spreadsheets execute a text that begins with one of these characters. In some languages this includes the full-width
+# forms. A spreadsheet may skip spaces, control characters and quotes before them, or treat a line break as a new row.
 _FORMULA: Final = re.compile(r"['\"\s\x00-\x1f\u200b\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20]|'*[\t\r\n]")
 
 
@@ -73,7 +73,7 @@ async def export_response(
     All rows come from one statement, and so from one snapshot. `db` is a `ReadDbSession`. Its rows are read at the
     speed of the database, and its connection is returned after the last one. A slow client holds no connection,
     because the rows wait for it in memory (up to 128 KiB) and then in a temporary file. If the files of all responses
-    have 1 GiB, or the disk is full, the next rows are read when the client has received earlier ones.
+    have 1 GiB, or the disk is full, further rows are read only after the client has received earlier ones.
 
     At most a quarter of `pool_size` exports and bulk uploads use the database at a time. Another one waits for
     `pool_timeout`, and then raises `TooManyStreams` (503). A client that is slower than `limits` is disconnected.
@@ -82,9 +82,9 @@ async def export_response(
     error after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that
     the response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
 
-    CSV is written by RFC 4180, with a header line. NULL is an empty field, and times are written as in JSON. A text
-    that a spreadsheet would execute, such as `=1+1`, gets an apostrophe in front, unless `escapes_formulas` is false.
-    Numbers are never changed. `unescape_formula` restores the text.
+    CSV follows RFC 4180, with a header line. NULL is an empty field, and times are written as in JSON. A text that a
+    spreadsheet would execute, such as `=1+1`, gets an apostrophe in front, unless `escapes_formulas` is false. Numbers
+    are never changed. `unescape_formula` restores the text.
     """
     if columns is not None:
         if not isinstance(statement, Select):
@@ -92,7 +92,6 @@ async def export_response(
         statement = with_total_order(statement).with_only_columns(*columns, maintain_column_froms=True)
     headers = _make_disposition(f"{name}.{export_format}")
     ticket = await take_ticket(db.get_bind().engine.pool)
-    batches: AsyncIterator[Sequence[Sequence[Any]]] | None = None
     try:
         result = await db.stream(statement.execution_options(yield_per=_BATCH_ROWS))
         names = list(result.keys())
@@ -132,7 +131,7 @@ async def ndjson_response(
     """A response with lines of NDJSON, such as those of `JsonViewReader.stream`.
 
     With `name` it is a file with that name and the extension `.ndjson`. The first line is read before the response
-    starts. Slow clients and errors are treated as by `export_response`. At most five of these responses are read from
+    starts. Slow clients and errors are handled as by `export_response`. At most five of these responses are read from
     the database at a time.
     """
     headers = None if name is None else _make_disposition(f"{name}.ndjson")
@@ -260,7 +259,7 @@ def _make_csv_encoder(*, escapes_formulas: bool) -> Callable[[Iterable[Sequence[
 
 @lru_cache(maxsize=256)
 def _is_plain(kind: type) -> bool:
-    """Whether `csv` writes the values as they are, and none of them is a formula: numbers, keys, and NULL."""
+    """Whether `csv` writes the values as they are, and none of them is a formula: numbers, UUIDs, and NULL."""
     return issubclass(kind, int | float | Decimal | UUID | NoneType) and not issubclass(kind, bool | Enum)
 
 

@@ -24,7 +24,7 @@ _log = logging.getLogger("howdah.database")
 
 # Without a limit, a request with 100,000 errors would get a response much larger than itself.
 _MAX_SHOWN_ERRORS: Final = 20
-# Python's phrase for this status differs between its versions, so the code doesn't follow from it. FastAPI raises it
+# Python's phrase for this status differs between its versions, so the code can't be derived from it. FastAPI raises it
 # for `max_body_size`.
 _CODES: Final[dict[int, str]] = {HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body-too-large"}
 

@@ -25,8 +25,8 @@ _POLICY_VIOLATION: Final = 1008
 class HTTPRules:
     """ASGI middleware for rules of HTTP that Starlette's routes don't follow.
 
-    - HEAD is answered wherever GET is, with the headers of GET (RFC 9110, section 9.3.2). The route of GET runs. A
-      response that streams is stopped before its first part.
+    - HEAD is answered wherever GET is, with the headers of GET (RFC 9110, section 9.3.2). For this, the route of GET
+      runs. A response that streams is stopped before its first part.
     - `Allow` of a 405 has all methods of the path, and OPTIONS is answered with 204 and `Allow`, unless a route or a
       middleware answers it.
     - A path without parameters comes before paths with parameters, for all methods, as in OpenAPI.
@@ -90,7 +90,7 @@ class HTTPRules:
         return send_completed
 
     def _add_allowed_methods(self, scope: Scope, message: Message) -> bool:
-        """Set `Allow`. For OPTIONS, replace the 405 by a 204 and return true: then the body is left out."""
+        """Set `Allow`. For OPTIONS, replace the 405 by a 204 and return true, so that the body is left out."""
         methods = self._paths.find(scope)
         if scope["method"] in methods:  # a route or a mounted application has answered 405 itself
             return False
@@ -129,7 +129,7 @@ class HTTPRules:
             if not has_ended:
                 raise
         finally:
-            # The metrics use the route that was found. The response that was stopped is complete for HEAD.
+            # The metrics need the route that was found. A response that was stopped is complete for HEAD.
             scope.update({**inner, "method": "HEAD", CLIENT_GONE_KEY: not has_ended})
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -43,7 +43,7 @@ from howdah.idempotency import (
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
 
 _KEY: Final = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_CHARACTERS}}}")
-# The pattern is only described, because the error of an invalid key is a 400.
+# The pattern is only in the OpenAPI description. FastAPI would reject an invalid key with 422, and not with 400.
 _KeyText = Annotated[str, WithJsonSchema({"type": "string", "pattern": f"^{_KEY.pattern}$"})]
 
 # The place of the `Exchange` in the ASGI scope.
@@ -90,7 +90,7 @@ def idempotency_key(
     - While the first request with a key is running, others wait for `max_wait_seconds` at most. Then they get 409
       (`IdempotencyKeyInUse`). Each waiting request holds a connection.
     - A body that the route reads itself, for example with `BodyRows`, is received before the key is claimed, so that
-      the transaction doesn't wait for the client. `limits` are those of such a body.
+      the transaction doesn't wait for the client. `limits` apply to such a body.
     - A response of more than `max_answer_bytes` is an error of the application (500), and the route is rolled back.
 
     A request with the same key and another method, path, query, `Content-Type` or body gets 422

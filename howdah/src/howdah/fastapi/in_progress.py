@@ -1,7 +1,7 @@
-"""The requests in progress: how many there may be, and which ones have no client any more.
+"""The requests in progress: a limit for their number, and the cancellation of those whose client has disconnected.
 
-Without this middleware a service works on for clients that have gone. If they come back and try again, as after a
-timeout, the service has less and less time for those that are still there.
+Without this middleware, a service continues to work for clients that have disconnected. Many of them try again, for
+example after a timeout. So the service has less and less time for the clients that are still connected.
 """
 
 from __future__ import annotations
@@ -21,20 +21,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from howdah.fastapi.disconnects import mark_client_gone
 from howdah.fastapi.load_limit import TICK_SECONDS, LoadLimiter, Overloaded
 from howdah.fastapi.problem import PROBLEM_JSON
+from howdah.serving._scope_keys import REPORTS_DISCONNECTS_KEY, REQUEST_KEY
 
-# In the ASGI scope.
-_REQUEST_KEY: Final = "howdah.request_in_progress"
+# In the ASGI scope, for a request that `LoadLimiter.expect` has counted.
 _EXPECTED_KEY: Final = "howdah.expected"
-# Set by `howdah.serving`, which calls `client_has_gone`. The value is a function: whether the connection is closing.
-_REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
-
-ADMIT_KEY: Final = "howdah_admit"
-"""The key in the lifespan's state for the `RequestsInProgress`, whose `reject` and `admit` `howdah.serving` calls."""
-
-# With another server than that of `howdah.serving`, a request that ends sooner is not watched. Watching needs a task:
-# with 0.1 s, the throughput at overload was a third less.
+# With another server than that of `howdah.serving`, only requests that take longer are watched, because watching needs
+# a task. With 0.1 s, the throughput under overload was a third lower.
 _WATCHED_AFTER_SECONDS: Final = 0.5
-# Probes aren't limited, unless there are so many of them at a time.
+# So many probes may be in progress without a limit. Further ones are limited like other requests.
 _MAX_EXEMPT: Final = 32
 # In whole seconds. Clients that are rejected at the same time shouldn't return at the same time.
 _RETRY_AFTER: Final = (1, 2, 3)
@@ -44,7 +38,7 @@ _BODY: Final = orjson.dumps(
         "type": "urn:howdah:problem:overloaded",
         "title": HTTPStatus.SERVICE_UNAVAILABLE.phrase,
         "status": int(HTTPStatus.SERVICE_UNAVAILABLE),
-        "detail": "the service has more requests than it can answer in time; nothing was done",
+        "detail": "the service has more requests than it can answer in time, so it did nothing: try again later",
     }
 )
 _HEADERS: Final = [
@@ -74,8 +68,8 @@ async def finish_without_client(connection: HTTPConnection) -> None:
 
 
 def protect(connection: HTTPConnection) -> None:
-    """Don't cancel the request from now on. The next steps must be done, whether or not there is a client."""
-    request = connection.scope.get(_REQUEST_KEY)
+    """From now on, don't cancel the request: its next steps must be done even if its client disconnects."""
+    request = connection.scope.get(REQUEST_KEY)
     if isinstance(request, _Request):
         request.is_protected = True
 
@@ -103,10 +97,10 @@ class RequestsInProgress:
         return self.limiter is not None and self.limiter.is_full()
 
     def reject(self, path: str) -> bytes | None:
-        """The rejection of a GET request whose header the server hasn't parsed, or None. Call it if `is_full()`.
+        """The response that rejects a GET request, or None if its path is exempt. Call it only if `is_full()`.
 
-        A server that calls this function saves most of the work for a request that is rejected. The bytes are a
-        response without its status line (503), which the server may precede with further headers.
+        A server can call it before it parses the header, which saves most of the work for a rejected request. The
+        response lacks its status line (503): the server adds it, and may add headers.
         """
         limiter = self.limiter
         if limiter is None or (path in self._exempt_paths and self._exempt < _MAX_EXEMPT):
@@ -115,7 +109,7 @@ class RequestsInProgress:
         return _RESPONSES[int(random.random() * len(_RESPONSES))][1]  # noqa: S311
 
     def admit(self, scope: Scope) -> bytes | None:
-        """The rejection of a request for which the server hasn't created a task yet, or None. See `reject`."""
+        """The response that rejects a request, or None if its task may be created. See `reject`."""
         limiter = self.limiter
         if limiter is None or self._is_exempt(scope):
             return None
@@ -129,7 +123,7 @@ class RequestsInProgress:
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application for one request if it is admitted."""
-        is_closing = scope.get(_REPORTS_DISCONNECTS_KEY)
+        is_closing = scope.get(REPORTS_DISCONNECTS_KEY)
         if is_closing is not None and self._cancel_abandoned and is_closing():
             await self._ignore(scope, receive)
             return
@@ -160,7 +154,7 @@ class RequestsInProgress:
             self._exempt -= is_exempt
 
     async def _ignore(self, scope: Scope, receive: Receive) -> None:
-        """Do nothing for a request whose client had gone before it was read."""
+        """Do nothing for a request whose client disconnected before the request was read."""
         self.abandoned += 1
         mark_client_gone(scope)
         while (await receive())["type"] != "http.disconnect":  # otherwise the server would report a missing response
@@ -194,7 +188,7 @@ class RequestsInProgress:
         if self._cancel_abandoned:
             for request in self._requests:
                 if now - request.since < _WATCHED_AFTER_SECONDS:
-                    return  # the later ones are younger
+                    return  # the following ones have started later
                 request.watch()
 
 
@@ -204,9 +198,9 @@ class LimitRequests:
     A rejected request gets a 503 with `Retry-After`.
 
     The task of a request is cancelled if its client disconnects before the response has started, unless a `DbSession`
-    is being committed (`protect`). A response that has started is left alone: a stream ends by itself, and background
-    tasks run. `howdah.serving` reports a disconnect immediately. With another server, requests are watched that take
-    longer than 0.5 s.
+    is being committed (`protect`). After the response has started, the request isn't cancelled: a stream ends by
+    itself, and background tasks run. `howdah.serving` reports a disconnect immediately. With another server, a
+    disconnect is noticed only in requests that take longer than 0.5 s.
     """
 
     def __init__(self, app: ASGIApp, requests: RequestsInProgress) -> None:
@@ -215,7 +209,7 @@ class LimitRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application if the request is admitted. A mounted application's requests are admitted only once."""
-        if scope["type"] != "http" or _REQUEST_KEY in scope:
+        if scope["type"] != "http" or REQUEST_KEY in scope:
             await self._app(scope, receive, send)
         else:
             await self._requests.run(self._app, scope, receive, send)
@@ -249,8 +243,8 @@ class _Request:
         self._ahead: deque[Message] | None = None
         self._pending: asyncio.Task[Message] | None = None
         self._is_in_body = False
-        self._is_receiving = False  # the application learns of the disconnect itself
-        self._reports_disconnects = _REPORTS_DISCONNECTS_KEY in scope
+        self._is_receiving = False  # the application itself gets the disconnect
+        self._reports_disconnects = REPORTS_DISCONNECTS_KEY in scope
         self.has_started = False
         self.is_abandoned = False
         self.is_protected = False
@@ -258,19 +252,19 @@ class _Request:
         task = asyncio.current_task()
         assert task is not None
         self.task: asyncio.Task[Any] = task
-        scope[_REQUEST_KEY] = self
+        scope[REQUEST_KEY] = self
 
     def count(self, limiter: LoadLimiter) -> None:
-        """The request has been admitted."""
+        """Count the request, which has been admitted."""
         self._limiter = limiter
         self._started = self._loop.time()
 
     def end(self) -> None:
-        """The application has returned."""
+        """Stop counting the request, because the application has returned."""
         self._leave()
         self.has_started = True
         # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
-        self._scope.pop(_REQUEST_KEY, None)
+        self._scope.pop(REQUEST_KEY, None)
         if self._pending is not None:
             self._pending.cancel()
 
@@ -333,7 +327,7 @@ class _Request:
         message = pending.result()
         self._ahead.append(message)
         if message["type"] == "http.disconnect":
-            self.client_has_gone()
+            self.handle_disconnect()
         elif not message.get("more_body", False):
             self._receive_ahead()
 
@@ -350,7 +344,7 @@ class _Request:
             ahead.popleft()
         return message
 
-    def client_has_gone(self) -> None:
+    def handle_disconnect(self) -> None:
         """Cancel the task, unless the response has started."""
         if self.has_started or self.is_protected or self.is_abandoned:
             return

@@ -1,4 +1,4 @@
-"""The operator's pages of an application on a port of their own: `/metrics`, `/docs` and the OpenAPI description."""
+"""The operator's pages of an application on a separate port: `/metrics`, `/docs` and the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ METRICS_PATH: Final = "/metrics"
 
 
 class InternalPort:
-    """Decides which paths a request has by the port that it came to: the server listens on several sockets.
+    """Decides by the port of a request which paths it may use. The server listens on several sockets.
 
-    The internal port has the operator's pages and the probes. The other ports have all the rest, and the probes.
+    The internal port has the operator's pages and the probes. The other ports have all other paths, and the probes.
     """
 
     def __init__(self, app: FastAPI, port: int) -> None:
@@ -26,7 +26,7 @@ class InternalPort:
         self._prefix = f"{app.docs_url.rstrip('/')}/" if app.docs_url else METRICS_PATH
 
     def hides(self, scope: Scope) -> bool:
-        """Whether the path isn't for the port of this request."""
+        """Whether the path isn't served on the port of this request."""
         path = get_route_path(scope)
         if path in PROBE_PATHS:
             return False

@@ -1,15 +1,15 @@
-"""How many requests of a process may be in progress, and how many may wait: the excess is rejected at once.
+"""Limits for the requests of a process that are in progress or wait. The excess is rejected at once.
 
 configure_app(app, database=..., load_limit=LoadLimit(target_seconds=0.2))
 
-By Little's law, the requests in progress are the throughput times their time in progress. So the number that keeps the
-time at its target is found without knowing the throughput. It grows while it is reached and the time is below the
-target, and it shrinks in proportion if the time is above it. This is `AIMDLimit` of Netflix's concurrency-limits
-(<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
+By Little's law, the number of requests in progress is the throughput times the average time in progress. So the limit
+that keeps this time at its target can be found without knowing the throughput. The limit grows if it was reached and
+the time is below the target. It shrinks in proportion if the time is above the target. This is `AIMDLimit` of Netflix's
+concurrency-limits (<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
 
 The queue in front has a deadline, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>). Its length is
 bounded by the throughput, so that a request is rejected on arrival, and not after a wait. The queue is first in, first
-out: what is accepted can be answered in time, so nothing is gained by answering the newest request first.
+out: all accepted requests can be answered in time, so answering the newest first would gain nothing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ TICK_SECONDS: Final = 0.1
 """The interval in which the limit is adapted."""
 
 _INITIAL_LIMIT: Final = 128
-# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, and one pause of the process shouldn't count much.
+# Netflix's gradient is at least 0.5. Here an interval is only 0.1 s, so that one pause of the process has little
+# effect.
 _MAX_DECREASE: Final = 0.8
 _INCREASE: Final = 1.05
-# The share of `max_wait_seconds` that a new request may expect. The rest is for a throughput that falls meanwhile.
+# The share of `max_wait_seconds` that a new request may expect to wait. The rest is a reserve, because the throughput
+# may fall while it waits.
 _EXPECTED_WAIT_SHARE: Final = 0.4
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
@@ -43,11 +45,11 @@ class LoadLimit:
     """The limits of one process. Times are in seconds. Raises `ValueError`.
 
     - `target_seconds` is how long requests may be in progress on average. Fewer are admitted if they take longer. A
-      request that streams, that waits for its client, or that is answered doesn't count.
-    - `min_in_progress` and `max_in_progress` bound the number that is found. A service whose requests take longer than
-      the target without any load needs a higher minimum: their number per second times their time.
-    - `max_wait_seconds` is the deadline in the queue. A request is rejected on arrival if it must expect to wait for
-      more than 0.4 of that. At most `max_waiting` requests wait.
+      request doesn't count while it streams, while it waits for its client, and after its response.
+    - `min_in_progress` and `max_in_progress` bound the limit that is found. If requests take longer than the target
+      even without load, raise the minimum to their number per second times their duration.
+    - `max_wait_seconds` is the deadline in the queue. A request is rejected on arrival if its expected wait is more
+      than 0.4 of that. At most `max_waiting` requests wait.
     """
 
     target_seconds: float = 0.05
@@ -94,7 +96,7 @@ class LoadLimiter:
         """Forget all requests, for another event loop."""
         options = self._options
         self._limit = float(min(max(_INITIAL_LIMIT, options.min_in_progress), options.max_in_progress))
-        # a low estimate: too many waiting requests would all miss their deadline
+        # a low estimate: in a queue that is too long, all requests would miss their deadline
         self._rate = options.min_in_progress / options.target_seconds
         self._in_progress = 0
         self._expected = 0
@@ -109,7 +111,7 @@ class LoadLimiter:
         return self._in_progress + len(self._queue) + self._expected >= self._limit + self._max_waiting
 
     def expect(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count a request whose task has been created, but hasn't called `enter`.
+        """Count a request whose task has been created, but hasn't called `enter` yet.
 
         A server reads the requests of many connections before it runs the first of their tasks.
         """
@@ -125,7 +127,7 @@ class LoadLimiter:
     async def enter(self, *, is_expected: bool = False) -> None:
         """Wait until the request may start. Call `leave` or `pause` afterwards.
 
-        Raises `Overloaded` if it is rejected. One that `is_expected` has been counted before, so it may wait.
+        Raises `Overloaded` if it is rejected. A request that `is_expected` was counted by `expect`, so it may wait.
         """
         loop = asyncio.get_running_loop()
         if not self._queue and self._may_start():
@@ -140,22 +142,22 @@ class LoadLimiter:
             await waiter
         except BaseException:
             is_admitted = waiter.done() and not waiter.cancelled() and waiter.exception() is None
-            if self._queue.pop(waiter, None) is None and is_admitted:  # and cancelled at the same time
+            if self._queue.pop(waiter, None) is None and is_admitted:  # admitted, and cancelled before it could run
                 self._release()
             raise
 
     def leave(self, seconds: float) -> None:
-        """The request is answered, after so many seconds in progress."""
+        """Count a request that was answered after so many seconds in progress."""
         self._completed += 1
         self._seconds += seconds
         self._release()
 
     def pause(self) -> None:
-        """The request doesn't count any longer, because its client decides how long it takes."""
+        """Stop counting the request while its client decides how long it takes."""
         self._release()
 
     def resume(self) -> None:
-        """The request counts again. It doesn't wait, because it has been admitted before."""
+        """Count the request again. It doesn't wait, because it has been admitted before."""
         self._in_progress += 1
 
     def _release(self) -> None:
@@ -186,7 +188,7 @@ class LoadLimiter:
                 waiter.set_result(None)
 
     def start_interval(self, now: float) -> None:
-        """Begin to count the requests that are answered."""
+        """Start an interval, in which no request has been answered yet."""
         self._interval_started = now
         self._completed = 0
         self._seconds = 0.0
@@ -217,10 +219,10 @@ class LoadLimiter:
         fitting = self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE
         self._max_waiting = min(max(int(fitting), _MIN_WAITING), options.max_waiting)
 
-    def _reject_late(self, limit: float) -> None:
+    def _reject_late(self, earliest: float) -> None:
         while self._queue:
             waiter, since = next(iter(self._queue.items()))
-            if since > limit:
+            if since > earliest:
                 return
             del self._queue[waiter]
             if not waiter.done():

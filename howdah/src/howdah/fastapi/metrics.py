@@ -122,15 +122,15 @@ class _LoadCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(
-            "howdah_requests_abandoned", "Requests that were cancelled without a client", self._in_progress.abandoned
+            "howdah_requests_abandoned", "Requests that ended early without a client", self._in_progress.abandoned
         )
         if self._in_progress.limiter is None:
             return
         status = self._in_progress.limiter.status()
-        yield GaugeMetricFamily("howdah_requests_in_progress", "Requests that count for the limit", status.in_progress)
-        yield GaugeMetricFamily("howdah_requests_limit", "The largest number in progress", status.limit)
+        yield GaugeMetricFamily("howdah_requests_in_progress", "Requests counted by the limit", status.in_progress)
+        yield GaugeMetricFamily("howdah_requests_limit", "The limit of requests in progress", status.limit)
         yield GaugeMetricFamily("howdah_requests_waiting", "Requests that wait to be admitted", status.waiting)
-        yield CounterMetricFamily("howdah_requests_rejected", "Requests rejected at overload", status.rejected)
+        yield CounterMetricFamily("howdah_requests_rejected", "Requests rejected by the limits", status.rejected)
 
 
 class _JobCollector(Collector):

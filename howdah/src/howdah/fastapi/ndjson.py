@@ -97,6 +97,7 @@ async def read_lines(request: Request, *, limits: BodyLimits | None = None) -> A
 
 
 async def _split_into_lines(parts: AsyncIterator[bytes]) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The lines with their numbers, from 1. A line that is too long is None."""
     number, rest = 0, b""
     async for part in parts:
         *lines, rest = (rest + part).split(b"\n")
@@ -128,12 +129,12 @@ class BodyRows(Generic[ModelT]):
 
     The first row is returned when the whole body has arrived, so that nothing waits for the client in a transaction.
     Until then NDJSON is stored in a temporary file, if it has more than 128 KiB. Memory use is constant. An array is
-    read into memory as a whole. Use the session for nothing before the first row, because its connection would be held
-    while the body arrives.
+    read into memory as a whole. Don't use the session before the first row, because it would hold its connection while
+    the body arrives.
 
     At most a quarter of `pool_size` bulk uploads and exports use the database at a time. Another one waits for
-    `pool_timeout`, and then raises `TooManyStreams` (503). An upload counts until the end of `locate_errors`, or else
-    until this object is deleted.
+    `pool_timeout`, and then raises `TooManyStreams` (503). An upload counts until the end of `locate_errors`. Without
+    `locate_errors`, it counts until this object is deleted.
 
     Iterating raises `InvalidLine` for the first row that the model rejects, with the number of its line (NDJSON) or of
     its element (JSON array), from 1. It raises `UnsupportedMediaType` if the body is neither NDJSON nor JSON, and

@@ -14,8 +14,9 @@ _WITHOUT_NUL: Final = r"^[^\u0000]*$"
 
 
 def require_headers(operation: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Describe these headers as required. Their parameters are optional for FastAPI, so that a dependency can reject
-    a request without them itself.
+    """Describe these headers as required.
+
+    For FastAPI they are optional parameters, so that a dependency can reject a request without them.
     """
     required = {name.lower() for name in names}
     for parameter in operation.get("parameters", ()):
@@ -39,9 +40,9 @@ def forbid_nul(operation: Mapping[str, Any]) -> None:
 
 
 def correct_schemas(description: dict[str, Any]) -> None:
-    """Correct what FastAPI and Pydantic write for integers and for objects whose names have a pattern.
+    """Correct the schemas of integers, and of objects whose names must match a pattern.
 
-    FastAPI writes the bounds of an integer as floating-point numbers, and Pydantic allows names without the pattern.
+    FastAPI writes the bounds of an integer as floating-point numbers, and Pydantic also allows names that don't match.
     """
     for schema in _iterate_objects(description):
         if schema.get("type") == "integer":
@@ -56,7 +57,7 @@ def correct_schemas(description: dict[str, Any]) -> None:
 def add_links(description: dict[str, Any]) -> None:
     """Link each operation that creates something to the operations on it, by the `id` in the response.
 
-    `POST /users` links to `GET /users/{user_id}`, for example. Links that a route declares stay.
+    `POST /users` links to `GET /users/{user_id}`, for example. Links that a route declares are kept.
     """
     paths = description.get("paths", {})
     schemas = description.get("components", {}).get("schemas", {})

@@ -1,4 +1,4 @@
-"""The methods of each path of an application, over all its routes."""
+"""The methods of a path, from all routes of an application."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_METHODS: Final[frozenset[str]] = frozenset()
 class PathMethods:
     """Finds the methods of the path of a request.
 
-    Starlette's 405 lists only the methods of the first route that has the path. And it gives `GET /orders/status` to
+    Starlette's 405 lists only the methods of the first route that has the path. It also gives `GET /orders/status` to
     `GET /orders/{order_id}`, even if `/orders/status` is the path of another route. In OpenAPI a path without
     parameters comes first, so the methods of that path are those of its own routes.
     """
@@ -29,7 +29,7 @@ class PathMethods:
     def find(self, scope: Scope) -> frozenset[str]:
         """The methods that the routes of this path declare. Empty if no route has the path.
 
-        A mounted application has every method, because it decides itself.
+        A mounted application counts as having every method, because it checks the method itself.
         """
         fixed = self._list_fixed_paths().get(get_route_path(scope))
         if fixed is not None:
@@ -59,7 +59,7 @@ class PathMethods:
     def _list_fixed_paths(self) -> dict[str, frozenset[str]]:
         """The paths without parameters, and their methods. Paths that a mounted application may handle aren't listed.
 
-        It is empty if the application has a `Host` route, because then the path doesn't decide alone.
+        It is empty if the application has a `Host` route, because then the path alone doesn't determine the route.
         """
         methods: dict[str, frozenset[str]] = {}
         mounts: list[str] = []

@@ -44,9 +44,9 @@ _HAS_RETRY_AFTER: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.
 
 NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 NO_STORE: Final = (b"cache-control", b"no-store")
-"""The default of every response of an application. A problem has it even if no middleware has seen it."""
+"""The default of every response of an application. A problem has it even if it doesn't pass through the middleware."""
 
-# A detail is a sentence, and most of its characters are not the client's.
+# A detail is a sentence of the service, which may quote a text of the client. So it may be longer.
 _MAX_DETAIL_CHARACTERS: Final = 500
 
 # The members that RFC 9457 defines and that have arguments of their own, or follow from them.
@@ -109,8 +109,8 @@ def problem_response(
 ) -> Response:
     """A problem details response with the type `urn:howdah:problem:<code>`; `members` extend it.
 
-    A `detail` of more than 500 characters is shortened, because it may have a text of the client.
-    A 503 and a 429 have the header `Retry-After`: that of `headers`, otherwise the one of `retry_after`.
+    A `detail` of more than 500 characters is shortened, because it may quote a text of the client. A 503 and a 429
+    always have the header `Retry-After`. If `headers` has none, `retry_after` chooses it.
     """
     if status in _HAS_RETRY_AFTER and not any(name.lower() == "retry-after" for name in headers or ()):
         headers = {**(headers or {}), "Retry-After": retry_after()}

@@ -74,13 +74,13 @@ async def get_read_db(
     """A session for one request in which PostgreSQL rejects writes. Declare it as `ReadDbSession`.
 
     Its connection is returned when the route has returned, and before the response is sent. So a client that doesn't
-    read its response holds no connection. Without `scope="function"` FastAPI would return it later. A route without
-    that scope raises `RuntimeError` at its first request.
+    read its response holds no connection. Without `scope="function"` FastAPI would return the connection later. A route
+    without that scope raises `RuntimeError` at its first request.
 
     A streaming response can still use the session: `export_response`, or a generator that begins to read while the
     response is sent. A stream that the route itself has begun (`await db.stream(...)`) keeps the connection. The
-    session is closed when the response has been sent. A `StreamingResponse` of your own holds the connection as long as
-    its client takes, so pass its lines to `ndjson_response` instead, which stores them.
+    session is closed when the response has been sent. Your own `StreamingResponse` would hold the connection until the
+    client has received it. Pass its lines to `ndjson_response` instead, which stores them.
     """
     async with _release_before_response(connection, opened) as session:
         yield session
@@ -129,7 +129,7 @@ def session_dependency(database: str | Callable[[HTTPConnection], Database], *, 
 
 
 def read_session_marker(open_session: Callable[..., AsyncIterator[AsyncSession]]) -> Any:
-    """A marker as that of `ReadDbSession`, for the sessions of the dependency `open_session`."""
+    """A marker like that of `ReadDbSession`, for the sessions of the dependency `open_session`."""
 
     # A default and no annotation, because FastAPI can't resolve an annotation that names an argument.
     opening: Any = DependsMarker(open_session, scope="request")
@@ -150,13 +150,13 @@ async def _open_committing_session(connection: HTTPConnection, database: Databas
     _reject_late_end(connection)
     async with database.session() as session:
         yield session
-        protect(connection)  # a cancelled commit may have been done, and its background tasks would be lost
+        protect(connection)  # a cancelled commit may have succeeded, and then its background tasks would be lost
         await session.commit()
 
 
 @asynccontextmanager
 async def _release_before_response(connection: HTTPConnection, session: AsyncSession) -> AsyncIterator[AsyncSession]:
-    """The session. At the end its connection is returned, unless it is the source of the response."""
+    """The session. At the end its connection is returned, unless the response streams from it."""
     _reject_late_end(connection)
     yield session
     if not is_streaming(session):

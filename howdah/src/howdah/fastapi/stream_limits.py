@@ -25,7 +25,7 @@ _DEFAULT_WAIT_SECONDS: Final = 5.0
 class BodyLimits:
     """The limits of a body that is read in parts: by `BodyRows`, `read_lines` and `answer_lines`.
 
-    - `max_bytes`: a longer body is a 413. `BodyRows` stores the body in a temporary file, if it is large.
+    - `max_bytes`: a longer body gets a 413. `BodyRows` stores the body in a temporary file, if it is large.
     - `max_array_bytes`: the same for a JSON array, which is read into memory as a whole.
     - `window_seconds` and `min_bytes_per_second`: a client that sends nothing for the whole window, or fewer bytes per
       second on average, gets a 408.
@@ -49,8 +49,8 @@ class SendLimits:
     """The limits of a response that is sent in parts. At a limit the client is disconnected.
 
     - `window_seconds` and `min_bytes_per_second`: the client receives nothing for the whole window, or fewer bytes per
-      second on average. The window must be longer than the pauses of a slow client. A buffer of the kernel may hold
-      several megabytes, and nothing is sent while it is read.
+      second on average. The window must be longer than the pauses of a slow client. The kernel may buffer several
+      megabytes, and while the client reads these, nothing is sent.
     - `max_seconds`: the service has waited for the client for this long in total.
     """
 
@@ -72,8 +72,8 @@ class TooManyStreams(ProblemException):
 class ClientPace:
     """The time in which the service waits for one client. `wait` raises `TimeoutError` at a limit.
 
-    The client has a credit of `window_seconds`. Waiting uses it up, and each byte restores a part of it. So pauses are
-    allowed, and bytes that were sent fast don't allow a longer pause later.
+    The client has a credit of `window_seconds`. Waiting uses it up, and each byte restores a part of it. So short
+    pauses are allowed. The credit doesn't grow above `window_seconds`, however fast the client is.
     """
 
     def __init__(self, limits: BodyLimits | SendLimits) -> None:
@@ -98,7 +98,7 @@ class ClientPace:
 
 
 class StreamTicket:
-    """The right of one export or bulk upload to use the database. It is released at the latest by the collector."""
+    """The right of one export or bulk upload to use the database. At the latest, it is released when it is deleted."""
 
     def __init__(self, semaphore: asyncio.Semaphore) -> None:
         self._semaphore: asyncio.Semaphore | None = semaphore

@@ -1,4 +1,4 @@
-"""A type for texts that people read: names, titles and descriptions. It rejects what a reader can't see."""
+"""A type for texts that people read: names, titles and descriptions. It rejects characters that a reader can't see."""
 
 from __future__ import annotations
 
@@ -34,22 +34,25 @@ _BLANK_BRAILLE: Final = "\u2800"  # a symbol for Unicode, and empty for a reader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisibleText:
-    """A text that is what it seems to be: `Annotated[str, VisibleText(max_length=100)]`.
+    """A text without invisible characters: `Annotated[str, VisibleText(max_length=100)]`.
 
     It rejects control characters, characters without an appearance (such as U+200B), and those that change the
-    direction of the text after them (U+202A to U+202E, U+2066 to U+2069). With these, two names look alike, or a name
-    looks like another one. It follows the FreeformClass of PRECIS (RFC 8264) as RFC 8266 uses it for names of people.
+    direction of the text after them (U+202A to U+202E, U+2066 to U+2069). With these, a name can look like another one.
+    It follows the FreeformClass of PRECIS (RFC 8264) as RFC 8266 uses it for names of people.
 
-    Some scripts and emoji need two of these characters and variation selectors. They are accepted where they have an
-    effect: the joiner (U+200D) and the non-joiner (U+200C) after a virama (RFC 5892, appendix A), and between letters
-    of Arabic scripts, and the joiner also in a sequence of emoji. A variation selector is accepted after an emoji, a
-    symbol, a digit, an ideograph or a Mongolian letter. Flags of regions that are spelled with tag characters are
-    rejected.
+    Some scripts and emoji need the joiner (U+200D), the non-joiner (U+200C) or variation selectors. They are accepted
+    where they have an effect:
 
-    The value is normalized to NFC, so that equal texts are equal strings, and spaces at both ends are removed. So in a
-    mapping two different names can become equal. With `multiline` the text may have tabs and line feeds, and CR LF
-    becomes a line feed. `max_length` is checked before and after that, `min_length` after it. Lengths are in code
-    points. A text of at least one character has a character that isn't blank.
+    - the joiner and the non-joiner after a virama (RFC 5892, appendix A), and between letters of Arabic scripts,
+    - the joiner also in a sequence of emoji,
+    - a variation selector after an emoji, a symbol, a digit, an ideograph or a Mongolian letter.
+
+    Flags of regions that are spelled with tag characters are rejected.
+
+    The value is normalized to NFC, so that equal texts are equal strings, and spaces at both ends are removed. So two
+    different keys of a mapping can become equal. With `multiline` the text may have tabs and line feeds, and CR LF
+    becomes a line feed. `max_length` is checked before and after these changes, `min_length` only after them. Lengths
+    are in code points. Unless `min_length` is 0, at least one character must not be blank.
 
     Unassigned code points and those for private use are accepted, because a later version of Unicode may assign them.
     Characters that resemble others, such as Cyrillic letters in a Latin name, are accepted.
@@ -63,7 +66,7 @@ class VisibleText:
         return core_schema.no_info_after_validator_function(self.validate, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """The lengths, and a pattern without the characters whose neighbours decide."""
+        """The lengths and a pattern, which excludes joiners and variation selectors in any place."""
         forbidden = f"{'' if self.multiline else _LINES}{_CONTROLS}{_INVISIBLE}"
         any_of = f"[^{forbidden}]"
         blank = rf"{'' if not self.multiline else _LINES}\s{_BLANK_BRAILLE}"

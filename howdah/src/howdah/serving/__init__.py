@@ -1,9 +1,9 @@
-"""Serve an application with uvicorn, with limits for every connection, and a stop that drains.
+"""Serve an application with uvicorn. Every connection has limits, and a stop drains the connections.
 
 if __name__ == "__main__":
     serve(create_app(), port=8000)
 
-`serve` needs the extra `howdah[serving]`. The other names need no server, so `howdah.fastapi` uses them with any.
+`serve` needs the extra `howdah[serving]`. The other names work with any server.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Final
 
-# In one iteration of the event loop, so that a flood of connections doesn't hold up the requests.
+# The limit for one iteration of the event loop. A flood of connections must not delay the requests.
 _MAX_AT_ONCE: Final = 128
 _FULL: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FULL_SECONDS: Final = 0.5
@@ -20,12 +20,12 @@ class Acceptor:
 
     uvloop accepts one connection in each iteration (libuv 1.45 and later). If an iteration takes 10 ms, because the
     process is busy, the last of 300 new connections waits 3 s, and a probe on a new connection fails. asyncio's own
-    loop accepts as many as there are.
+    event loop accepts all waiting connections in one iteration.
     """
 
     def __init__(self, descriptors: Iterable[int], create_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         self._loop = asyncio.get_running_loop()
-        # The event loop doesn't allow a second watcher for a descriptor, so each socket gets another one.
+        # The event loop allows only one watcher for a descriptor, so this class watches a duplicate of each.
         self._sockets = [socket.socket(fileno=os.dup(each)) for each in descriptors]
         self._create_protocol = create_protocol
         self._tasks: set[asyncio.Task[object]] = set()
@@ -40,7 +40,7 @@ class Acceptor:
             self._loop.add_reader(each, self._accept, each)
 
     def stop(self) -> None:
-        """Accept what is waiting, and end."""
+        """Accept the waiting connections, and then stop."""
         for each in self._sockets:
             while self._accept(each):
                 pass

@@ -6,16 +6,9 @@ from typing import Any, ClassVar, Final, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# The key in the lifespan's state for the application's `Admission`. `howdah.fastapi.configure_app` sets it.
-_ADMIT_KEY: Final = "howdah_admit"
-
-# The keys in the ASGI scope for the application's object that cancels the request, and for a function that says whether
-# the connection is closing. The latter also promises that the former is called.
-_REQUEST_KEY: Final = "howdah.request_in_progress"
-_REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
+from howdah.serving._scope_keys import ADMIT_KEY, REPORTS_DISCONNECTS_KEY, REQUEST_KEY
 
 _STATUS_LINE: Final = b"HTTP/1.1 503 Service Unavailable\r\n"
-
 
 # A request with one of these headers may have a body, or need more than a response.
 _BODY_HEADERS: Final = (b"\ncontent-length", b"\ntransfer-encoding", b"\nexpect", b"\nupgrade")
@@ -23,7 +16,7 @@ _KEEP_ALIVE: Final = b"\nconnection: keep-alive\r\n"
 
 
 class Admission(Protocol):
-    """What the application decides about requests that have not been started."""
+    """The application's decisions about requests that have not been started."""
 
     def is_full(self) -> bool: ...
 
@@ -33,22 +26,22 @@ class Admission(Protocol):
 
 
 class AdmittingHttpProtocol(HttpToolsProtocol):
-    """A protocol that asks the application whether it has time for a request.
+    """uvicorn's HTTP protocol, which asks the application whether to start each request.
 
-    A rejection costs no task and no middleware, and so about a quarter of the time. That matters because at four times
-    the sustainable rate there are three rejections for each response.
+    A rejection here needs no task and no middleware, so it takes about a quarter of the time. This matters under
+    overload: at four times the sustainable rate, there are three rejections for each response.
     """
 
     _running: Any = None  # the last request that was started
     _head: ClassVar[tuple[Any, bytes]] = (None, b"")
 
     def reject_unparsed(self, data: bytes) -> bool:
-        """Reject a GET request without parsing it. Returns false if it isn't rejected, or must be parsed.
+        """Reject a GET request without parsing it. Returns false if it may be started, or must be parsed.
 
-        That takes half of the time. `data` is what the client has sent after a complete request. It must be exactly one
-        request that has no body. If that isn't certain, the parser decides.
+        This takes half the time of a rejection after parsing. `data` is what the client has sent since its last request
+        was complete. It is handled here only if it is certainly one whole request without a body.
         """
-        admission: Admission | None = self.app_state.get(_ADMIT_KEY)
+        admission: Admission | None = self.app_state.get(ADMIT_KEY)
         if admission is None or not admission.is_full():
             return False
         if not data.startswith(b"GET ") or data.find(b"\r\n\r\n") != len(data) - 4:
@@ -70,7 +63,7 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
         return True
 
     def _encode_head(self) -> bytes:
-        """The status line and the server's own headers, which change once in a second."""
+        """The status line and the server's own headers, which change once per second."""
         headers = self.server_state.default_headers
         cached, head = AdmittingHttpProtocol._head
         if cached is not headers:
@@ -80,19 +73,19 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """Start the request, or reject it."""
-        admission: Admission | None = self.app_state.get(_ADMIT_KEY)
+        admission: Admission | None = self.app_state.get(ADMIT_KEY)
         rejection = None if admission is None else admission.admit(cycle.scope)
         if rejection is None:
             self._running = cycle
-            cycle.scope[_REPORTS_DISCONNECTS_KEY] = self.transport.is_closing
+            cycle.scope[REPORTS_DISCONNECTS_KEY] = self.transport.is_closing
             super()._start_asgi_task(cycle, app)
             return
         if cycle.waiting_for_100_continue:
-            cycle.keep_alive = False  # the client may send its body or not
+            cycle.keep_alive = False  # the client may still send the body, or omit it
         connection = b"" if cycle.keep_alive else b"connection: close\r\n"
         self.transport.write(self._encode_head() + connection + rejection)
         cycle.response_started = cycle.response_complete = True
-        # The caller still begins this request. The rest of the body is ignored.
+        # The caller hasn't finished starting this request, so it ends in the next iteration. Its body is ignored.
         self.loop.call_soon(self._end_rejected, cycle)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,9 +93,9 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         running = self._running
         if running is not None and not running.response_complete:
-            request = running.scope.get(_REQUEST_KEY)
+            request = running.scope.get(REQUEST_KEY)
             if request is not None:
-                request.client_has_gone()
+                request.handle_disconnect()
 
     def _end_rejected(self, cycle: Any) -> None:
         if not cycle.keep_alive and not self.transport.is_closing():
@@ -110,5 +103,5 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
         running = self._running
         if (running is None or running.response_complete) and (self.cycle is cycle or self.pipeline):
             self.on_response_complete()
-        else:  # another request, which came after this one, is in progress or is rejected next
+        else:  # a request that came after this one is in progress, or is rejected next
             self.server_state.total_requests += 1

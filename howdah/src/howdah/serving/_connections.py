@@ -1,4 +1,4 @@
-"""All connections of a server: how many there may be, and which ones have exceeded a time limit."""
+"""All connections of a server. Their number is limited, and those that exceed a time limit are closed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from howdah.serving._protocol import LimitedHttpProtocol, Phase
 from howdah.serving.draining import StopState
 from howdah.serving.limits import ServerLimits
 
-# How long a closed connection waits for the client to close its side.
+# How long the server waits for the client to close its side of a connection, after the server has closed its own.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_SECONDS_AT_STOP: Final = 0.5
 _MAX_LINGERING: Final = 256
-# How long a response may be complete while the client still sends the body.
+# How long the rest of a body is read and ignored after the response.
 _DISCARD_SECONDS: Final = 10.0
-# A connection that became idle just now may get its next request at any moment, so it isn't closed for another one.
+# A connection that became idle just now may get its next request at any moment, so it isn't closed to make room
+# for another one.
 _MIN_IDLE_SECONDS: Final = 1.0
 
 _HEADER: Final = Phase.HEADER
@@ -30,7 +31,7 @@ class Connections:
     def __init__(self, limits: ServerLimits, stop: StopState) -> None:
         self.limits = limits
         self.stop = stop
-        self.all: set[Any] = set()  # those of uvicorn's ServerState, with WebSockets
+        self.all: set[Any] = set()  # the set of uvicorn's ServerState, including WebSockets
         self._unfinished: dict[LimitedHttpProtocol, None] = {}
         self._idle: dict[LimitedHttpProtocol, None] = {}
         self._closing: dict[LimitedHttpProtocol, None] = {}
@@ -43,7 +44,7 @@ class Connections:
         return len(self.all) - len(self._closing)
 
     def add(self, connection: LimitedHttpProtocol) -> bool:
-        """Count a new connection. Returns whether there are too many now, so that it may only send a probe."""
+        """Add a new connection. Returns whether it exceeds `max_connections`: then it may only request a probe."""
         limits, unfinished = self.limits, self._unfinished
         unfinished[connection] = None
         count = self.count()
@@ -60,7 +61,7 @@ class Connections:
         return is_extra
 
     def move(self, connection: LimitedHttpProtocol, old: Phase, new: Phase) -> None:
-        """Note that the phase changes."""
+        """Move a connection to the group of its new phase."""
         if old is _IDLE:
             self._idle.pop(connection, None)
         elif old is _HEADER:
@@ -80,7 +81,7 @@ class Connections:
             each.pop(connection, None)
 
     def close_idle(self, *, after: float, now: float) -> None:
-        """From now on, close connections that have been idle for so long, counted from now at the earliest."""
+        """From now on, close connections that are idle for `after` seconds. The time before `now` doesn't count."""
         self._max_idle_at_stop = after
         self._idle_counts_from = now
 
@@ -94,6 +95,7 @@ class Connections:
                 self._check_websocket(connection, now, blocked)
 
     def _check(self, connection: LimitedHttpProtocol, now: float) -> None:
+        """Close the connection if it has exceeded the time limit of its phase, or doesn't read its response."""
         limits, elapsed = self.limits, now - connection.since
         if not connection.transport.get_write_buffer_size():
             connection.blocked_since = None
@@ -104,7 +106,7 @@ class Connections:
             return
         match connection.phase:
             case Phase.REQUEST if not connection.is_waiting_for_body:
-                connection.since = now  # the client's time starts when the application waits for it
+                connection.since = now  # the timeout starts when the application waits for the body
             case Phase.REQUEST if elapsed > limits.body_timeout:
                 connection.reject(_problems.BODY_TIMEOUT)
             case Phase.IDLE if elapsed > limits.keep_alive_timeout or self._is_idle_for_too_long(connection, now):
@@ -128,7 +130,7 @@ class Connections:
         return now - max(connection.since, self._idle_counts_from) > self._max_idle_at_stop
 
     def _check_websocket(self, connection: Any, now: float, blocked: dict[Any, tuple[int, float]]) -> None:
-        """Abort a WebSocket whose buffer has stayed as it is for `write_timeout`."""
+        """Abort a WebSocket whose write buffer has had the same size for `write_timeout`."""
         size = connection.transport.get_write_buffer_size()
         if not size:
             return
@@ -139,6 +141,6 @@ class Connections:
         else:
             self._blocked[connection] = (size, since)
 
-    def http(self) -> Iterable[LimitedHttpProtocol]:
+    def list_http(self) -> Iterable[LimitedHttpProtocol]:
         """The connections that aren't WebSockets."""
         return [each for each in self.all if isinstance(each, LimitedHttpProtocol)]

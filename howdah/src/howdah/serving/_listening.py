@@ -1,4 +1,4 @@
-"""Let a listening socket accept no new connections, without a reset of those that exist."""
+"""Make a listening socket ignore new connections, without resetting the existing ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 _SO_ATTACH_FILTER: Final = 26  # Linux, not in the module socket
 # In `struct tcp_info`, which has the length of the queue in the member tcpi_unacked for a listening socket.
 _UNACKED: Final = slice(24, 28)
-# A classic BPF program for a segment whose TCP header is at its start: drop it if it has the flag SYN.
+# A classic BPF program that drops segments with the flag SYN. Its input begins with the TCP header.
 _DROP_SYN: Final = (
     (0x30, 0, 0, 13),  # load the byte with the flags
     (0x45, 0, 1, 0x02),  # is SYN set?
@@ -24,9 +24,9 @@ _DROP_SYN: Final = (
 def reject_new_connections(sockets: Iterable[Any]) -> bool:
     """Make the kernel ignore further connection attempts. Returns whether that is possible on this system.
 
-    `close` of a listening socket resets the connections that the kernel has established, but the process hasn't
-    accepted. After this call their number can only shrink. A client whose attempt is ignored repeats it after a second,
-    and is refused then, or is accepted by another process.
+    Closing a listening socket resets the connections that the kernel has established, but the process hasn't accepted.
+    After this call their number can only shrink. A client whose attempt is ignored tries again after a second. Then it
+    is refused, or another process accepts it.
 
     The filter belongs to the socket, so don't use this for a socket that other processes still accept from.
     """

@@ -13,14 +13,14 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class ServerProblem:
-    """A response with the type `urn:howdah:problem:<code>`, after which the connection is closed."""
+    """A problem with the type `urn:howdah:problem:<code>`. The server closes the connection after it."""
 
     status: HTTPStatus
     code: str
     detail: str
 
     def encode(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """The response. A 503 has a `Retry-After` of 1 to 3 s, so that clients don't return at the same time."""
+        """Encode the response. A 503 has a random `Retry-After` of 1 to 3 s, so clients return at different times."""
         body = orjson.dumps(
             {
                 "type": f"urn:howdah:problem:{self.code}",
@@ -46,12 +46,14 @@ HEADER_TIMEOUT: Final = ServerProblem(
     HTTPStatus.REQUEST_TIMEOUT, "header-timeout", "the header of the request took too long: send it at once"
 )
 BODY_TIMEOUT: Final = ServerProblem(
-    HTTPStatus.REQUEST_TIMEOUT, "body-timeout", "no byte of the body arrived for too long"
+    HTTPStatus.REQUEST_TIMEOUT,
+    "body-timeout",
+    "the client paused for too long while it sent the body: send it without pauses",
 )
 HEADER_TOO_LARGE: Final = ServerProblem(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "header-too-large", "the header has too many bytes or too many fields"
 )
 TOO_MANY_CONNECTIONS: Final = ServerProblem(
-    HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "the server has as many connections as it may have"
+    HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "the server has too many connections: try again later"
 )
 STOPPING: Final = ServerProblem(HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stopped before it could answer")

@@ -20,11 +20,12 @@ from howdah.serving._problems import ServerProblem
 if TYPE_CHECKING:
     from howdah.serving._connections import Connections
 
-# Each chunk of a body needs at least 5 bytes besides its data. So a body in chunks of one byte is accepted.
+# A chunk of a body has at least 5 bytes in addition to its data. So a body in chunks of one byte is accepted.
 _MAX_OVERHEAD_PER_BYTE: Final = 8
-# What a client may still send after its response, so that it reads the response before it learns of the close.
+# What a client may still send after its response. It is read and ignored, so that the client can read the response
+# before the connection is closed.
 _MAX_DISCARDED_BYTES: Final = 16_777_216
-# uvicorn logs each cancelled request as an error of the application.
+# uvicorn logs each cancelled request as an error of the application. This logger drops the entry.
 _SILENT_LOGGER: Final = logging.Logger("howdah.serving.cancelled", logging.CRITICAL + 1)
 
 
@@ -38,7 +39,7 @@ class Phase(Enum):
     CLOSING = auto()  # the server's side is closed: what the client still sends is ignored
 
 
-# A global name is found faster than a member of an enum, and each request uses a dozen.
+# Looking up a global name is faster than a member of an enum, and each request needs a dozen look-ups.
 _HEADER: Final = Phase.HEADER
 _REQUEST: Final = Phase.REQUEST
 _DISCARDING: Final = Phase.DISCARDING
@@ -55,7 +56,7 @@ class _Rejected(Exception):
 
 
 class _CycleTransport:
-    """The transport as a request's cycle sees it: `close` is the protocol's."""
+    """The transport that uvicorn's request cycle gets. Its `close` is `LimitedHttpProtocol.finish`."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -66,10 +67,10 @@ class _CycleTransport:
 
 
 class LimitedHttpProtocol(AdmittingHttpProtocol):
-    """One connection. A problem of the server itself closes it.
+    """One connection, with limits. The server closes it after a `ServerProblem`.
 
-    It closes only its own side first, and reads what the client still sends for a short time. Otherwise the client's
-    kernel would get a reset, and might drop a response that the client hasn't read.
+    The server closes only its own side first. For a short time it still reads what the client sends. Otherwise the
+    client's kernel would get a reset, and might drop a response that the client hasn't read.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         self.limits = group.limits
         self.phase = _HEADER
         self.since = self.loop.time()  # when the phase began; in a body, when its last byte arrived
-        self.blocked_since: float | None = None  # since when the client doesn't read
+        self.blocked_since: float | None = None  # when the client stopped reading
         self._is_extra = False
         self._is_in_header = False  # the parser has a part of a header
         self._is_complete = True  # the parser has no part of a message
@@ -95,12 +96,12 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         self._header_bytes = 0  # in the reads since the header began
         self._starts_with_read = True  # whether the next message begins with the data that was read
         self._body_bytes = 0
-        self._received_bytes = 0  # since the header, or since the response; a part of one read may be missing
+        self._received_bytes = 0  # since the header or the response; one read may be counted in part
 
     # The transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection. Another one may be closed for it."""
+        """Add the connection. Another one may be closed to make room for it."""
         super().connection_made(cast(asyncio.Transport, transport))
         self._cycle_transport = cast(asyncio.Transport, _CycleTransport(self.transport, self.finish))
         self._is_extra = self.group.add(self)
@@ -142,7 +143,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             self._check_unfinished()
 
     def _check_unfinished(self) -> None:
-        """Check what the parser has of an incomplete header or body."""
+        """Check the limits of a header or body that is incomplete."""
         if self.phase is _CLOSING:
             return
         if self.phase is _IDLE:
@@ -188,7 +189,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         previous = self.cycle
         super().on_headers_complete()
         self._is_in_header = False
-        # Less than the limit needs no count.
+        # A read that is smaller than the limit needs no exact count.
         is_counted = limits.max_header_bytes < self._chunk_bytes == self._header_bytes
         self._received_bytes = self._chunk_bytes - self._count_header_bytes() if is_counted else 0
         self._header_bytes = self._body_bytes = 0
@@ -196,11 +197,11 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if cycle is previous:  # a WebSocket
             return
         cycle.transport = self._cycle_transport
-        # Trailers would be added to this list. Without a new one they would become headers of the request, which a
-        # proxy has not seen as such.
+        # uvicorn adds trailers to its list of headers. With a new list they don't become headers of the request, which
+        # a proxy hasn't checked.
         self.headers = []
         if self._is_extra or self.expect_100_continue or self.group.stop.is_draining:
-            # A client that waits for 100 may send its body or not, if it gets another response.
+            # If a client that waits for 100 gets another response, it may still send the body, or omit it.
             cycle.keep_alive = False
         if len(self.pipeline) >= limits.max_pipelined_requests:
             cycle.keep_alive = False
@@ -261,7 +262,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
 
     @property
     def is_waiting_for_body(self) -> bool:
-        """Whether the next byte of a body is due, and the client is the one who must send it."""
+        """Whether the client must send the next byte of a body now."""
         return (
             not (self._is_complete or self._is_in_header)
             and not self.flow.read_paused
@@ -269,21 +270,21 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         )
 
     def enter(self, phase: Phase) -> None:
-        """Change the phase, and begin to count its time."""
+        """Change the phase. Its time begins now."""
         self.group.move(self, self.phase, phase)
         self.phase = phase
         self.since = self.loop.time()
 
     def reject(self, problem: ServerProblem) -> None:
-        """Answer with the problem if nothing else has been answered, and close the connection."""
+        """Send the problem, unless a response has begun, and close the connection."""
         if self.phase is _CLOSING or self.transport.is_closing():
             return
         cycle = self.cycle
-        if self.phase is _DISCARDING:  # its request was answered
+        if self.phase is _DISCARDING:  # its request has been answered
             self.linger()
             return
         if cycle is not None and not cycle.response_complete:
-            if self._is_in_header or self._is_complete:  # not of this request, but of one after it
+            if self._is_in_header or self._is_complete:  # the problem belongs to a later request
                 cycle.keep_alive = False
                 self._is_last = True
                 return
@@ -299,7 +300,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         self.linger()
 
     def linger(self) -> None:
-        """Close the server's side of the connection, and read until the client closes its own, for a short time."""
+        """Close the server's side of the connection. Read until the client closes its own, for a short time."""
         self.pipeline.clear()
         self._received_bytes = 0
         self.enter(_CLOSING)
@@ -322,7 +323,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             return
         cycle.logger = _SILENT_LOGGER
         if cycle.response_started:
-            self.transport.abort()  # so that the client doesn't take a part for the whole
+            self.transport.abort()  # so that the client sees that the response is incomplete
         elif not self.pipeline and self.phase is not _CLOSING:
             self.transport.write(problem.encode(self.server_state.default_headers))
             self.linger()

@@ -1,4 +1,4 @@
-"""uvicorn's server with a stop that drains, and that ends the process in any case."""
+"""uvicorn's server with a stop that drains the connections and has a time limit."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from howdah.serving.limits import ServerLimits
 
 _TICK_SECONDS: Final = 0.1
 _MAX_CHECK_SECONDS: Final = 1.0
-# A terminal and a process such as `uv run` may both send the same signal.
+# Two signals within this time count as one: a terminal and a process such as `uv run` may both send it.
 _SAME_SIGNAL_SECONDS: Final = 0.5
-# A connection that is idle for so long is closed at a stop by SIGTERM. One that is used gets a response with
-# `Connection: close` before.
+# At a stop by SIGTERM, a connection is closed when it has been idle for this long. If it gets a request before that,
+# the response has `Connection: close`.
 _IDLE_SECONDS_AT_STOP: Final = 1.0
-# Before the listening socket is closed, handshakes that have begun are completed, and then accepted.
+# Before the listening socket is closed, the server waits for handshakes that have begun, and accepts their connections.
 _HANDSHAKE_SECONDS: Final = 0.1
 _MAX_ACCEPT_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 1.0
 _LOGGING_SECONDS: Final = 0.5
-# For the lifespan after a second signal.
+# The time for the end of the lifespan after a second signal.
 _FORCED_LIFESPAN_SECONDS: Final = 3.0
 
 _log: Final = logging.getLogger("howdah.serving")
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that stops in steps. The first signal begins:
+    """A server that stops in steps. The first signal starts them:
 
     1. `is_draining` is true, so that `/readyz` fails, and each response has `Connection: close`.
     2. After SIGTERM, `pause` seconds pass. Requests are answered as before.
@@ -52,7 +52,7 @@ class DrainingServer(uvicorn.Server):
     4. Requests that take too long are cancelled. Their clients get a 503, or the connection is aborted.
     5. The lifespan of the application ends.
 
-    A second signal goes on with step 4 at once. A third one ends the process. `timeout` seconds after the first signal,
+    A second signal skips to step 4. A third one ends the process. `timeout` seconds after the first signal,
     the process ends even if the event loop is blocked, with the exit code 1.
     """
 
@@ -76,7 +76,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Handle signals while the server runs. They aren't raised again afterwards, as uvicorn does."""
+        """Handle signals while the server runs. Unlike uvicorn, don't raise them again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -102,7 +102,7 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = True
 
     def request_stop(self) -> None:
-        """Stop as after the first SIGTERM, but without the limit for the process."""
+        """Stop as after the first SIGTERM, but without the time limit for the process."""
         self._requested_at = time.monotonic()
         self._stop.is_draining = True
         self.should_exit = True
@@ -158,7 +158,7 @@ class DrainingServer(uvicorn.Server):
             _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)
 
     async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
-        """Close the listening sockets without a reset of a connection that a client has opened already."""
+        """Close the listening sockets without resetting connections that clients have already opened."""
         listening = [each for server in self.servers for each in server.sockets]
         is_rejecting = reject_new_connections(listening)
         if is_rejecting:
@@ -166,7 +166,8 @@ class DrainingServer(uvicorn.Server):
         if self._acceptor is not None:
             self._acceptor.stop()
         if is_rejecting:
-            # uvloop accepts one connection in each iteration of the event loop, so a busy one needs a while.
+            # uvloop accepts one connection in each iteration of the event loop, so a busy
+            # process needs several ticks.
             await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
@@ -178,7 +179,7 @@ class DrainingServer(uvicorn.Server):
         tasks = set(self.server_state.tasks)
         if tasks:
             _log.error("%d requests did not end in time, and are cancelled", len(tasks))
-            for connection in self._connections.http():
+            for connection in self._connections.list_http():
                 connection.cancel(_problems.STOPPING)
             for task in tasks:
                 task.cancel()
@@ -199,7 +200,7 @@ class DrainingServer(uvicorn.Server):
         self._counter = (self._counter + 1) % 864_000
         now = asyncio.get_running_loop().time()
         if now >= self._next_check:
-            # If the event loop was blocked, data of clients may be waiting: first it is read.
+            # After the event loop was blocked, data of clients may be waiting. Read it before any time is checked.
             if now - self._next_check < _MAX_CHECK_SECONDS:
                 self._connections.check_times(now)
             self._next_check = now + (_TICK_SECONDS if self._stop.is_draining else self._check_seconds)
@@ -207,7 +208,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float) -> DrainingServer:
-    """A server for the application, which `run` starts."""
+    """Build the server for the application. Its `run` starts it."""
     connections = Connections(limits, StopState())
     config = uvicorn.Config(
         app,
@@ -224,7 +225,7 @@ def _end_process(ends_at: float, seconds: float) -> None:
     # The log may be blocked, for example by a pipe that nobody reads.
     logging_seconds = min(_LOGGING_SECONDS, 0.1 * seconds)
     time.sleep(max(0.0, ends_at - logging_seconds - time.monotonic()))
-    message = "the process did not stop within %g s: it ends now, without closing what is open"
+    message = "the process did not stop within %g s: it ends now, without closing its connections"
     logging_thread = threading.Thread(target=_log.critical, args=(message, seconds), daemon=True)
     logging_thread.start()
     logging_thread.join(logging_seconds)

@@ -12,7 +12,7 @@ STOP_STATE_KEY: Final = "howdah_stop"
 
 @dataclass(slots=True)
 class StopState:
-    """What one server tells its connections and its application."""
+    """Whether one server is stopping. Its connections and its application share this object."""
 
     is_draining: bool = False
 
@@ -20,7 +20,7 @@ class StopState:
 def is_draining(scope: Mapping[str, Any]) -> bool:
     """Whether the server of this ASGI scope has been told to stop: it answers requests, but should get no new ones.
 
-    It is false for a server other than that of `howdah.serving.serve`.
+    It is always false with another server than that of `howdah.serving.serve`.
     """
     state = (scope.get("state") or {}).get(STOP_STATE_KEY)
     return isinstance(state, StopState) and state.is_draining

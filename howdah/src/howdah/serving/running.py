@@ -24,11 +24,12 @@ class CannotListen(OSError):
 def bind_socket(host: str, port: int) -> socket.socket:
     """A socket for `serve`. Raises `CannotListen`.
 
-    Bind it before work that must not be done in vain, such as migrations. Connections are accepted later, by `serve`.
+    Bind it before long work such as migrations, so that a port in use is reported first. `serve` accepts connections.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection is 40 ms late.
+    # asyncio sets this only for sockets that it creates. Without it, a response on a reused connection may be 40 ms
+    # late.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         bound.bind((host, port))
@@ -50,11 +51,11 @@ def serve(
 ) -> None:
     """Serve the ASGI application until SIGTERM or SIGINT (Ctrl+C), and return.
 
-    `sockets` are bound and not shared with other processes; without them, `host` and `port` are bound.
+    `sockets` must be bound, and not shared with other processes. Without them, `serve` binds `host` and `port`.
 
     On SIGTERM, `/readyz` fails first, while requests are served for `stop_pause` seconds more, so that a proxy can
-    learn of it. SIGINT skips this pause. Then no connection is accepted, idle ones are closed, and the requests in
-    progress are finished. Requests that take too long are cancelled with a 503, and the application's lifespan ends.
+    learn of it. SIGINT skips this pause. Then the server accepts no more connections, closes idle ones, and finishes
+    the requests in progress. It cancels requests that take too long with a 503, and ends the application's lifespan.
 
     `stop_timeout` is in seconds from the signal. **The process ends at that time with the exit code 1**, even if it
     is still in this function or in the code after it. So after a signal, the caller should only close what it has
@@ -74,7 +75,7 @@ def serve(
 
 
 def _fit_file_limit(limits: ServerLimits) -> ServerLimits:
-    """Let the process open enough files for its connections. If it may not, lower `max_connections`."""
+    """Raise the process's limit of open files as needed. If the system forbids it, lower `max_connections`."""
     if sys.platform == "win32":
         return limits
     import resource

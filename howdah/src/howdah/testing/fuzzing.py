@@ -6,19 +6,19 @@ They say what an OpenAPI description can't say, so that all checks can stay on:
 
 - Bodies and responses with NDJSON: the schema is that of one line. A generated value is sent as two equal lines, and
   each line of a response is compared with the schema (the check `ndjson_lines`).
-- A cursor is what an earlier page of the same list returned. A made-up `after` or `before` is replaced by one, or
-  removed.
+- A cursor is what an earlier page of the same list returned. A generated `after` or `before` is replaced by one,
+  or removed.
 - `after` and `before` exclude each other.
 - A valid `If-Match` depends on the row, so `*` is sent.
 - An idempotency key is used once, so a generated one is replaced by a new one.
 - JSON Schema counts `1.0` as an integer, and Pydantic's `StrictInt` doesn't, so integers are sent without a fraction.
-- `format: email` has addresses that `EmailStr` accepts, if email-validator is installed.
+- Values of `format: email` are addresses that `EmailStr` accepts, if email-validator is installed.
 - A change without a required `If-Match` is rejected with 428.
 - schemathesis may take null from a response as the value of a path parameter, and then the request isn't valid.
 - A valid request may be rejected because of the state of the database (`STATE_PROBLEMS`). A service adds its own types:
   `STATE_PROBLEMS.add("out-of-stock")`.
 
-A service with further rules imports this module in a module of hooks of its own.
+A service with further rules imports this module in its own module of hooks.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def before_call(context: schemathesis.HookContext, case: _Case, kwargs: dict[str
         if name.lower() == "if-match":
             case.headers[name] = "*"
         elif name.lower() == "idempotency-key":
-            # the same keys in each run with the same seed
+            # numbered, so that each run with the same seed sends the same keys
             case.headers[name] = str(UUID(int=next(_key_numbers), version=4))
     body = _without_fractions(case.body)
-    # `==` doesn't see the difference. A body that is assigned is validated again, and more strictly than generated.
+    # Compare texts, because `1 == 1.0`. Assign only if needed: an assigned body is validated again, more strictly.
     if isinstance(case.body, dict | list) and json.dumps(body) != json.dumps(case.body):
         case.body = body
 
@@ -135,7 +135,7 @@ def after_call(context: schemathesis.HookContext, case: _Case, response: schemat
 def filter_failure(
     context: schemathesis.HookContext, failure: Failure, case: _Case, response: schemathesis.Response
 ) -> bool:
-    """Drop a failure that is right; the module's docstring has the reasons."""
+    """Return false for a failure that isn't one. The module's docstring has the reasons."""
     if isinstance(failure, RejectedPositiveData):
         has_null = "None" in map(str, (case.path_parameters or {}).values())
         return not has_null and get_problem_type(response) not in STATE_PROBLEMS
@@ -146,7 +146,7 @@ def filter_failure(
 
 @schemathesis.check
 def ndjson_lines(ctx: schemathesis.CheckContext, response: schemathesis.Response, case: _Case) -> bool | None:
-    """Each line of an NDJSON response has the schema of the description."""
+    """Each line of an NDJSON response matches the schema in the OpenAPI description."""
     media_type = response.headers.get("content-type", [""])[0].partition(";")[0]
     if media_type != NDJSON:
         return True

@@ -65,7 +65,7 @@ class Peer:
         self.reader, self.writer = reader, writer
 
     async def send(self, data: bytes) -> None:
-        """Write the data. It doesn't matter whether the server still reads."""
+        """Write the data. A server that has closed the connection is no error."""
         try:
             self.writer.write(data)
             await self.writer.drain()
@@ -122,7 +122,7 @@ class RunningServer:
 
 @contextmanager
 def running_server(app: Any, limits: ServerLimits | None) -> Iterator[RunningServer]:
-    """The application behind Howdah's server in a thread; without limits, behind uvicorn's own server."""
+    """Serve the application in a thread: with Howdah's server, or without limits with uvicorn's own server."""
     with closing(bind_socket("127.0.0.1", 0)) as bound:
         port = bound.getsockname()[1]
         server: uvicorn.Server

@@ -28,8 +28,10 @@ class AccountCache:
     _locked_batches_left: int = 0
 
     def take_optimistic_slot(self) -> bool:
-        """Whether the next batch may be posted optimistically. Call this once for each batch, because it also counts
-        the batches that use locks after a conflict."""
+        """Whether the next batch may be posted optimistically.
+
+        Call this once for each batch, because it also counts the batches that use locks after a conflict.
+        """
         if self._locked_batches_left == 0:
             return True
         self._locked_batches_left -= 1

@@ -277,7 +277,7 @@ async def check_ledger(
 
     The session must read from one snapshot (`isolation_level="REPEATABLE READ"`). Otherwise concurrent transfers would
     look like faults. Until the transaction ends, the session has no statement timeout and little `work_mem`. `begin` is
-    called with each of `STEPS` when that step begins. `is_newer` is that of `compare_schema`.
+    called with each of `STEPS` when that step begins. See `compare_schema` for `is_newer`.
     """
     begin(_SCHEMA)
     schema = await compare_schema(db, is_newer=is_newer)

@@ -42,7 +42,7 @@ from shop.ledger.writing import KeyInUse, KeyLocked, expected_values, values_to_
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
-# `aclose` has waited for the blocked queue before it closes the queue.
+# Short, because `Ledger.aclose` waits for the submitted requests before it closes the blocked queue.
 _BLOCKED_CLOSE_SECONDS: Final = 1.0
 # Refusals that a held amount can cause. They may be wrong if the cached amount includes an expired hold.
 _REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
@@ -69,12 +69,12 @@ class Ledger:
     If the connection breaks during a commit, the idempotency keys are looked up, and the requests that were not
     committed are posted. Requests without keys raise the error.
 
-    Each call has an answer within `submit_timeout` seconds. Then it raises `QueueTimeout` if nothing was posted, and
-    `ResultTimeout` if the transfer may have been posted, or may be posted later. The same request with the same key is
-    posted once, so it can be submitted again after any of these errors.
+    Each call returns or raises within `submit_timeout` seconds. At the timeout it raises `QueueTimeout` if nothing was
+    posted, and `ResultTimeout` if the transfer may have been posted, or may be posted later. The same request with the
+    same key is posted once, so it can be submitted again after any of these errors.
 
-    If another transaction uses the same key and doesn't end, only the requests with this key wait. Nobody else waits
-    for longer than the search for them takes: 0.2 s for each halving of the batch.
+    If another transaction uses the same key and doesn't end, only the requests with this key wait. Other requests wait
+    only until these are found: 0.2 s for each bisection of the batch.
 
     Use it with `async with`. On exit it accepts no more requests (`CoalescerClosed`) and finishes those in the queue,
     at most for `close_timeout` seconds. Raises `QueueFull` if more than `max_waiting` tasks wait.
@@ -126,12 +126,15 @@ class Ledger:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Accept no more requests, and finish those in the queues, at most for `close_timeout` seconds."""
+        """Accept no more requests, and finish those in the queues.
+
+        This takes at most `close_timeout` seconds, and one second more for the blocked queue.
+        """
         until = asyncio.get_running_loop().time() + self._close_timeout
         await self._coalescer.aclose()
-        with suppress(TimeoutError):  # then the second queue fails what is left
+        with suppress(TimeoutError):  # then closing the blocked queue fails the remaining requests
             async with asyncio.timeout_at(until):
-                await self._has_no_submits.wait()  # a request may be between the two queues
+                await self._has_no_submits.wait()  # a request may be on its way to the blocked queue
         await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
@@ -188,7 +191,7 @@ class Ledger:
         return asyncio.get_running_loop().time() + self._submit_timeout
 
     async def _submit(self, item: _Item, deadline: float | None = None) -> list[TransferResult]:
-        """The results, or an error, until this time of the event loop."""
+        """Return the results or raise an error, at the latest at this time of the event loop."""
         loop = asyncio.get_running_loop()
         timeout = None if deadline is None else deadline - loop.time()
         deadline = self._start_deadline() if deadline is None else deadline
@@ -232,12 +235,11 @@ class Ledger:
         return _replace_blocked(answers, waited)
 
     async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post the items whose accounts and keys no other transaction has locked. The result of the other items is
-        `BLOCKED`."""
+        """Post the items whose accounts and keys no other transaction has locked. Return `BLOCKED` for the others."""
         try:
             async with self._write_lock:  # otherwise two batches of this process could block each other
                 return await self._commit(lambda session: post_skip_locked(session, items))
-        except KeyLocked:  # PostgreSQL doesn't say which key, so it is searched
+        except KeyLocked:  # PostgreSQL doesn't say which key, so bisect to find it
             if len(items) == 1:
                 return [BLOCKED]
             half = len(items) // 2

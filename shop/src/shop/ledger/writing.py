@@ -140,7 +140,7 @@ def _raise_key_in_use() -> Iterator[None]:
 def _raise_key_locked() -> Iterator[None]:
     """Raise `KeyLocked` instead of the `LockTimeout` of `_LIMIT_OF_KEY_WAIT`.
 
-    A lock of a whole table ends with `LockTimeout`, too, but only after the longer `lock_timeout` of the session.
+    If a whole table is locked, `LockTimeout` is raised too, but only after the longer `lock_timeout` of the session.
     """
     started = time.monotonic()
     try:
@@ -271,7 +271,8 @@ _KEY_STORED_AS: Final = {
 # accounts are skipped: waiting for their transaction could deadlock, or take long.
 # A transaction waits for another one that has inserted the same key. The caller holds the write lock of its process, so
 # all transfers would wait. This shortens the wait of the statement (and of the rest of its transaction) to 0.2 s. After
-# it, the request waits with the session's `lock_timeout` and without the write lock, whatever has caused the wait.
+# that, the request waits in the blocked queue, without the write lock and with the session's `lock_timeout`. The same
+# happens if another lock has caused the wait.
 _LIMIT_OF_KEY_WAIT: Final = "set_config('lock_timeout', '200', true) IS NOT NULL"
 # A `LockTimeout` after this time isn't caused by `_LIMIT_OF_KEY_WAIT`.
 _MAX_KEY_WAIT_SECONDS: Final = 1.5

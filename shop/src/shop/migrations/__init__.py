@@ -24,7 +24,7 @@ async def is_newer(database: Database) -> bool:
 
 
 def verify_schema(url: str) -> None:
-    """Raise `SchemaMismatch` if the ledger's schema was changed, other than by a later release. Blocks."""
+    """Raise `SchemaMismatch` if anything but a later release has changed the ledger's schema. Blocks the thread."""
 
     async def compare() -> bool:
         async with Database(url, pool_size=1, application_name="shop") as database:
@@ -34,7 +34,7 @@ def verify_schema(url: str) -> None:
 
 
 async def find_schema_problem(database: Database) -> str | None:
-    """The reason why the service isn't ready: the database's revision, or changes of the ledger's schema. Or None."""
+    """Why the service isn't ready, or None: the revision is wrong, or the ledger's schema was changed."""
     state = await HISTORY.compare_revision(database)
     if state in ("behind", "unknown"):
         return await HISTORY.find_revision_problem(database)

@@ -19,7 +19,9 @@ def _reject_equal_names(value: Any, validate: ValidatorFunctionWrapHandler) -> A
     """Reject names that become equal when they are normalized, because only one of them could be kept."""
     metadata = validate(value)
     if len(metadata) < len(value):
-        raise PydanticCustomError("equal_names", "two names are equal, except for spaces at their ends or accents")
+        raise PydanticCustomError(
+            "equal_names", "two names are equal after normalization (Unicode NFC, trimmed): remove one"
+        )
     return metadata
 
 
