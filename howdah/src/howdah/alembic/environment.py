@@ -100,8 +100,8 @@ def run_migrations(
     repeatable, such as CREATE OR REPLACE FUNCTION.
 
     - One process migrates a database at a time. Other processes wait for it, and raise `MigrationBlocked` after `wait`
-      seconds. It is also raised if the URL is that of a pooler, because the lock belongs to the session. With
-      `allow_pooler` a pooler in session mode is accepted.
+      seconds. `MigrationBlocked` is also raised if the URL is that of a pooler, because the lock belongs to the
+      session. With `allow_pooler` a pooler in session mode is accepted.
     - Each migration is a transaction. Its statements have no timeout.
     - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
       after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
