@@ -154,6 +154,7 @@ class Generator:
             self._lose(connection)
 
     def _receive(self, timeout: float) -> None:
+        """Wait for events of the connections at most this long, and handle them."""
         for number, event in self._poll.poll(timeout):
             connection = self._connections.get(number)
             if connection is None:
@@ -191,6 +192,7 @@ class Generator:
         connection.received = data
 
     def _answered(self, connection: _Connection, status: bytes, is_closing: bool) -> None:
+        """Count a complete response, and release its connection."""
         connection.received = b""
         if not connection.is_busy:  # the server closes an idle connection with a response
             self._lose(connection)

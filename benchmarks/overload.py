@@ -119,6 +119,8 @@ class Overload(LedgerComparison):
         return _QUICK_LOADS if self.is_quick else _LOADS
 
     def _load(self, kind: str, route: _Route, load: int) -> Callable[[], Awaitable[Measured]]:
+        """A function that sends `load` times the sustainable rate. The first call for a route measures that rate."""
+
         async def run() -> Measured:
             server = self._servers[kind, route]
             await self._stop_others(route)

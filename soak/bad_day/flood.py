@@ -55,6 +55,7 @@ class Flood:
         return build_request("POST", "/transfers", {**_JSON, "Idempotency-Key": str(uuid4())}, body)
 
     async def _send(self) -> None:
+        """Send a request on an idle connection or a new one, and count its answer."""
         connection: Connection | None = None
         with contextlib.suppress(NoAnswer, TimeoutError, OSError):
             async with asyncio.timeout(_TIMEOUT_SECONDS):

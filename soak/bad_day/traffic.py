@@ -91,6 +91,7 @@ class Client:
     def _check(
         self, kind: Kind, request: str, started: float, seconds: float, result: Answer | NoAnswer | None
     ) -> None:
+        """Record the rules that the result of a request breaks, and those that it breaks only without a fault."""
         timeline, violations = self._traffic.timeline, self._traffic.violations
         bound, now = kind.bound * self._traffic.slack, timeline.now()
         # A process that is starting accepts connections before it can answer.

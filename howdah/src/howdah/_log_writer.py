@@ -120,6 +120,7 @@ class ThreadedWriter:
                 thread.start()
 
     def _run(self) -> None:
+        """The thread: write the queued lines until the writer is closed."""
         while not self._is_closed:
             self._has_work.wait()
             self._is_urgent.wait(_COLLECT_SECONDS)

@@ -49,6 +49,7 @@ class Watch:
         self._stopping.set()
 
     def _run(self) -> None:
+        """The thread: look at the server every 0.2 s, and restart it if it has died."""
         attempts, running_since = 0, time.monotonic()
         while not self._stopping.wait(_POLL_SECONDS):
             if self._is_running():
