@@ -196,7 +196,7 @@ class Cluster:
         kill_postmaster(self.primary)
 
     def ensure_running(self) -> None:
-        """Start the primary if it isn't running. A server that can't write its WAL ends."""
+        """Start the primary if it isn't running. A server ends if it can't write its WAL."""
         self.primary.start()
 
     def fill_disk(self) -> None:

@@ -28,7 +28,7 @@ _logger = logging.getLogger("howdah.embedded")
 class Watch:
     """A thread that calls `restart` when `is_running` is false.
 
-    After five restarts it gives up, unless the server has run for a minute in between. It also ends when somebody has
+    After five attempts it gives up, unless the server has run for a minute in between. It also ends when somebody has
     shut the server down, because that was intended.
     """
 
