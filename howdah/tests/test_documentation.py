@@ -153,8 +153,9 @@ def prose_of(page: str) -> list[str]:
     return [line for line in text.splitlines() if not line.lstrip().startswith("|")]
 
 
-def test_every_test_in_the_table_of_faults_exists() -> None:
-    named = re.findall(r"`(?:(\w+/tests/[\w/]+\.py)` `)?(test_\w+)`", (PROJECT / "docs/faults.md").read_text())
+@pytest.mark.parametrize("page", ["docs/faults.md", "docs/operations/bad-day.md"])
+def test_every_test_in_the_tables_of_faults_exists(page: str) -> None:
+    named = re.findall(r"`(?:(\w+/tests/[\w/]+\.py)` `)?(test_\w+)`", (PROJECT / page).read_text())
     assert len(named) > 15
     file, missing = "", []
     for path, test in named:
