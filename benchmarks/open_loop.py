@@ -3,11 +3,11 @@
 `python -m benchmarks.open_loop PORT RATE SECONDS METHOD PREFIX IDS` prints one line of JSON.
 
 With a closed loop (wrk), a slow server gets fewer requests, so it is never overloaded. The clients of a public service
-don't wait for each other. The latency is measured from the time at which a request was due, so a delay of the generator
-counts as well ("coordinated omission").
+don't wait for each other. The latency is measured from the time at which a request was due. Otherwise a request that is
+sent late would seem fast ("coordinated omission").
 
-The connections are opened before the first request, as those of a proxy are. A request that isn't answered within the
-timeout is abandoned: its connection is closed and replaced, as a client or a proxy would do.
+The connections are opened before the first request, as a proxy does. A request that isn't answered within the timeout
+is abandoned: its connection is closed and replaced, as a client or a proxy would do.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Generator:
         self._connections: dict[int, _Connection] = {}
         self._idle: list[_Connection] = []
         self._in_progress: deque[tuple[float, _Connection]] = deque()
-        self._waiting: deque[float] = deque()  # when the requests are due that have no connection yet
+        self._waiting: deque[float] = deque()  # the due times of the requests that have no connection yet
 
     def run(self, seconds: float) -> Summary:
         """Send requests for this long, and wait until the last ones are answered or abandoned."""
@@ -154,6 +154,7 @@ class Generator:
             self._lose(connection)
 
     def _receive(self, timeout: float) -> None:
+        """Wait for events of the connections at most this long, and handle them."""
         for number, event in self._poll.poll(timeout):
             connection = self._connections.get(number)
             if connection is None:
@@ -191,6 +192,7 @@ class Generator:
         connection.received = data
 
     def _answered(self, connection: _Connection, status: bytes, is_closing: bool) -> None:
+        """Count a complete response, and release its connection."""
         connection.received = b""
         if not connection.is_busy:  # the server closes an idle connection with a response
             self._lose(connection)
@@ -212,7 +214,7 @@ class Generator:
             self._idle.append(connection)
 
     def _abandon(self, limit: float) -> None:
-        """Close the connections of requests that have had their time, and forget those that are answered."""
+        """Close the connections of requests that were due before `limit`, and forget requests that are answered."""
         while self._in_progress:
             due, connection = self._in_progress[0]
             is_over = not connection.is_busy or connection.due != due

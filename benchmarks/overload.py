@@ -61,7 +61,7 @@ class Overload(LedgerComparison):
     description = (
         "requests to `shop serve` at 1, 2 and 4 times the sustainable rate, with an open loop. The sustainable rate is "
         f"the throughput of {_PILOT_CONNECTIONS} connections that wait for their answers. Only answers of 2xx within "
-        f"{TIMEOUT_SECONDS:g} s count; later, the client closes the connection. There are {CONNECTIONS:,} connections"
+        f"{TIMEOUT_SECONDS:g} s count: then the client closes the connection. There are {CONNECTIONS:,} connections"
     )
     has_warm_up = False
 
@@ -91,7 +91,7 @@ class Overload(LedgerComparison):
         for server in getattr(self, "_servers", {}).values():
             await server.stop()
         for name, runs in getattr(self, "details", {}).items():
-            for run in runs:  # the figures besides the goodput, which the tables have no columns for
+            for run in runs:  # further figures, for which the tables have no columns
                 print(f"{name}: {json.dumps(run)}", file=sys.stderr)
         if hasattr(self, "_folder"):
             self._folder.cleanup()
@@ -119,6 +119,8 @@ class Overload(LedgerComparison):
         return _QUICK_LOADS if self.is_quick else _LOADS
 
     def _load(self, kind: str, route: _Route, load: int) -> Callable[[], Awaitable[Measured]]:
+        """A function that sends `load` times the sustainable rate. The first call for a route measures that rate."""
+
         async def run() -> Measured:
             server = self._servers[kind, route]
             await self._stop_others(route)
@@ -145,7 +147,7 @@ class Overload(LedgerComparison):
         return run
 
     async def _stop_others(self, route: _Route) -> None:
-        """Stop the servers of other routes. All together would need more connections than PostgreSQL accepts."""
+        """Stop the servers of other routes. Together they would need more connections than PostgreSQL accepts."""
         for (_, other), server in self._servers.items():
             if other is not route:
                 await server.stop_process()

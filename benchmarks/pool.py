@@ -25,7 +25,7 @@ NESTED: Final = "howdah, a second session inside"
 NESTED_GATE: Final = "howdah, the same behind a semaphore"
 
 _SELECT: Final = text("SELECT 1")
-# Long enough that connections are scarce, and not only the processor.
+# Slow enough that the tasks wait for connections, and not only for the processor.
 _SLOW_SELECT: Final = text("SELECT 1 FROM pg_sleep(0.005)")
 
 Use: TypeAlias = Callable[[Callable[[], None]], Awaitable[int]]

@@ -1,8 +1,8 @@
-"""What HTTP servers can limit: python -m benchmarks.server_limits
+"""Compare the limits of HTTP servers: python -m benchmarks.server_limits
 
-Each server has the strictest options that it offers, and gets the same bad clients. The table has what each client
-saw: a status, `closed` without a response, or `held` if nothing happened within the window. It is not a part of
-`make bench`, because nothing is compared by speed. The comparison `servers` measures the speed.
+Each server has the strictest options that it offers, and gets the same bad clients. The table has the result of each
+client: a status, `closed` without a response, or `held` if nothing happened within the window. It is not a part of
+`make bench`, because speed isn't compared. The comparison `servers` measures the speed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class _Server:
 
 
 async def _see(server: _Server, sent: bytes, *, later: bytes = b"") -> str:
-    """What a client sees that sends these bytes, and then perhaps reads a part of the response."""
+    """Send these bytes, and return the client's result: a status, `closed`, `reset` or `held`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     started = time.perf_counter()
     try:

@@ -113,7 +113,7 @@ class SlowClients(Comparison):
         return [Goal(self._WITH_SLOW_CLIENTS, "times as fast", 0.8, self._ALONE)]
 
     async def reset(self, contender: Contender) -> None:
-        """Every round of the slow clients begins on a new process."""
+        """Nothing to restore: every round with slow clients begins with a new process of the service."""
 
     async def verify(self, contender: Contender, returned: Any) -> None:
         """`measure_load` raises an error if a request fails."""

@@ -1,4 +1,4 @@
-"""Hooks of schemathesis for Shop: what its OpenAPI description can't say."""
+"""Hooks of schemathesis for Shop: the rules that its OpenAPI description can't express."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of the ledger after a run, and how it differs from what clients were told."""
+"""The state of the ledger after a run, and its differences from the answers that clients got."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     python -m soak.stops --stops 20 --clients 32
 
-Clients send requests over connections that are kept alive, and repeat none. They connect again after a response with
-`Connection: close`, and end when the service refuses connections. Half of the stops have a pause. The run passes if no
-connection was reset or closed without a response, every response is 200, and the exit code of the service is 0.
+Clients send requests over keep-alive connections, and never send a request twice. They connect again after a response
+with `Connection: close`, and end when the service refuses connections. Half of the stops have a pause. The run passes
+if no connection was reset or closed without a response, every response is 200, and the exit code of the service is 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _END_SECONDS = 60.0
 
 @dataclass
 class Stops:
-    """What the clients saw."""
+    """The results of all clients, in all stops."""
 
     answers: int = 0
     connections: int = 0

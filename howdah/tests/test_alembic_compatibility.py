@@ -1,4 +1,4 @@
-"""Which changes of the schema a running release survives. docs/guides/migrations.md has this table."""
+"""The changes of the schema that a running release survives, and others. docs/guides/migrations.md lists them."""
 
 from __future__ import annotations
 

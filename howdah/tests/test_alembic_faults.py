@@ -1,4 +1,4 @@
-"""Migrations on a bad day: a killed process, a pooler, a short timeout of the role, a failed index."""
+"""Faults during migrations: a killed process, a pooler, a short timeout of the role, a failed index."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_control_by_default_the_statement_of_a_killed_process_goes_on_and_keeps_
     run(project.url, IS_SLEEPING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
 
 
-def test_a_process_that_waits_says_for_whom(
+def test_a_waiting_process_logs_which_process_migrates(
     project: Project, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(locks, "_LONGEST_POLL_SECONDS", locks._FIRST_POLL_SECONDS)
@@ -151,7 +151,9 @@ def test_an_invalid_index_of_a_killed_process_is_built_again(project: Project) -
     assert run(project.url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix'::regclass") == [(True,)]
 
 
-def test_a_downgrade_waits_as_briefly_as_an_upgrade(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_downgrade_has_the_same_lock_timeout_as_an_upgrade(
+    project: Project, caplog: pytest.LogCaptureFixture
+) -> None:
     project.write_migration("0002", "pass", 'op.execute("ALTER TABLE issues ADD COLUMN title text")')
     project.migrations.upgrade()
     project.set_options("lock_timeout=0.05, lock_attempts=2")
@@ -190,7 +192,7 @@ class Other(Base):
 """
 
 
-def test_a_new_required_column_without_a_default_is_warned_about(project: Project) -> None:
+def test_a_new_not_null_column_without_a_default_gives_a_warning(project: Project) -> None:
     project.write_models(ISSUE)
     written = project.migrations.new("more")
     assert written.problems == []

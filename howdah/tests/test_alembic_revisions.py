@@ -41,7 +41,7 @@ def old(tmp_path: Path, database_of_module: str) -> Project:
 
 @pytest.fixture
 def new(old: Project, tmp_path: Path) -> Project:
-    """The next release, which has one migration more."""
+    """The next release, which has one more migration."""
     project = Project(tmp_path / "new", old.url)
     shutil.copytree(old.folder, project.folder, dirs_exist_ok=True)
     project.write_migration("0003", ADD, REMOVE)
@@ -119,7 +119,9 @@ def test_a_foreign_database_is_refused(old: Project, applied: list[str] | None) 
         command.upgrade(old.migrations._config(), "head")
 
 
-def test_a_database_of_an_earlier_version_of_the_library_gets_the_list(old: Project, new: Project) -> None:
+def test_an_upgrade_adds_the_list_to_a_database_of_an_earlier_version_of_the_library(
+    old: Project, new: Project
+) -> None:
     old.migrations.upgrade()
     run(old.url, "ALTER TABLE alembic_version DROP COLUMN applied_revisions")
     assert compare(old) == ("current", None)
@@ -161,7 +163,7 @@ async def test_a_migration_whose_list_cannot_be_stored_for_now_is_started_again(
     assert await asyncio.to_thread(read_applied, old.url) == ["0001", "0002"]
 
 
-def test_sql_that_somebody_else_executes_stores_the_list(old: Project, new: Project) -> None:
+def test_the_sql_of_write_sql_stores_the_list(old: Project, new: Project) -> None:
     old.migrations.upgrade()
     run(old.url, "ALTER TABLE alembic_version DROP COLUMN applied_revisions")
     output = io.StringIO()

@@ -74,7 +74,7 @@ async def test_an_item_with_several_waiters_stays_in_the_queue_for_the_others() 
         assert [*await asyncio.gather(first, patient)] == ["A", "B"]
 
 
-async def test_an_item_whose_time_has_passed_before_is_rejected() -> None:
+async def test_an_item_with_a_timeout_of_zero_or_less_is_rejected() -> None:
     recorder = BatchRecorder(waiting=False)
     async with Coalescer(recorder) as coalescer:
         for timeout in (0, -1):
@@ -85,7 +85,7 @@ async def test_an_item_whose_time_has_passed_before_is_rejected() -> None:
 
 
 async def test_a_frozen_batch_ends_and_never_more_than_the_workers_run() -> None:
-    """By default `batch_timeout` is `submit_timeout`, so nobody waits for the batch any more."""
+    """By default `batch_timeout` is `submit_timeout`, so no task waits for the batch any more."""
     recorder = BatchRecorder()
     async with Coalescer(recorder, submit_timeout=0.05, workers=2, max_batch_size=1) as coalescer:
         for _ in range(3):
@@ -177,7 +177,7 @@ async def test_without_a_connection_the_whole_queue_fails_at_once(error: Excepti
     assert calls == (6 if other_succeeds else 2)
 
 
-async def test_no_retry_starts_that_can_not_end_before_the_deadline() -> None:
+async def test_a_retry_that_cannot_end_before_the_deadline_is_not_started() -> None:
     """Control: with more time there are `max_attempts` attempts."""
     calls = 0
 
@@ -207,7 +207,7 @@ async def test_closing_ends_in_time_if_a_batch_is_frozen() -> None:
     assert (recorder.batches, recorder.running) == ([["a"]], 0)
 
 
-async def test_closing_waits_only_briefly_for_a_batch_that_nobody_waits_for() -> None:
+async def test_closing_waits_only_briefly_for_a_batch_without_waiters() -> None:
     recorder = BatchRecorder()
     coalescer = Coalescer(recorder, close_timeout=1_000)
     task = asyncio.create_task(coalescer.submit("a"))
@@ -244,7 +244,7 @@ async def test_closing_ends_in_time_even_if_a_batch_ignores_its_cancellation() -
 
 
 async def test_all_waiters_share_one_timer() -> None:
-    """A timer for each waiter would cost as much as the rest of the wait."""
+    """A timer for each waiter would cost as much as the rest of `submit`."""
     loop, recorder = asyncio.get_running_loop(), BatchRecorder(waiting=False)
     async with Coalescer(recorder) as coalescer:
         with mock.patch.object(loop, "call_at", wraps=loop.call_at) as call_at:

@@ -47,7 +47,7 @@ async def frozen(database: Database, pid: int) -> AsyncIterator[None]:
 async def test_with_a_locked_table_all_reads_have_an_answer_after_few_statements(
     committed_url: str, committed_database: Database, splits: bool
 ) -> None:
-    """Control: with the split after a timeout there is a statement, and a timeout, for nearly every row."""
+    """Control: if a batch is split after a timeout, nearly every row costs one more statement and one more timeout."""
     async with committed_database.begin() as session:
         ids = await make_users(session, 64)
     async with (

@@ -26,7 +26,7 @@ server.stop()
 
 
 def kill(server: EmbeddedPostgres) -> int:
-    """Kill the server's process, as the kernel does when memory runs out."""
+    """Kill the server's process, as the kernel does if there is no memory left."""
     pid = server.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -73,7 +73,7 @@ def test_control_without_the_option_a_killed_server_stays_dead(used_data: Path) 
             wait_until(lambda: server.pid is not None, 3 * watching._POLL_SECONDS)
 
 
-def test_one_of_several_processes_starts_it_again(used_data: Path) -> None:
+def test_only_one_of_several_watching_processes_starts_it_again(used_data: Path) -> None:
     with (
         EmbeddedPostgres(used_data, restart=True) as server,
         OtherProcess(used_data, WATCHING) as second,

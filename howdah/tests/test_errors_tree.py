@@ -91,7 +91,7 @@ def decide(sqlstate: str) -> type[errors.HowdahError]:
 
 
 @pytest.mark.parametrize("sqlstate", CODES)
-def test_every_code_of_the_driver_is_assigned_on_purpose(sqlstate: str) -> None:
+def test_every_code_of_the_driver_has_the_class_that_was_decided(sqlstate: str) -> None:
     assert sqlstate in BY_SQLSTATE or sqlstate[:2] in BY_SQLSTATE
     cls, decided = error_class(sqlstate), decide(sqlstate)
     assert issubclass(cls, decided)
@@ -103,7 +103,7 @@ def test_every_code_of_the_driver_is_assigned_on_purpose(sqlstate: str) -> None:
     assert (status == 503) == is_temporary
 
 
-def test_the_decisions_have_no_code_that_does_not_exist() -> None:
+def test_every_decision_is_for_a_code_that_exists() -> None:
     known = {*CODES, *(code[:2] for code in CODES)}
     assert {code for codes in DECISIONS.values() for code in codes.split()} <= known
     assert set(CODES) >= UNKNOWN_OUTCOME

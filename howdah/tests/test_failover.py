@@ -100,7 +100,7 @@ async def batch(database: Database) -> None:
 
 
 async def driver(database: Database) -> None:
-    """A statement that is sent as `PreparedSelect` sends it."""
+    """A statement that is sent directly to the driver, as by `PreparedSelect`."""
     async with database.autocommit() as connection:
         await connection.run_sync(lambda sync: sync.exec_driver_sql(INSERT.text))
 
@@ -148,7 +148,9 @@ async def test_a_rejected_write_replaces_all_connections(
 
 
 @pytest.mark.parametrize("way", [begin, autocommit, read])
-async def test_control_otherwise_writes_never_recover(role: str, way: Callable[[Database], Awaitable[None]]) -> None:
+async def test_control_without_the_replacement_writes_never_recover(
+    role: str, way: Callable[[Database], Awaitable[None]]
+) -> None:
     async with Database(role) as database:
         await open_connections(database)
         await allow_writes(role)
@@ -158,7 +160,7 @@ async def test_control_otherwise_writes_never_recover(role: str, way: Callable[[
                     await way(database)
 
 
-async def test_a_transaction_that_asked_for_read_only_replaces_nothing(database_url: str) -> None:
+async def test_a_rejected_write_in_a_requested_read_only_transaction_replaces_nothing(database_url: str) -> None:
     async with Database(database_url) as database:
         async with database.session(read_only=True) as session:
             first = await session.scalar(PID)
@@ -238,7 +240,7 @@ class TestServers:
             yield pair
 
     async def test_writes_reach_the_promoted_standby(self, pair: Pair) -> None:
-        """This test promotes the standby, so it has all claims about this pair of servers."""
+        """This test promotes the standby, so it checks everything that needs this pair of servers."""
         both = pair.url(attributes="application_name=failover")  # several hosts: the primary is the default
         standby_url = pair.standby.url()
         async with (

@@ -1,4 +1,4 @@
-"""A backend that is frozen (SIGSTOP) holds nobody up for longer than the limits say."""
+"""A frozen backend (SIGSTOP) delays no task for longer than the limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PID = text("SELECT pg_backend_pid()")
 # The limits of the test. The driver's own limit is much longer, so that a wait of this length would be noticed.
 LIMIT = 0.2
 DRIVER_LIMIT = 60.0
-# Far above the limits, also on a busy machine, and far below that of the driver.
+# Far above the limits, even on a busy machine, and far below the driver's own limit.
 BOUND = 10.0
 
 Freeze = Callable[[int], None]

@@ -1,4 +1,4 @@
-"""A disk that is really full: answers are 503, nothing that was acknowledged is lost, and the service recovers."""
+"""On a disk that is really full, answers are 503, no acknowledged row is lost, and the service recovers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEGABYTE = 1_000_000
 
 
 async def run_program(*command: str) -> str | None:
-    """Run a program, and return what it says if it fails."""
+    """Run a program. Return its error output if it fails."""
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     message = (await process.communicate())[1].decode()
     return message if process.returncode else None
@@ -131,8 +131,8 @@ async def test_a_full_tablespace_rejects_writes_and_loses_nothing(used_data: Pat
 
 
 @pytest.mark.slow
-async def test_a_full_disk_of_the_log_stops_the_server_and_loses_nothing(used_data: Path) -> None:
-    """PostgreSQL panics, because it can't promise anything any more. Without space it can't even start again."""
+async def test_a_full_disk_of_the_wal_stops_the_server_and_loses_nothing(used_data: Path) -> None:
+    """PostgreSQL panics, because it can't write its WAL. It can't even start again until there is space."""
     with open_folder() as folder:
         data, log = folder / "data", folder / "data" / "pg_wal"
         assert await run_program("cp", "-a", str(used_data), str(data)) is None

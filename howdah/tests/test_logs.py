@@ -40,7 +40,7 @@ print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
 """
 REQUESTS = 2000
-# A limit for a server that is blocked. One that isn't takes a second.
+# The limit after which a server counts as blocked. A server that isn't blocked takes a second.
 SECONDS = 20.0
 
 
@@ -152,7 +152,7 @@ def test_lines_of_several_threads_are_whole_and_in_order() -> None:
         assert [line.split()[1] for line in lines if line.startswith(name)] == [str(number) for number in range(200)]
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_a_log_whose_reader_has_closed_the_pipe_raises_no_error() -> None:
     with pipe_and_writer(max_lines=5) as (reading, writer):
         os.close(reading)
         for _ in range(100):
@@ -232,7 +232,7 @@ def test_the_last_entries_are_written_after_an_error_and_in_functions_of_atexit(
     assert "LookupError: the end" in entries[1]["exception"]
 
 
-def test_what_python_prints_is_logged() -> None:
+def test_warnings_and_uncaught_errors_are_logged() -> None:
     warning, thread, ignored, wrong = run_logging(
         "configure_logging('json')\n"
         "warnings.warn('old', UserWarning)\n"

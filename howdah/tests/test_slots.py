@@ -108,7 +108,7 @@ class TestSlots:
 
 
 class TestWaiters:
-    """Who gets a slot that is released. There is one slot for sessions, and all four slots are taken."""
+    """The waiter that gets a released slot. There is one slot for sessions, and all four slots are taken."""
 
     @pytest.fixture
     async def taken(self) -> list[Slot]:

@@ -77,7 +77,7 @@ async def test_the_running_release_stays_ready_and_works(committed_url: str, nex
             assert (await compare_schema(session)).defects == ["function reject_change(): changed"]
 
 
-async def test_the_old_release_starts_migrates_nothing_and_says_so(
+async def test_the_old_release_starts_migrates_nothing_and_logs_a_warning(
     committed_url: str, next_release: Migrations, tmp_path: Path
 ) -> None:
     await asyncio.to_thread(next_release.upgrade, committed_url)
@@ -101,7 +101,7 @@ async def test_the_old_release_starts_migrates_nothing_and_says_so(
         ("SET LOCAL session_replication_role = replica", "setting session_replication_role: unknown"),
     ],
 )
-async def test_protections_and_columns_of_the_ledger_may_not_be_missing_in_a_newer_schema(
+async def test_a_newer_schema_must_have_all_protections_and_columns_of_the_ledger(
     session: AsyncSession, change: str, problem: str
 ) -> None:
     await session.execute(text(change))

@@ -50,7 +50,7 @@ def test_each_fault_occurs_and_faults_of_a_group_never_overlap(seed: int) -> Non
     assert [each.start for each in planned] == sorted(each.start for each in planned)
 
 
-def test_a_single_fault_at_a_time() -> None:
+def test_with_one_fault_per_round_no_faults_overlap() -> None:
     planned = plan_faults(1, 300, GROUPS, max_per_round=1)
     assert all(
         first.start + first.seconds + CALM_SECONDS <= second.start + 0.1
@@ -59,7 +59,7 @@ def test_a_single_fault_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "faults"),
+    ("answer", "violations"),
     [
         (Answer(200, {}, b"{}"), []),
         (Answer(503, PROBLEM_HEADERS, PROBLEM), []),
@@ -71,11 +71,11 @@ def test_a_single_fault_at_a_time() -> None:
         (Answer(404, PROBLEM_HEADERS, PROBLEM), ["status 404", "404 with incomplete problem details"]),
     ],
 )
-def test_an_answer_that_breaks_a_rule_is_found(answer: Answer, faults: list[str]) -> None:
-    assert rules.find_faults(rules.READ, answer) == faults
+def test_an_answer_that_breaks_a_rule_is_found(answer: Answer, violations: list[str]) -> None:
+    assert rules.find_violations(rules.READ, answer) == violations
 
 
-def test_a_fault_allows_only_what_its_tolerance_has() -> None:
+def test_a_fault_allows_only_the_effects_in_its_tolerance() -> None:
     timeline = Timeline()
     harmless = timeline.begin("slow", Tolerance())
     assert not timeline.allows_unready(0, timeline.now())
@@ -190,7 +190,8 @@ def test_lost_and_partial_users_are_found(capsys: pytest.CaptureFixture[str]) ->
     assert find(complete) == {"users: acknowledged and lost"}
     assert find(["one-1@example.com"]) == {"uploads: acknowledged and lost"}
     assert find(["one-1@example.com", *complete[1:]]) == {"uploads: stored in part", "uploads: acknowledged and lost"}
-    assert find(["one-1@example.com", *complete, "unfinished-1-0@example.com"]) == {"uploads: stored without an end"}
+    unfinished = find(["one-1@example.com", *complete, "unfinished-1-0@example.com"])
+    assert unfinished == {"uploads: stored although never finished"}
     assert "VIOLATION" in capsys.readouterr().out
 
 

@@ -4,27 +4,27 @@
     python -m soak.bad_day --faults slow-exports,failover       (only these)
     python -m soak.bad_day --list
 
-The run starts a PostgreSQL server with a standby and the service in a temporary directory, and stops them at its end.
+The run starts a PostgreSQL server, its standby and the service in a temporary directory. It stops them at its end.
 Ordinary clients read, list, transfer, order, upload and export all the time. Faults happen in rounds: up to three of
 them overlap, then there are 12 s without a fault. The same seed gives the same schedule, whatever happens.
 
 The run passes if all these conditions are met. Otherwise the exit code is 1.
 
 - Each request is answered, or its connection is closed, within the bound of its kind: 15 s, or 30 s for uploads and
-  exports. Without a fault nothing is closed or answered with 503.
+  exports. While no fault is active, no connection is closed, and no answer is a 503.
 - No answer is a 500. A 503 has `Retry-After`, and errors are problem details.
 - `/healthz` answers within 2 s during every fault, except while the service is killed. `/readyz` answers within 12 s:
   with 503 if the database can't be used, and with 200 if it can.
-- After each fault the service is ready, reads and writes, within 10 to 20 s.
-- Slow clients, large bodies, rolling restarts and logs that nobody reads cause at most 5 % of 503. The service ends the
-  connections of slow clients.
-- What was acknowledged is stored exactly once, and a repeated key gets the same answer. Uploads are stored as a whole
-  or not at all. `shop check` finds no fault.
-- In the end the service uses about as much memory, threads, files and connections as before. At no time does it use
-  300 MB more.
+- Within 10 to 20 s after each fault, the service is ready, and it reads and writes.
+- During slow clients, large bodies, rolling restarts and logs that nobody reads, at most 5 % of the answers are 503.
+  The service ends the connections of slow clients.
+- Every acknowledged change is stored exactly once, and a repeated key gets the same answer. Uploads are stored as a
+  whole or not at all. `shop check` finds no fault.
+- At the end the service uses about as much memory, threads, files and connections as before. It never uses 300 MB more.
 - The log has no errors, except those of background jobs that had no database.
 
-Full disks need root. The run needs two cores of its own: on a busy machine `--slack 3` multiplies the bounds.
+The fault `full-disk` needs root. The run needs two cores of its own: on a busy machine `--slack 3` multiplies the
+bounds.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m soak.bad_day", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=300, help="for how long faults are started")
+    parser.add_argument("--seconds", type=float, default=300, help="how long new faults are started")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--faults", metavar="NAME,…", help="only these faults")
-    parser.add_argument("--alone", action="store_true", help="one fault at a time, to find out which one is to blame")
+    parser.add_argument("--alone", action="store_true", help="one fault at a time, to find the one that breaks a rule")
     parser.add_argument("--list", action="store_true", help="list the faults, and do nothing")
     parser.add_argument("--plan", action="store_true", help="print the schedule, and do nothing")
     parser.add_argument("--slack", type=float, default=1.0, help="multiplies the bounds, for a busy machine")

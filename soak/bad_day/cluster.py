@@ -68,8 +68,8 @@ class Cluster:
     def url(self) -> str:
         """The URL for the service.
 
-        `moving` is one address, which is moved in a failover, as a virtual address or a DNS name is. `hosts` names both
-        servers, and the driver looks for the primary.
+        `moving`: one address, which points to the other server after a failover, like a virtual IP address or a DNS
+        name. `hosts`: the addresses of both servers, and the driver looks for the primary.
         """
         if self._kind == "moving":
             return f"postgresql+asyncpg://postgres@/{DATABASE}?host={self._address}"
@@ -118,7 +118,7 @@ class Cluster:
         self.standby = standby
 
     async def wait_until_caught_up(self) -> bool:
-        """Whether there is a standby that has received nearly all that the primary has written, after a short wait."""
+        """Wait until the standby has replayed nearly all changes of the primary. False if that takes too long."""
         deadline = time.monotonic() + _CAUGHT_UP_SECONDS
         while time.monotonic() < deadline:
             await asyncio.sleep(0.2)
@@ -138,14 +138,14 @@ class Cluster:
         self._point_to(self.standby)
 
     def stop_primary(self) -> None:
-        """Shut the primary down in order. It sends the rest of its log before that, so nothing is lost.
+        """Shut the primary down normally. It first sends the rest of its WAL to the standby, so no commit is lost.
 
-        A primary that was killed would lose the last commits, because the replication is asynchronous.
+        With SIGKILL the last commits would be lost, because the replication is asynchronous.
         """
         self.primary.stop()
 
     async def promote(self) -> None:
-        """Make the standby the primary. There is no standby then."""
+        """Make the standby the primary. After that there is no standby."""
         assert self.standby is not None
         self.primary, self.standby = self.standby, None
         self._point_to(self.primary)
@@ -196,7 +196,7 @@ class Cluster:
         kill_postmaster(self.primary)
 
     def ensure_running(self) -> None:
-        """Start the primary if it has ended. It does that if it can't write its log."""
+        """Start the primary if it isn't running. A server ends if it can't write its WAL."""
         self.primary.start()
 
     def fill_disk(self) -> None:
@@ -206,7 +206,7 @@ class Cluster:
         self._filler = self.primary.data_dir.parent / "filler"
         with self._filler.open("wb", buffering=0) as file:
             filled, size = 0, shutil.disk_usage(self._filler.parent).free
-            # Halves of what doesn't fit any more, because PostgreSQL takes space at the same time.
+            # If a part doesn't fit, half of it is tried. PostgreSQL takes space at the same time.
             while size >= _PAGE_BYTES:
                 try:
                     os.posix_fallocate(file.fileno(), filled, size)
@@ -222,7 +222,7 @@ class Cluster:
         return EmbeddedPostgres(self._disks[number] / "data", settings=_SETTINGS)
 
     def _point_to(self, server: EmbeddedPostgres) -> None:
-        """Replace the link in one step, so that there is always an address."""
+        """Move the address to this server. The link is replaced in one step, so that the address always exists."""
         link = self._address.with_name("address.new")
         link.unlink(missing_ok=True)
         link.symlink_to(server.data_dir)
@@ -248,7 +248,7 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def _mount(disk: Path) -> bool:
-    """Mount a small disk. Return false without the right to do that."""
+    """Mount a small disk. Return False if this user may not do that."""
     if os.geteuid() != 0:
         return False
     return _run("mount", "-t", "tmpfs", "-o", _DISK, "soak", str(disk))

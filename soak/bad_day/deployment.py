@@ -14,7 +14,7 @@ from typing import Final
 from soak.bad_day.wire import Address
 from soak.service import Service
 
-# Short limits, so that a run of five minutes sees each of them. Variables of the environment take precedence.
+# Short limits, so that each one is reached in a run of five minutes. Variables of the environment take precedence.
 SETTINGS: Final = {
     "SHOP_POOL_SIZE": "10",
     "SHOP_POOL_TIMEOUT": "2",
@@ -46,7 +46,7 @@ class LogPipe:
         self._writers: list[int] = []
 
     def open(self) -> int:
-        """A new pipe. Return the end for the process. The caller closes it."""
+        """Open a new pipe, and return its write end, which the caller must close."""
         reader, writer = os.pipe()
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         threading.Thread(target=self._copy, args=(reader,), daemon=True).start()
@@ -104,7 +104,7 @@ class Deployment:
         return await self.stop(old)
 
     async def stop(self, service: Service) -> float | None:
-        """Send SIGTERM, and SIGKILL if the process doesn't end in time. Return as `replace`."""
+        """Send SIGTERM, and SIGKILL if the process doesn't end in time. Return the same as `replace`."""
         started = time.monotonic()
         service.send_signal(signal.SIGTERM)
         while time.monotonic() - started < self.stop_bound:

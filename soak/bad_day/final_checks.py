@@ -1,4 +1,4 @@
-"""The checks after the last request: what is stored, what is still open, and what was logged."""
+"""The checks after the last request: of the stored data, the open resources, and the log."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ MAX_LEAKED_THREADS: Final = 8
 _IDLE: Final = "idle"
 _VARIABLE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+|True|False")
 _RAISED: Final = re.compile(r"^[A-Za-z_.]+: .*$", re.MULTILINE)
-"""A line with an exception. It may be followed by the statement."""
+"""The line of a traceback that names the exception. Lines of its statement may follow."""
 _KIND_LENGTH: Final = 150
 _SHOWN: Final = 5
-# Errors that the faults must cause, each with the reason.
+# Errors that the faults may cause, each with the reason why it is allowed.
 ALLOWED_ERRORS: Final[dict[re.Pattern[str], str]] = {
     re.compile(r"the job '[\w-]+' failed: howdah\.errors\."): "a job can't run without the database; it runs again",
 }
@@ -42,7 +42,7 @@ ALLOWED_ERRORS: Final[dict[re.Pattern[str], str]] = {
 async def check_leaks(
     cluster: Cluster, deployment: Deployment, before: Resources, violations: Violations, idle_seconds: float
 ) -> str:
-    """Wait without requests, and compare what the service uses with the time before the faults. Return a summary."""
+    """Wait, and compare the resources of the service with those before the faults. Return a summary."""
     await asyncio.sleep(idle_seconds)
     after = read_resources(deployment.current.pid)
     if after.rss - before.rss > MAX_LEAKED_MEGABYTES * MEGABYTE:
@@ -65,7 +65,7 @@ async def check_leaks(
 
 
 async def check_data(url: str, model: Model, violations: Violations) -> str:
-    """Compare the database with what was acknowledged, when the service has ended. Return a summary."""
+    """Compare the database with the acknowledged requests. Call it when the service has ended. Return a summary."""
     posted = {key: (each.id, each.amount) for key, each in model.posted.items()}
     transfers = await compare_transfers(url, model.accounts, posted, model.refused)
     if transfers.lost:
@@ -111,7 +111,7 @@ def check_users(emails: list[str], model: Model, violations: Violations) -> None
     if lost_uploads := [prefix for prefix, size in model.uploads.items() if sizes[prefix] != size]:
         violations.add("uploads: acknowledged and lost", str(lost_uploads[:_SHOWN]))
     if unfinished := [email for email in emails if email.startswith(UNFINISHED)]:
-        violations.add("uploads: stored without an end", str(unfinished[:_SHOWN]))
+        violations.add("uploads: stored although never finished", str(unfinished[:_SHOWN]))
 
 
 def check_log(log: Path, violations: Violations) -> str:
@@ -131,7 +131,7 @@ def check_log(log: Path, violations: Violations) -> str:
 
 
 def describe_error(line: str) -> str | None:
-    """A text for an error, without its numbers and ids. None for another line."""
+    """The error in a line of the log, without numbers and ids, so that equal errors are counted together. Else None."""
     try:
         entry: Any = orjson.loads(line)
     except ValueError:

@@ -1,6 +1,6 @@
 """Send requests at a fixed rate, whether they are answered or not: `python -m soak.bad_day.flood`.
 
-At the end the counts of the answers, and of what is wrong with them, are printed as JSON.
+At the end it prints JSON: the number of answers with each status, and how often they have broken each rule.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Flood:
         self._idle: deque[Connection] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts = Counter[str]()
-        self.faults = Counter[str]()
+        self.violations = Counter[str]()
 
     async def run(self, rate: int, seconds: float) -> None:
         started, sent = time.monotonic(), 0
@@ -55,6 +55,7 @@ class Flood:
         return build_request("POST", "/transfers", {**_JSON, "Idempotency-Key": str(uuid4())}, body)
 
     async def _send(self) -> None:
+        """Send a request on an idle connection or a new one, and count its answer."""
         connection: Connection | None = None
         with contextlib.suppress(NoAnswer, TimeoutError, OSError):
             async with asyncio.timeout(_TIMEOUT_SECONDS):
@@ -64,7 +65,7 @@ class Flood:
                 answer = await connection.send(self._build())
                 self._idle.append(connection)
                 self.counts[str(answer.status)] += 1
-                self.faults.update(rules.find_faults(_KINDS[self._kind], answer))
+                self.violations.update(rules.find_violations(_KINDS[self._kind], answer))
                 return
         self.counts["no answer"] += 1
         if connection is not None:
@@ -75,7 +76,7 @@ def main(arguments: list[str]) -> None:
     kind, host, port, rate, seconds, *ids = arguments
     flood = Flood(kind, Address(host, int(port)), ids)
     asyncio.run(flood.run(int(rate), float(seconds)))
-    print(json.dumps({"counts": flood.counts, "faults": flood.faults}))
+    print(json.dumps({"counts": flood.counts, "violations": flood.violations}))
 
 
 if __name__ == "__main__":

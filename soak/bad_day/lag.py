@@ -1,6 +1,7 @@
-"""How long the event loop of the run itself was busy.
+"""The delays of the run's own event loop.
 
-The run shares its processors with the service and PostgreSQL. What it was too busy to notice isn't the service's fault.
+The run shares its processors with the service and PostgreSQL. If it is too busy to read an answer, that isn't a delay
+of the service. So these delays are subtracted from the measured times.
 """
 
 from __future__ import annotations

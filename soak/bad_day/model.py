@@ -1,4 +1,4 @@
-"""What the service has acknowledged."""
+"""The changes that the service has acknowledged."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ class AcknowledgedTransfer:
 
 @dataclass
 class Model:
-    """The answers that clients rely on."""
+    """The rows that existed at the start, and the acknowledged changes, which must all be stored at the end."""
 
     accounts: list[str]
     """Each was funded with `INITIAL_BALANCE`."""
     spare_accounts: list[str]
-    """Accounts of which nothing is known: requests that nobody waits for move money between them."""
+    """Accounts whose balances aren't checked: clients that don't wait for answers post transfers between them."""
     user_ids: list[str]
     """Users that existed at the start."""
     posted: dict[str, AcknowledgedTransfer] = field(default_factory=dict)
-    """By idempotency key."""
+    """The posted transfers, by idempotency key."""
     refused: set[str] = field(default_factory=set)
     """The idempotency keys of refused transfers."""
     orders: dict[str, str] = field(default_factory=dict)
-    """The id by the article number of the only item, which no other order has."""
+    """The id of each order, by the article number of its only item. No two orders have the same article number."""
     users: dict[str, str] = field(default_factory=dict)
-    """The id by the address."""
+    """The id of each user, by the email address."""
     uploads: dict[str, int] = field(default_factory=dict)
-    """The number of users of each acknowledged upload, by the beginning of their addresses."""
+    """The number of users of each acknowledged upload, by the prefix of their email addresses."""
     replays: int = 0
-    """Requests that were repeated after their answer, and answered in the same way."""
+    """The number of requests that were sent again after their answer, with the same key, and answered again."""
 
     def compute_balances(self) -> dict[str, int]:
         balances = Counter(dict.fromkeys(self.accounts, INITIAL_BALANCE))

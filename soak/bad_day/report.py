@@ -29,6 +29,7 @@ def print_report(timeline: Timeline, traffic: Traffic, violations: Violations) -
 
 
 def _build_fault_table(timeline: Timeline) -> Table:
+    """One row for each kind of fault, with the worst figures of all its times."""
     table = Table("fault", "times", "requests during", "5xx share", "slowest answer", "recovery", title="Faults")
     by_name: defaultdict[str, list[Inflicted]] = defaultdict(list)
     for each in timeline.inflicted:

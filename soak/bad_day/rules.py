@@ -1,4 +1,4 @@
-"""The rules for each answer: how long it may take, and what it may be."""
+"""The rules for each answer: its time, its status and its form."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Kind:
 
 
 # The service's limits are in `soak.bad_day.deployment`. A request may wait for a connection, and then for a statement
-# of a server that doesn't answer; a transfer may do that in two transactions.
+# on a server that doesn't answer. A transfer may do both twice, because it may take two transactions.
 READ: Final = Kind("read", 15, {200})
 LIST: Final = Kind("list", 15, {200})
 TRANSFER: Final = Kind("transfer", 15, {201, 409, 422})
@@ -40,16 +40,16 @@ HEALTH: Final = Kind("health", 2, {200})
 READINESS: Final = Kind("readiness", 12, {200})
 
 
-def find_faults(kind: Kind, answer: Answer) -> list[str]:
-    """What is wrong with the answer, apart from its time."""
-    faults = []
+def find_violations(kind: Kind, answer: Answer) -> list[str]:
+    """The rules that the answer breaks. Its time isn't checked here."""
+    violations = []
     if answer.status not in kind.statuses and not (answer.status == UNAVAILABLE and kind is not HEALTH):
-        faults.append(f"status {answer.status}")
+        violations.append(f"status {answer.status}")
     if answer.status == UNAVAILABLE and not _RETRY_AFTER.fullmatch(answer.headers.get("retry-after", "")):
-        faults.append("503 without a valid Retry-After")
+        violations.append("503 without a valid Retry-After")
     if answer.status >= _CLIENT_ERROR:
-        faults += _find_problem_faults(answer)
-    return faults
+        violations += _check_problem(answer)
+    return violations
 
 
 def read_problem_type(answer: Answer) -> str:
@@ -61,8 +61,8 @@ def read_problem_type(answer: Answer) -> str:
         return ""
 
 
-def _find_problem_faults(answer: Answer) -> list[str]:
-    """Whether the body is problem details as in RFC 9457."""
+def _check_problem(answer: Answer) -> list[str]:
+    """The violations of the rule that the body is problem details (RFC 9457)."""
     if not answer.headers.get("content-type", "").startswith(_PROBLEM_JSON):
         return [f"{answer.status} without problem details"]
     try:

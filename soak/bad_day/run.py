@@ -34,9 +34,9 @@ from soak.bad_day.watch import Recovery, probe_health, probe_readiness, read_res
 from soak.service import open_funded_accounts
 
 WARM_UP_SECONDS = 8.0
-"""Load without faults. What the service uses after that is compared with the end of the run."""
+"""The load first runs this long without faults. Then the resources of the service are read, to compare with the end."""
 _DEMO_USERS = 3_000
-"""Each has ten orders, so an export of all orders has 9 MB, which is more than the kernel buffers."""
+"""Each has ten orders, so an export of all orders is 9 MB. That is more than the kernel buffers."""
 _ACCOUNTS = 12
 _STOP_SECONDS = 60.0
 
@@ -130,7 +130,7 @@ async def _run_day(
 
 
 async def _check(name: str, check: Coroutine[Any, Any, str], violations: Violations) -> str:
-    """A check that fails must not hide the report."""
+    """Run a check. If it raises an error, record a violation, so that the report is still printed."""
     try:
         return await check
     except Exception as error:
@@ -157,7 +157,10 @@ async def _inflict_all(target: Target, recovery: Recovery, planned: list[Planned
 
 
 async def _inflict(target: Target, recovery: Recovery, planned: PlannedFault) -> None:
-    """Inflict a fault, and measure the recovery. A fault that fails is a violation, because it would hide others."""
+    """Inflict a fault, and measure the recovery.
+
+    If the fault can't be inflicted, that is a violation: the run would test less than its report says.
+    """
     timeline = target.timeline
     fault = FAULTS[planned.name](target, random.Random(planned.seed), planned.seconds)
     if fault.needs_small_disk and not target.cluster.has_small_disks:
@@ -193,7 +196,7 @@ async def _clean_up(fault: Fault, target: Target) -> None:
 
 
 def _check_share(target: Target, inflicted: Inflicted) -> None:
-    """Too many requests with 503 are a violation, unless another fault may be the reason."""
+    """Record a violation if too many answers were 503, unless another fault may be the reason."""
     share, limit = inflicted.unavailable / max(1, inflicted.requests), inflicted.tolerance.max_unavailable
     assert inflicted.calm is not None
     if share > limit and not target.timeline.allows_unavailable(inflicted.started, inflicted.calm):

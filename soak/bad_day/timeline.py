@@ -1,4 +1,4 @@
-"""Which fault was active when, and what it may disturb."""
+"""The faults of a run: the time of each one, and what it may disturb."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ UNLIMITED = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """What clients may notice of a fault. Everything else is a violation."""
+    """The effects that a fault may have on clients. All others are violations."""
 
     max_unavailable: float = 0.05
     """The largest share of 503 among the answers to ordinary requests."""
@@ -31,14 +31,14 @@ class Tolerance:
 
 @dataclass(eq=False)
 class Inflicted:
-    """A fault that was inflicted, and what ordinary requests saw of it."""
+    """A fault that was inflicted, and its effects on ordinary requests."""
 
     name: str
     tolerance: Tolerance
     started: float
     ended: float | None = None
     calm: float | None = None
-    """When the service had recovered, or when the wait for that was given up."""
+    """The time at which the service had recovered, or at which the wait for the recovery ended."""
     recovery_seconds: float | None = None
     """None if the service didn't recover in time, or if another fault prevented that."""
     requests: int = 0
@@ -55,7 +55,7 @@ class Timeline:
 
     inflicted: list[Inflicted] = field(default_factory=list)
     unusable: list[tuple[float, float | None]] = field(default_factory=list)
-    """When the database could not be used at all."""
+    """The start and the end of each time in which the database could not be used at all."""
     _origin: float = field(default_factory=time.monotonic)
 
     def now(self) -> float:

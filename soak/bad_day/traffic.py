@@ -19,23 +19,23 @@ _GIVE_UP_FACTOR = 1.5
 """A client waits this much longer than the bound, to see whether there is a late answer or none."""
 _RETRY_SECONDS = (0.1, 0.5)
 _PROBES = (rules.HEALTH, rules.READINESS)
-# Uploads and exports have a limit of their own, which attackers reach on purpose.
+# Uploads and exports have a limit of their own, which the slow clients reach on purpose.
 _NOT_COUNTED = (*_PROBES, rules.BULK, rules.EXPORT)
 _IN_USE = "idempotency-key-in-use"
 
 
 @dataclass
 class Traffic:
-    """What all clients share. `slack` multiplies the bounds, for a busy machine."""
+    """The state that all clients share. `slack` multiplies the bounds, for a busy machine."""
 
     find_address: Callable[[], Address]
-    """Where the service is now."""
+    """Returns the current address of the service."""
     timeline: Timeline
     violations: Violations
     lag: LagMeter
     slack: float = 1.0
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How often each kind of request had each status, or each way of getting no answer."""
+    """The number of requests by kind and outcome: the status, or the reason why there was no answer."""
     slowest: dict[str, float] = field(default_factory=dict)
 
     def record(self, kind: Kind, started: float, seconds: float, outcome: str) -> None:
@@ -66,7 +66,7 @@ class Client:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Answer | None:
-        """Send a request once. Return None if there was no answer. Record what breaks a rule."""
+        """Send a request once, and record its violations. Return None if there was no answer."""
         traffic = self._traffic
         started, lag = traffic.timeline.now(), traffic.lag.total
         bound = kind.bound * traffic.slack
@@ -91,17 +91,18 @@ class Client:
     def _check(
         self, kind: Kind, request: str, started: float, seconds: float, result: Answer | NoAnswer | None
     ) -> None:
+        """Record the rules that the result of a request breaks, and those that it breaks only without a fault."""
         timeline, violations = self._traffic.timeline, self._traffic.violations
         bound, now = kind.bound * self._traffic.slack, timeline.now()
-        # A process that starts listens before it answers.
+        # A process that is starting accepts connections before it can answer.
         is_starting = kind in _PROBES and timeline.allows_breaks(started, now)
         if seconds > bound and not is_starting:
             what = str(result.status) if isinstance(result, Answer) else "no answer"
             violations.add(f"{kind.name}: late", f"{request}: {what} after {seconds:.1f} s", since=started)
         if isinstance(result, Answer):
-            for fault in rules.find_faults(kind, result):
+            for violation in rules.find_violations(kind, result):
                 start_of_body = result.body[:200].decode(errors="replace")
-                violations.add(f"{kind.name}: {fault}", f"{request}: {start_of_body}", since=started)
+                violations.add(f"{kind.name}: {violation}", f"{request}: {start_of_body}", since=started)
             if result.status == rules.UNAVAILABLE and kind is not rules.READINESS and self._is_calm(started, now):
                 problem = rules.read_problem_type(result)
                 violations.add(f"{kind.name}: 503 without a fault", f"{request}: {problem}", since=started)
@@ -124,9 +125,10 @@ class Client:
         stop: asyncio.Event,
         seconds_after_stop: float = 30.0,
     ) -> Answer | None:
-        """Send the same request until there is a final answer: below 500, and not 409 because it is still running.
+        """Send the same request until there is a final answer: a status that its kind allows.
 
-        Return None, and record a violation, if there is none this long after the end of the run.
+        A 409 because the first request with this key is still running isn't final. If there is no final answer
+        `seconds_after_stop` after the end of the run, record a violation, and return None.
         """
         deadline: float | None = None
         while True:

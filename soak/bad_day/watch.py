@@ -28,7 +28,7 @@ _HEALTH_SECONDS: Final = 0.25
 _READINESS_SECONDS: Final = 0.5
 _SAMPLE_SECONDS: Final = 0.25
 _UNUSABLE_GRACE_SECONDS: Final = 2.0
-"""`/readyz` may still answer 200 so long after the database became unusable."""
+"""For this time after the database became unusable, `/readyz` may still answer 200."""
 _RECOVERY_PROBE_SECONDS: Final = 0.1
 _RECOVERY_REQUEST_SECONDS: Final = 2.0
 _WRITTEN: Final = frozenset({201, 409, 422})
@@ -64,7 +64,7 @@ async def _check_readiness(traffic: Traffic) -> None:
     started, address = timeline.now(), traffic.find_address()
     status = await _probe(traffic, rules.READINESS, "/readyz")
     ended = timeline.now()
-    if traffic.find_address() != address:  # an old process says in its drain that it isn't ready
+    if traffic.find_address() != address:  # the old process is stopping, so it isn't ready
         return
     if status == rules.UNAVAILABLE and not timeline.allows_unready(started, ended):
         traffic.violations.add("readiness: 503 although the database works", "GET /readyz", since=started)
@@ -80,7 +80,7 @@ class Recovery:
         self._model = model
 
     async def measure(self, inflicted: Inflicted) -> None:
-        """Wait for the recovery. It is given up if another fault is active that makes it impossible."""
+        """Wait for the recovery. If there is none in time, that is a violation, unless another fault prevents it."""
         timeline, tolerance = self._traffic.timeline, inflicted.tolerance
         assert inflicted.ended is not None
         bound, failure = tolerance.recovery_seconds * self._traffic.slack, "nothing was tried"
@@ -145,7 +145,7 @@ def read_resources(pid: int) -> Resources:
 
 
 async def watch_memory(deployment: Deployment, violations: Violations, stop: asyncio.Event) -> None:
-    """Record a violation if the memory of a process grows too much. Compare it with the first process when idle."""
+    """Record a violation if a process uses 300 MB more than the first process did when this function was called."""
     pid = deployment.current.pid
     limit = read_resources(pid).rss + MAX_PEAK_MEGABYTES * MEGABYTE
     reported = False

@@ -1,7 +1,7 @@
 """HTTP/1.1 on a socket.
 
-A client library would hide what the run has to see: whether a connection was closed or reset, and before or after the
-first byte of a response. It would also take more CPU time than the service that it tests.
+A client library would hide whether a connection was closed or reset, and whether that was before or after the first
+byte of a response. It would also take more CPU time than the service that is tested.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Address:
 async def open_streams(
     address: Address, *, receive_bytes: int | None = None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect. With `receive_bytes` the kernel and the reader buffer only about so much, so the server must wait."""
+    """Connect. With `receive_bytes`, only about this much is buffered here, so the server must wait for the client."""
     connected = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connected.setblocking(False)
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if receive_bytes is not None:  # before the connection, because it limits the window that is offered
+    if receive_bytes is not None:  # before connecting, because it limits the receive window of TCP
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     try:
         await asyncio.get_running_loop().sock_connect(connected, (address.host, address.port))

@@ -33,12 +33,12 @@ class CoalescerStatus:
 
 @dataclass(slots=True)
 class BatchFigures:
-    """The figures that only grow. The histograms count by the power of two that is the upper limit."""
+    """The figures that only grow. A key of a histogram is an exponent: its upper limit is 2 to the power of the key."""
 
     rejected: int = 0
     expired: int = 0
     waits: Counter[int] = field(default_factory=Counter)
-    """Counted by the binary length of the milliseconds."""
+    """The number of tasks by the bit length of their wait in milliseconds."""
     wait_seconds_sum: float = 0.0
     _batches: int = 0
     _items: int = 0

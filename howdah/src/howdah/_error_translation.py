@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import ExceptionContext
 
 # The class for a SQLSTATE: by the whole code, otherwise by its first two characters, otherwise DatabaseError. Each
-# class of codes is assigned on purpose: a later retry may help (`Unavailable`, `TransactionConflict`), a value or a row
-# is at fault, or the code of the application is (`InvalidStatement`). A test has all codes that the driver knows.
+# class of codes is assigned deliberately. Either a later retry may help (`Unavailable`, `TransactionConflict`), or a
+# value or a row is at fault, or the code of the application is (`InvalidStatement`). A test checks all codes that the
+# driver knows.
 BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "03": InvalidStatement,
     "08": ConnectionLost,
@@ -118,14 +119,14 @@ BY_SQLSTATE: Final[dict[str, type[DatabaseError]]] = {
     "57014": StatementTimeout,
     "57P03": ConnectionFailed,
     "58": SystemFailure,
-    "72": TransactionConflict,  # snapshot too old: another snapshot is a new one
+    "72": TransactionConflict,  # snapshot too old: a retry has a new snapshot
     "F0": SystemFailure,
     "HV": InvalidStatement,  # a foreign table is defined wrongly
     "HV001": OutOfResources,
     "HV014": OutOfResources,
     "HV00N": ConnectionFailed,  # the foreign server can't be reached
-    "P0": DatabaseError,  # raised by a function of the application, which gives it its meaning
-    "XX": ServerFault,  # damage isn't repaired by waiting, so a client must not repeat the request
+    "P0": DatabaseError,  # raised by a function of the application, which decides its meaning
+    "XX": ServerFault,  # waiting doesn't repair damage, so a client must not repeat the request
 }
 
 # A row that violates a policy and a missing GRANT have this SQLSTATE. This routine of PostgreSQL (15 to 18) checks each

@@ -17,8 +17,8 @@ from typing import Final, Protocol, TextIO
 MAX_LINES: Final = 20_000
 MAX_BYTES: Final = 16_000_000
 
-# The thread collects lines for this time, and then writes them at once: each time that it runs, it takes the GIL from
-# the event loop. A process that is killed loses the lines of this time.
+# The thread collects lines for this time, and then writes them together, because it takes the GIL from the event loop
+# each time that it runs. A process that is killed loses the lines of this time.
 _COLLECT_SECONDS: Final = 0.01
 # After an error such as a full disk, the thread tries again after a pause.
 _FIRST_PAUSE_SECONDS: Final = 0.1
@@ -53,7 +53,7 @@ class ThreadedWriter:
         max_lines: int = MAX_LINES,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._descriptor = os.dup(descriptor)  # the process may close its own one, whose number is then used again
+        self._descriptor = os.dup(descriptor)  # the process may close its own one, and another file may get that number
         self._describe_dropped = describe_dropped
         self._max_lines, self._max_bytes = max_lines, max_bytes
         self._begin()
@@ -61,7 +61,7 @@ class ThreadedWriter:
         self._start()
 
     def _begin(self) -> None:
-        """An empty queue. A forked child calls this, too: its parent writes the lines of the old queue."""
+        """Begin with an empty queue. A forked child calls this, too, because its parent writes the queued lines."""
         # A signal handler or a finalizer may log while its own thread holds the lock, so the lock is reentrant.
         self._lock = threading.RLock()
         self.dropped = 0
@@ -76,7 +76,7 @@ class ThreadedWriter:
         self._is_started = False
 
     def write(self, line: bytes) -> None:
-        """Queue a line. It takes a microsecond."""
+        """Queue a line, which takes a microsecond."""
         with self._lock:
             size = self._waiting_bytes + len(line)
             if size > self._max_bytes or len(self._lines) >= self._max_lines or self._is_closed:
@@ -94,7 +94,7 @@ class ThreadedWriter:
             self.flush(_remaining_seconds())
 
     def flush(self, seconds: float) -> None:
-        """Wait until all lines are written, at most this long."""
+        """Wait until all lines are written, at most for this time."""
         self._is_urgent.set()
         deadline = time.monotonic() + seconds
         # It polls, because a waiter of a condition would make each `write` slower.
@@ -120,6 +120,7 @@ class ThreadedWriter:
                 thread.start()
 
     def _run(self) -> None:
+        """The thread: write the queued lines until the writer is closed."""
         while not self._is_closed:
             self._has_work.wait()
             self._is_urgent.wait(_COLLECT_SECONDS)
@@ -138,7 +139,7 @@ class ThreadedWriter:
         os.close(self._descriptor)
 
     def _send(self, data: bytes) -> None:
-        """Write everything, however long it takes."""
+        """Write all of it, however long it takes, unless the writer is closed."""
         rest, pause = memoryview(data), _FIRST_PAUSE_SECONDS
         while rest and not self._is_closed:
             try:
@@ -153,7 +154,7 @@ class ThreadedWriter:
                 rest, pause, self._is_failing = rest[written:], _FIRST_PAUSE_SECONDS, False
 
 
-class StreamWriter:
+class DirectWriter:
     """Writes to a stream without a file descriptor, such as that of a test, at once."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -166,7 +167,7 @@ class StreamWriter:
             self._stream.flush()
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Do nothing, because each line was written at once."""
 
 
 def open_standard_error(describe_dropped: Callable[[int], bytes]) -> LineWriter:
@@ -175,11 +176,11 @@ def open_standard_error(describe_dropped: Callable[[int], bytes]) -> LineWriter:
         writer.close()
     stream = sys.stderr
     if stream is None:  # a process without a console
-        return StreamWriter(open(os.devnull, "w"))
+        return DirectWriter(open(os.devnull, "w"))
     try:
         descriptor = stream.fileno()
     except (AttributeError, OSError, ValueError):
-        return StreamWriter(stream)
+        return DirectWriter(stream)
     stream.flush()
     return ThreadedWriter(descriptor, describe_dropped)
 

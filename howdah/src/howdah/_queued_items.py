@@ -24,7 +24,7 @@ class QueuedItem(Generic[ItemT, ResultT]):
         self._timeouts: dict[asyncio.Future[ResultT], float] | None = None
 
     def set_timeout(self, waiter: asyncio.Future[ResultT], seconds: float) -> None:
-        """Set a timeout for this waiter that is shorter than the one of all waiters."""
+        """Set a timeout for this waiter, which must be shorter than `submit_timeout`."""
         if self._timeouts is None:
             self._timeouts = {}
         self._timeouts[waiter] = seconds
@@ -54,7 +54,7 @@ def last_deadline(batch: Sequence[QueuedItem[Any, Any]], timeout: float) -> floa
 
 
 class DeadlineTimer:
-    """One timer for the deadlines of all waiters: a timer for each waiter would cost more than the rest of its wait."""
+    """One timer for the deadlines of all waiters. A timer for each one would cost as much as the rest of `submit`."""
 
     def __init__(self, expire: Callable[[asyncio.AbstractEventLoop], None]) -> None:
         self._expire = expire
@@ -81,7 +81,7 @@ class DeadlineTimer:
 def give_results(batch: Sequence[QueuedItem[Any, Any]], results: Any) -> None:
     """Give each waiter the result of its item. A result that is an exception is raised for it."""
     count = len(results) if isinstance(results, Sequence) else None
-    if count != len(batch):  # no retry: the batch has been written
+    if count != len(batch):  # the batch isn't retried, because it may have been written
         what = f"a {type(results).__name__}" if count is None else f"{count} results"
         fail(batch, TypeError(f"apply got {len(batch)} items and returned {what}: return one result per item"))
         return

@@ -31,8 +31,8 @@ async def call_with_retries(
     the last attempt its error is raised. Before each retry there is a random delay of up to 10 ms, 20 ms, 40 ms … 1 s
     ("full jitter", <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 
-    Before each retry `has_time` is called with the seconds that the retry will take, with its delay, if it takes as
-    long as the attempt before it. If it returns False, the error is raised.
+    `has_time` is called before each retry, with the expected seconds of the retry: its delay, plus the duration of the
+    previous attempt. If it returns False, the error is raised.
     """
     started = attempt_started = time.monotonic()
     failed: Exception | None

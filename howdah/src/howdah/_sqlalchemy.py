@@ -115,7 +115,7 @@ def requires_unique(result: Result[Any]) -> bool:
 
 
 def is_exhausted(result: AsyncResult[Any]) -> bool:
-    """Whether all rows of a stream have been read, or it was closed. `closed` is false after the last row."""
+    """Whether all rows of a stream were read, or it was closed. The public `closed` stays false after the last row."""
     real: Any = result._real_result
     return bool(real._soft_closed)
 
@@ -185,7 +185,7 @@ class PoolWithReturnHook(AsyncAdaptedQueuePool):
     def discard_open(self) -> None:
         """Replace each connection that is open now before its next use.
 
-        SQLAlchemy does this itself after a disconnect. The public `dispose()` doesn't count connections in use.
+        SQLAlchemy does this itself after a disconnect. The public `dispose()` doesn't replace connections in use.
         """
         self._invalidate_time = time.time()
 

@@ -18,7 +18,7 @@ written in parts. A row that is valid only together with a later row can then be
 before children. `insert_many` does so itself, but rows that refer to each other in a cycle can be rejected. The parts
 of an upsert lock existing rows in the order of the input, so two such upserts can deadlock.
 
-The first chunk is read before the session is used. While later chunks of the input are read, a connection waits.
+The first chunk is read before the session is used. While later chunks are read, the session holds its connection.
 
 `chunk_size` is the number of rows that are held in memory and written together. The default is 20,000. For a list it is
 100,000, because its rows are in memory anyway.

@@ -97,10 +97,11 @@ class Coalescer(Generic[ItemT, ResultT]):
 
     Each waiter gets a result or an error within `submit_timeout` seconds after its `submit`. If its item is still in
     the queue at that time, the error is `QueueTimeout`, and the item is never sent. If its item is in a running batch,
-    the error is `ResultTimeout`: the outcome is unknown. The batch goes on for its other waiters. A call of `apply`
-    that takes longer than `batch_timeout` seconds (by default `submit_timeout`, so no task waits for it any more) is
-    cancelled, and its waiters get `BatchAbandoned`: the outcome is unknown. So frozen batches end, too, and never more
-    than `workers` run.
+    the error is `ResultTimeout`: the outcome is unknown. The batch goes on for its other waiters.
+
+    A call of `apply` that takes longer than `batch_timeout` seconds is cancelled, and its waiters get `BatchAbandoned`:
+    the outcome is unknown. By default this is `submit_timeout`, after which no task waits for the batch any more. So
+    frozen batches end, too, and never more than `workers` run.
 
     The end of the `async with` block rejects new items with `CoalescerClosed`. It waits until all accepted items have a
     result, at most for `close_timeout` seconds, and at most for 1 s if no task waits for a result. Then items in the

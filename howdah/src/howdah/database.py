@@ -89,19 +89,19 @@ class Database:
     A comparison or calculation uses the whole value, whatever the length or precision of the column: `9.991` isn't
     equal to a `NUMERIC(10, 2)` of 9.99. SQLAlchemy alone would round it first.
 
-    The pool opens at most `pool_size + max_overflow` connections. Waiting tasks are served in order of arrival. A
-    quarter of `pool_size` is reserved (at least three connections, but never all): sessions never use these
-    connections. They serve reads and views, batches, `autocommit`, and sessions that a task opens while it holds a
-    connection. So tasks with open sessions can't use up the connections that they wait for. A pool of one connection
-    has no reserve.
+    The pool opens at most `pool_size + max_overflow` connections. Waiting tasks are served in order of arrival. Tasks
+    that hold a connection already, and batches, come before the others. A quarter of `pool_size` is reserved (at least
+    three connections, but never all): sessions never use these connections. They serve reads and views, batches,
+    `autocommit`, and sessions that a task opens while it holds a connection. So tasks with open sessions can't use up
+    the connections that they wait for. A pool of one connection has no reserve.
 
     `pooler="transaction"` is for a pooler that can give each transaction another server connection, such as PgBouncer
     with `pool_mode = transaction`. The settings above are then sent with each BEGIN. Statements are prepared for each
     execution. A read or an `autocommit` statement is a transaction of three round trips instead of one.
 
-    With `read_only=True` all transactions are read-only, as for a replica. The database needn't accept writes: see
-    `ping`. Several hosts in the URL mean `target_session_attrs=primary`, or `prefer-standby` with `read_only=True`,
-    unless the URL has another value. A write that finds a server in recovery raises `ReadOnly`, and all connections are
+    With `read_only=True` all transactions are read-only, as for a replica, and `ping` accepts a server that can't
+    write. Several hosts in the URL mean `target_session_attrs=primary`, or `prefer-standby` with `read_only=True`,
+    unless the URL has another value. A write on a server in recovery raises `ReadOnly`. Then all connections are
     replaced before their next use, so that a write after a failover reaches the new primary.
 
     With `copy=False` bulk writes use INSERT instead of COPY, for a pooler or an engine that doesn't support COPY.

@@ -25,10 +25,10 @@ HowdahError
 │   ├── OutOfResources              class 53: disk full, out of memory, …               (also DatabaseError)
 │   ├── SystemFailure               classes 58 and F0: a fault of the disk or the setup (also DatabaseError)
 │   └── OutcomeUnknown              the changes may have been written
-│       ├── ResultTimeout           the batch was still running as the wait ended
+│       ├── ResultTimeout           the batch was still running when the wait ended
 │       ├── BatchAbandoned          a batch was cancelled
 │       ├── ConnectionLost          the connection broke while it was in use            (also DatabaseError)
-│       └── CompletionUnknown       40003, 08007: PostgreSQL itself doesn't know        (also DatabaseError)
+│       └── CompletionUnknown       40003, 08007: the server itself doesn't know        (also DatabaseError)
 └── DatabaseError                   PostgreSQL rejected a statement                     (also DBAPIError)
     ├── IntegrityViolation          class 23                                            (also IntegrityError)
     │   ├── UniqueViolation         23505
@@ -340,10 +340,10 @@ class ObjectInUse(Unavailable, DatabaseError, sa.OperationalError):
 
 
 class OutOfResources(Unavailable, DatabaseError, sa.OperationalError):
-    """The server has no disk space, memory, connections or transaction ids left. The statement was rolled back.
+    """The server has no disk space, memory, file handles or transaction ids left. The statement was rolled back.
 
-    The service recovers as soon as the operator has freed the resource. `sqlstate` says which one it is: 53100 is the
-    disk.
+    The service recovers as soon as the operator has freed the resource. `sqlstate` says which one it is: 53100 means
+    the disk.
     """
 
 
@@ -421,8 +421,8 @@ class SchemaChanged(TransactionConflict, sa.NotSupportedError):
 class InvalidStatement(DatabaseError, sa.ProgrammingError):
     """The statement is wrong: its syntax, a name that doesn't exist, or a right that the role doesn't have.
 
-    Or it isn't possible in the state of the transaction, of a cursor or of an object: a materialized view without data,
-    for example.
+    Or the transaction, a cursor or an object is in a state that doesn't allow it, for example a materialized view
+    without data.
     """
 
 

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
         default=30.0, ge=1, description="The minimum time for which idempotency keys are kept"
     )
     shutdown_timeout: float = Field(
-        default=30.0, gt=0, description="The process ends at the latest at this time after SIGTERM"
+        default=25.0, gt=0, description="The process ends at the latest at this time after SIGTERM"
     )
     shutdown_pause: float = Field(
         default=5.0,

@@ -54,7 +54,7 @@ async def test_with_a_locked_table_each_transfer_has_an_answer_and_is_posted_onc
     assert await count_transfers(stored) == before + 30
 
 
-async def test_the_time_in_both_queues_counts_together(stored: Database) -> None:
+async def test_one_deadline_covers_both_queues(stored: Database) -> None:
     """An account that another transaction has locked moves its transfers to the second queue."""
     a, b = await open_accounts(stored, 100, 100)
     async with Ledger(stored, submit_timeout=0.4) as ledger, stored.session() as holder:

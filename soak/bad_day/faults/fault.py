@@ -26,7 +26,7 @@ _RECONNECT_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Target:
-    """What faults are inflicted on."""
+    """The service, its servers and the state of the run, which the faults use."""
 
     cluster: Cluster
     deployment: Deployment
@@ -38,11 +38,11 @@ class Target:
     slack: float = 1.0
     """Multiplies the bounds, for a busy machine."""
     locks: defaultdict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
-    """For each group of faults."""
+    """One lock for each group of faults."""
 
 
 class Fault(ABC):
-    """A fault that lasts for some seconds. Its constructor draws what is random about it."""
+    """A fault that lasts for some seconds. All random choices are made in its constructor."""
 
     name: ClassVar[str]
     groups: ClassVar[frozenset[str]] = frozenset()
@@ -57,7 +57,7 @@ class Fault(ABC):
 
     @property
     def details(self) -> str:
-        """For the log: what was drawn."""
+        """The random choices, for the log."""
         return ""
 
     @abstractmethod
@@ -69,7 +69,7 @@ class Fault(ABC):
 
 
 class Attackers(Fault):
-    """A fault of clients: some of them do the same, again and again."""
+    """A fault that clients cause. `count` clients repeat the same attack."""
 
     count: ClassVar[int]
     max_hold_seconds: ClassVar[float] = math.inf
@@ -77,7 +77,7 @@ class Attackers(Fault):
 
     @abstractmethod
     async def attack(self, rng: random.Random) -> None:
-        """What one client does on one connection. Errors of the connection are ignored."""
+        """The attack of one client, on one connection. Errors of the connection are ignored."""
 
     @property
     def details(self) -> str:

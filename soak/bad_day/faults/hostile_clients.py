@@ -1,4 +1,4 @@
-"""Clients that ask for too much: too large, too many, or without waiting for the answer."""
+"""Clients whose requests are too large or too many, or that don't wait for the answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PART = b"x" * 262_144
 
 
 class HugeBody(Attackers):
-    """A JSON body of 300 MB, with or without its length."""
+    """A JSON body of 300 MB, with or without `Content-Length`."""
 
     name = "huge-body"
     count = 1
@@ -133,5 +133,5 @@ class Overload(Fault):
             await process.wait()
         result = json.loads(output)
         print(f"overload: {result['counts']}", flush=True)
-        for fault, count in result["faults"].items():
-            self.target.violations.add(f"overload: {fault}", f"{count} answers")
+        for violation, count in result["violations"].items():
+            self.target.violations.add(f"overload: {violation}", f"{count} answers")

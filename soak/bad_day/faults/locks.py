@@ -1,4 +1,4 @@
-"""Locks that others hold, and a migration of the next release."""
+"""Locks of other sessions, and a migration of the next release."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Migration(Fault):
             self.target.violations.add("migration: rejected", str(error))
 
     def _write_next_revision(self) -> Path:
-        """The migrations of the next release, which are those of the last one and one more."""
+        """Write the migrations of the next release: those of this release, and one more. Return their folder."""
         folder = self.target.folder / "migrations"
         if not folder.exists():
             assert migrations.HISTORY.folder is not None

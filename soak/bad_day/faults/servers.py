@@ -1,4 +1,4 @@
-"""Faults of PostgreSQL: frozen, killed, full, and failed over."""
+"""Faults of PostgreSQL: frozen and killed processes, a full disk, and a failover."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Clients that are slow, stop, or never read.
 
-The limits are those of `soak.bad_day.deployment`, and a few seconds more.
+`max_hold_seconds` is the service's limit (`soak.bad_day.deployment`), and a few seconds more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from soak.bad_day.faults.fault import Attackers
 from soak.bad_day.wire import open_streams
 
 UNFINISHED = "unfinished"
-"""The addresses of users that are only in uploads without an end start with this."""
+"""The prefix of the email addresses in uploads that are never finished."""
 _SMALL_BUFFER = 4_096
 
 

@@ -3,8 +3,8 @@
 A connection stays where it was opened. If that server is now a standby, or if the connection's session was started
 read-only, every write on it fails, although a new connection may reach a server that accepts writes.
 
-`DEALLOCATE ALL` and `DISCARD ALL` remove the prepared statements that the driver keeps. Every statement that the
-connection has executed before then fails.
+`DEALLOCATE ALL` and `DISCARD ALL` remove the prepared statements that the driver keeps. After that, every statement
+fails that the connection has executed before.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ _REPORTED: Final = ("in_hot_standby", "default_transaction_read_only")
 
 
 def discard_unusable_connections(engine: Engine, *, is_replica: bool) -> None:
-    """Replace connections that an error shows to be unusable, before their next use.
+    """Replace connections before their next use if an error shows that they are unusable.
 
-    After a write that was rejected by a read-only server or session, these are the connection and all older ones.
-    After the loss of a prepared statement it is this connection. The transaction can go on after a savepoint.
+    After a write that was rejected by a read-only server or session, these are all connections that are open now. After
+    the loss of a prepared statement, it is the connection of that statement. The transaction can go on after a
+    savepoint.
     """
 
     @event.listens_for(engine, "handle_error")

@@ -1,4 +1,4 @@
-"""A driver's connection that waits for its end only for a limited time, even if the server is frozen."""
+"""A driver's connection that can be closed in a limited time, even if the server is frozen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DISPOSE_SECONDS: Final = 2.0
 
 
 class CloseLimit:
-    """How long a connection waits for the server to close it. All connections of a `Database` share one limit."""
+    """The time for which a connection waits for the server to close it. All connections of a `Database` share it."""
 
     def __init__(self) -> None:
         self._deadline: float | None = None

@@ -11,8 +11,8 @@ import asyncpg
 class Hosts:
     """Connects to one of several hosts, first to the one that was chosen last.
 
-    `asyncpg.connect` has one timeout for all hosts. If the first host doesn't answer, for example because its machine
-    is off, the second one would never be tried.
+    `asyncpg.connect` has one timeout for all hosts. If the first host didn't answer, for example because its machine is
+    off, the second one would never be tried.
     """
 
     def __init__(self) -> None:

@@ -111,7 +111,7 @@ def behind_transaction_pooler(arguments: Mapping[str, Any]) -> dict[str, Any]:
     settings = arguments["server_settings"]
     # `set_config` parses a list such as `a, b` as the startup message does, in which the driver sends the settings if
     # there is no pooler. SET would take the quoted list 'a, b' for a single name.
-    # A default would only apply to the next transaction.
+    # `default_transaction_read_only` would only apply to the next transaction, so `transaction_read_only` is set.
     local = "".join(
         f"; SELECT pg_catalog.set_config({quote_literal(_FOR_TRANSACTION.get(name, name))}, "
         f"{quote_literal(value)}, true)"

@@ -73,8 +73,10 @@ class PoolState:
         return self.slots.in_use + self.kept.idle_count
 
     def discard_open(self) -> None:
-        """Replace all connections that are open now before their next use. Does nothing within a second of the last
-        call, so that a server that stays read-only costs each connection at most one reconnect per second.
+        """Replace all connections that are open now before their next use.
+
+        Within a second of an earlier call it does nothing. So if a server stays read-only, each connection is replaced
+        at most once per second.
         """
         now = time.monotonic()
         if now - self.discarded >= _DISCARD_SECONDS:
@@ -82,7 +84,7 @@ class PoolState:
             self.pool.discard_open()
 
     def status(self) -> PoolStatus:
-        """The connections of this pool and of those that it replaces. A connection that is lost isn't open."""
+        """The connections of this pool and of the pools that it has replaced. A lost connection isn't open."""
         in_use = sum(map(_is_open, self.used))
         return PoolStatus(
             size=self.pool.size(),
@@ -171,7 +173,7 @@ class BoundedPool(PoolWithReturnHook):
         slot = _pop_slot(record, self.state)
         try:
             if record.driver_connection is not None and not _is_open(record.driver_connection):
-                record.invalidate()  # otherwise its next use would find that out, and discard all other connections
+                record.invalidate()  # otherwise the ping before its next use would fail, and discard all connections
             if self._is_disposed:  # SQLAlchemy would leave it open until the garbage collector finds it
                 self.close_record(record)
             else:

@@ -39,7 +39,7 @@ class _Session(Session):
 
 
 class _AsyncSession(AsyncSession):
-    """A session that knows its last stream, which `is_streaming` needs."""
+    """A session that remembers its last stream, for `is_streaming`."""
 
     async def stream(self, *arguments: Any, **options: Any) -> AsyncResult[Any]:
         result: AsyncResult[Any] = await super().stream(*arguments, **options)

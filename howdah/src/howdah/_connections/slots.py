@@ -131,10 +131,10 @@ class Slots:
     A use takes a slot from the reserves that its priority allows, then from the supply for all uses. If there is none,
     it waits.
 
-    A slot that is released goes to the waiter that has waited longest. Waiters that others wait for come first: those
-    that hold a connection already, and batches. They are few, because each of the former holds a slot and a batch
-    belongs to a worker. So they can't keep the others waiting for long. In order of arrival alone, all connections
-    would soon be held by tasks that wait behind new tasks for their second connection.
+    A slot that is released goes to the waiter that has waited longest. Tasks that hold a connection already, and
+    batches, come first, because other tasks wait for them. There are few of them: each of these tasks has a slot, and
+    each batch has a worker. So they don't delay the others for long. In order of arrival alone, a task would wait for
+    its second connection behind all new tasks, and such tasks would soon hold all connections.
 
     No slot is free while a waiter may use it, so a new use never overtakes a waiter.
     """
@@ -147,8 +147,8 @@ class Slots:
         batches = (reserved - reads) // 2
         self._supplies = (total - reserved, reserved - reads - batches, batches, reads)
         self._free = [*self._supplies]
-        # The waiters of each priority by number. The numbers ascend in order of arrival. Each release looks at the
-        # first of each queue only: with thousands of sessions waiting, it must find a waiting read at once.
+        # The waiters of each priority by number. The numbers ascend in order of arrival. A release looks only at the
+        # first waiter of each priority, because thousands of sessions may wait before the first read.
         self._first = _Queues()
         self._others = _Queues()
         self._arrivals = count()
@@ -208,7 +208,7 @@ class _Queues:
     """The waiters of each priority, in order of arrival."""
 
     def __init__(self) -> None:
-        # not a dict: its first key is found slowly after many removals
+        # not a dict: after many removals, it takes a long time to find the first key of a dict
         self._queues: tuple[OrderedDict[int, asyncio.Future[Slot]], ...] = tuple(OrderedDict() for _ in Priority)
 
     def __len__(self) -> int:

@@ -206,7 +206,7 @@ async def open_chunks(
 ) -> AsyncIterator[AsyncIterator[list[ItemT]]]:
     """The lists of `split_into_chunks`. The first one is read before the block begins.
 
-    So the block can begin with a transaction, which then doesn't wait for the beginning of the input.
+    So a transaction that begins in the block doesn't wait for the first rows of the input.
     """
     async with aclosing(split_into_chunks(items, size)) as chunks:
         chunk = await anext(chunks, None)

@@ -30,6 +30,7 @@ from howdah.errors import DeadlockDetected, LockTimeout, MigrationBlocked
 if TYPE_CHECKING:
     from alembic.operations.ops import MigrationScript
     from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
 
 # The key of the `Call` in the attributes of Alembic's configuration.
 CALL: Final = "howdah"
@@ -100,8 +101,8 @@ def run_migrations(
     repeatable, such as CREATE OR REPLACE FUNCTION.
 
     - One process migrates a database at a time. Other processes wait for it, and raise `MigrationBlocked` after `wait`
-      seconds. It is also raised if the URL is that of a pooler, because the lock belongs to the session. With
-      `allow_pooler` a pooler in session mode is accepted.
+      seconds. `MigrationBlocked` is also raised if the URL is that of a pooler, because the lock belongs to the
+      session. With `allow_pooler` a pooler in session mode is accepted.
     - Each migration is a transaction. Its statements have no timeout.
     - A migration waits at most `lock_timeout` seconds for a lock, because other transactions queue behind it. Then, or
       after a deadlock, it is rolled back, and started again after a pause. After `lock_attempts` attempts
@@ -191,7 +192,6 @@ async def _migrate(url: str, environment: Environment, call: Call) -> None:
 def _run(connection: Connection, environment: Environment, call: Call) -> None:
     """Run the migrations, each in a transaction of its own."""
     from alembic import context
-    from alembic.util.exc import CommandError
 
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "table" and name is not None and not environment.is_managed(name):
@@ -233,18 +233,7 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
         """The steps that are left. They are found only once, because `+1` and `-1` are relative to the revision."""
         nonlocal steps
         if steps is None:
-            try:
-                steps = list(find_steps(revision, migration_context))
-            except CommandError:
-                if find_steps.__name__ != "upgrade" or not is_newer(migration_context, context.script):
-                    raise
-                _logger.warning(
-                    "the database is at revision %s, which is newer than %s, the newest revision of this release: "
-                    "nothing was migrated",
-                    ", ".join(revision),
-                    ", ".join(context.script.get_heads()),
-                )
-                steps = []
+            steps = _find_steps(find_steps, revision, migration_context, context.script)
         for step in steps[progress.applied :]:
             progress.commits = 0
             if call.on_step is not None:
@@ -270,6 +259,26 @@ def _run(connection: Connection, environment: Environment, call: Call) -> None:
             f"{describe_old_transactions(connection)}"
         ) from error
     connection.commit()
+
+
+def _find_steps(
+    find: Callable[..., Any], revision: Any, context: MigrationContext, scripts: ScriptDirectory
+) -> list[Any]:
+    """The steps of Alembic's command. An upgrade has none if a later release has migrated the database."""
+    from alembic.util.exc import CommandError
+
+    try:
+        return list(find(revision, context))
+    except CommandError:
+        if find.__name__ != "upgrade" or not is_newer(context, scripts):
+            raise
+    _logger.warning(
+        "the database is at revision %s, which is newer than %s, the newest revision of this release: nothing was "
+        "migrated",
+        ", ".join(revision),
+        ", ".join(scripts.get_heads()),
+    )
+    return []
 
 
 def _leave_defaults_to_the_catalog(*_: Any) -> bool:

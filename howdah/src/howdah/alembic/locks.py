@@ -24,12 +24,12 @@ LOCK_KEY: Final = 0x686F_7764_6168
 _FIRST_POLL_SECONDS: Final = 0.02
 _LONGEST_POLL_SECONDS: Final = 1.0
 
-# The pause before a migration is started again is about as long as it has waited, and at most this long. It grows with
-# each attempt. During the pause, the transactions that queued behind the migration run.
+# The pause before a migration is started again grows with each attempt, from about `lock_timeout` to this time. Then it
+# is changed at random by up to a half. During the pause, the transactions that queued behind the migration run.
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 
-# Timeouts that a role or a database may have set for its usual work. A name that this server doesn't have is left out.
-# A pooler may have dropped `lock_timeout`.
+# Remove timeouts that a role or a database may have for its usual work. Settings that this server doesn't have are left
+# out. `lock_timeout` is set once more, because a pooler may have dropped it.
 _SET_TIMEOUTS: Final = """
     SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN :lock_timeout ELSE '0' END, false) FROM pg_settings
     WHERE name IN ('lock_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
@@ -87,8 +87,8 @@ _logger = logging.getLogger("howdah.alembic")
 async def reject_pooler(url: str) -> None:
     """Raise `MigrationBlocked` if there is a pooler between this process and the server.
 
-    The advisory lock and the timeouts belong to the session. On a pooler's connection they would stay after the end of
-    this process, or get lost: then nobody could migrate, or a migration would block the service.
+    The advisory lock and the timeouts belong to the session. A pooler could keep the lock after the end of this
+    process, so that nobody could migrate. Or it could drop the timeouts, so that a migration blocks the service.
     """
     async with (
         Database(url, pool_size=1, pooler="transaction", application_name="howdah migrate") as database,
@@ -112,7 +112,7 @@ async def prepare_session(connection: AsyncConnection, settings: LockSettings) -
     try:
         await connection.execute(text(_CHECK_CLIENT))
         await connection.commit()
-    except DatabaseError:  # not possible on this platform of the server
+    except DatabaseError:  # the server's platform doesn't support it
         await connection.rollback()
 
 

@@ -1,4 +1,4 @@
-"""The revisions that were applied to a database. They tell a newer schema from a foreign one.
+"""The revisions that were applied to a database. They show whether a schema is newer, or of another project.
 
 Alembic's table has only the current revision. If a release doesn't know it, the database may belong to a later release,
 or to another project. So every migration also stores all revisions that it builds on, in a column of that table.
@@ -36,8 +36,8 @@ _logger = logging.getLogger("howdah.alembic")
 class FoundRevisions:
     """The current revisions of a database: one, or several if the history has branches.
 
-    `applied` are these and all that they build on. It is None if they weren't stored, or if another program has
-    migrated the database since.
+    `applied` are the current revisions and all revisions that they build on. It is None if these weren't stored, or if
+    another program has migrated the database since.
     """
 
     current: frozenset[str]
@@ -52,7 +52,7 @@ class FoundRevisions:
         return cls(current, applied if current and current <= applied else None)
 
     def compare(self, heads: Collection[str], known: Collection[str]) -> RevisionState:
-        """The state, for a release with these newest revisions, and with these revisions in all."""
+        """The state, for a release whose newest revisions are `heads`, and all of whose revisions are `known`."""
         if self.current == set(heads):
             return "current"
         if self.current <= set(known):
@@ -83,9 +83,9 @@ def store_applied(context: MigrationContext, scripts: ScriptDirectory, heads: Co
 
 
 def store_applied_if_missing(context: MigrationContext, scripts: ScriptDirectory) -> None:
-    """Store them for a database that an earlier version of this library, or another program, has migrated.
+    """Store the applied revisions of a database that an earlier version of this library, or another program, migrated.
 
-    If this role may not change the table, they remain unknown.
+    If this role may not change the table, or the server is a standby, that is logged, and they remain unknown.
     """
     connection = context.connection
     assert connection is not None

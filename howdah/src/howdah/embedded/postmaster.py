@@ -85,7 +85,8 @@ class Postmaster:
     ) -> Literal["started", "running", "shut down"]:
         """Start a server that has died, without waiting until it accepts connections.
 
-        A server that was shut down isn't started. It leaves no postmaster.pid, and a checkpoint.
+        A server that was shut down isn't started. It has left no postmaster.pid, and the state "shut down" in its
+        control file.
         """
         check_data_dir(self.data_dir, user)
         check_version(self.data_dir, self.version, self._wheel)

@@ -45,7 +45,7 @@ if sys.platform != "win32":
 with contextlib.suppress(ImportError):  # without the extra; wheel_folder() then raises an error that names it
     import psutil
 
-# The watch doesn't wait longer for the lock, so that `stop()` can get it.
+# The longest wait of the watch for the lock. It is short, so that `stop()` can get the lock.
 _RESTART_LOCK_SECONDS = 1.0
 
 _logger = logging.getLogger("howdah.embedded")

@@ -1,4 +1,4 @@
-"""Start a server again that has died, in a thread of the process that uses it."""
+"""Restart a server that has died, in a thread of the process that uses it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _logger = logging.getLogger("howdah.embedded")
 class Watch:
     """A thread that calls `restart` when `is_running` is false.
 
-    After five attempts without a minute of a running server it gives up. It also ends when somebody has shut the server
-    down, because that was on purpose.
+    After five attempts it gives up, unless the server has run for a minute in between. It also ends when somebody has
+    shut the server down, because that was intended.
     """
 
     def __init__(self, data_dir: Path, *, is_running: Callable[[], bool], restart: Callable[[], Outcome]) -> None:
@@ -49,6 +49,7 @@ class Watch:
         self._stopping.set()
 
     def _run(self) -> None:
+        """The thread: look at the server every 0.2 s, and restart it if it has died."""
         attempts, running_since = 0, time.monotonic()
         while not self._stopping.wait(_POLL_SECONDS):
             if self._is_running():

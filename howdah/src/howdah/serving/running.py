@@ -47,7 +47,7 @@ def serve(
     sockets: Sequence[socket.socket] | None = None,
     limits: ServerLimits | None = None,
     stop_pause: float = 5.0,
-    stop_timeout: float = 30.0,
+    stop_timeout: float = 25.0,
 ) -> None:
     """Serve the ASGI application until SIGTERM or SIGINT (Ctrl+C), and return.
 

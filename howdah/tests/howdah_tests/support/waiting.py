@@ -12,7 +12,7 @@ from howdah import Database
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Return when the condition is true; fail if it isn't after this time. Blocks."""
+    """Block until the condition is true. Fail if it isn't true after this time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "the condition is still false after the timeout"
