@@ -12,10 +12,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from howdah import RejectedRow
+from howdah.fastapi._bodies import find_pool
 from howdah.fastapi.exports import NDJSON, PacedResponse, encode_line
 from howdah.fastapi.ndjson import InvalidLine, parse_line, read_lines
 from howdah.fastapi.problem import describe_error
-from howdah.fastapi.stream_limits import BodyLimits, SendLimits
+from howdah.fastapi.stream_limits import BodyLimits, SendLimits, take_ticket
 
 BATCH_LINES: Final = 500
 """The number of lines in a batch, if `batch_lines` isn't set."""
@@ -70,14 +71,26 @@ async def answer_lines(
     that sends more slowly than `limits` gets a 408, and one that receives more slowly than `send_limits` is
     disconnected.
 
+    At most a quarter of `pool_size` batches are processed at a time, together with exports and bulk uploads. A batch
+    waits for `pool_timeout`, and then raises `TooManyStreams` (503).
+
     Memory use is constant. The response starts when the last line has been processed, because a client may send its
     whole body before it reads the response. If `process` fails, the response is that error, and the batches before it
     stay committed. So that a rejected row doesn't make it fail, write with `max_rejected=len(rows)`, and use
     `describe_rejected_row`. The import can still fail, so a client must be able to send all lines again, for example
     with a key on each line.
     """
+    pool = find_pool(request)
+
+    async def process_in_turn(rows: list[ModelT]) -> Sequence[ResultT]:
+        ticket = await take_ticket(pool)
+        try:
+            return await process(rows)
+        finally:
+            ticket.release()
+
     batches = _read_batches(request, model, batch_lines, limits)
-    return await answer_batches(batches, process, serialize=serialize, invalid=invalid, send_limits=send_limits)
+    return await answer_batches(batches, process_in_turn, serialize=serialize, invalid=invalid, send_limits=send_limits)
 
 
 async def answer_batches(
@@ -91,7 +104,7 @@ async def answer_batches(
     """As `answer_lines`, for batches that the caller has read with `read_lines` and `parse_line`.
 
     A batch maps the number of each line to its row, or to the `InvalidLine`. The caller decides where a batch ends, and
-    may convert the rows.
+    may convert the rows. The number of batches that are processed at a time isn't limited.
     """
 
     async def process_rows(batch: Batch[RowT]) -> Sequence[ResultT]:
