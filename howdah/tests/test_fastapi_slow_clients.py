@@ -395,6 +395,21 @@ async def test_an_upload_of_single_bytes_is_too_slow(service: Service) -> None:
     sending.cancel()
 
 
+async def test_results_without_space_on_the_disk_are_a_problem(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_before = _spool.stored_bytes()
+    body, headers = LINE * 20_000, {"Content-Type": NDJSON}
+    response = await service.client.post("/lines", content=body, headers=headers)
+    assert (response.status_code, len(response.content.splitlines())) == (200, 20_000)
+    assert _spool.stored_bytes() == stored_before
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    response = await service.client.post("/lines", content=body, headers=headers)
+    assert (response.status_code, response.json()["type"]) == (503, "urn:howdah:problem:too-many-streams")
+    assert "retry-after" in response.headers
+    assert (await service.client.post("/lines", content=LINE, headers=headers)).content == b'{"line":1}\n'
+
+
 @pytest.mark.parametrize("kind", [NDJSON, "application/json"])
 @pytest.mark.parametrize("is_declared", [True, False])
 async def test_a_body_that_is_too_large_is_rejected(service: Service, kind: str, is_declared: bool) -> None:

@@ -44,9 +44,9 @@ class VisibleText:
 
     Some scripts and emoji need two of these characters and variation selectors. They are accepted where they have an
     effect: the joiner (U+200D) and the non-joiner (U+200C) after a virama (RFC 5892, appendix A), and between letters
-    of Arabic scripts, and the joiner also in a sequence of emoji, and after RA in Bengali and Kannada. A variation selector is accepted after an emoji, a
-    symbol, a digit, an ideograph or a Mongolian letter. Flags of regions that are spelled with tag characters are
-    rejected.
+    of Arabic scripts, and the joiner also in a sequence of emoji, and after RA in Bengali and Kannada. A variation
+    selector is accepted after an emoji, a symbol, a digit, an ideograph or a Mongolian letter. Flags of regions that
+    are spelled with tag characters are rejected.
 
     The value is normalized to NFC, so that equal texts are equal strings, and spaces at both ends are removed. So in a
     mapping two different names can become equal. With `multiline` the text may have tabs and line feeds, and CR LF
