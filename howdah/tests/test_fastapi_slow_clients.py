@@ -174,6 +174,16 @@ def build_router() -> APIRouter:
 
         return await answer_lines(request, UserIn, process, limits=IMPATIENT)
 
+    @router.post("/import", response_class=StreamingResponse)
+    async def import_users(request: Request, database: Annotated[Database, Depends(get_database)]) -> StreamingResponse:
+        async def process(batch: list[UserIn]) -> list[dict[str, str]]:
+            async with database.session() as session:
+                await session.execute(select(func.pg_sleep(0.05)))
+                request.app.state.in_use.append(database.pool_status().in_use)
+            return [{} for _ in batch]
+
+        return await answer_lines(request, UserIn, process, batch_lines=10)
+
     @router.post("/control-upload")
     async def upload_in_transaction(request: Request, db: DbSession) -> int:
         count = 0
@@ -187,6 +197,7 @@ def build_router() -> APIRouter:
 def build_app(database: Database) -> FastAPI:
     app = create_app(database)
     app.state.started = 0
+    app.state.in_use = []
     app.include_router(build_router())
     app.add_middleware(CountRequests, state=app.state)
 
@@ -285,6 +296,18 @@ async def test_stalled_uploads_hold_no_connection(service: Service, headers: tup
     assert await service.in_use() == 0
 
 
+async def test_batches_of_many_imports_use_a_quarter_of_the_pool(service: Service) -> None:
+    in_use: list[int] = service.app.state.in_use
+
+    async def is_processed() -> bool:
+        return len(in_use) == CLIENTS
+
+    for _ in range(CLIENTS):
+        await service.connect(upload("/import"), LINE * 11)
+    await until(is_processed)
+    assert max(in_use) == POOL_SIZE // 4
+
+
 async def test_control_uploads_that_stall_in_a_transaction_exhaust_the_pool(impatient_service: Service) -> None:
     for _ in range(CLIENTS):
         await impatient_service.connect(upload("/control-upload"), LINE * 10)
@@ -370,6 +393,21 @@ async def test_an_upload_of_single_bytes_is_too_slow(service: Service) -> None:
     sending = asyncio.create_task(send())
     assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 408")
     sending.cancel()
+
+
+async def test_results_without_space_on_the_disk_are_a_problem(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored_before = _spool.stored_bytes()
+    body, headers = LINE * 20_000, {"Content-Type": NDJSON}
+    response = await service.client.post("/lines", content=body, headers=headers)
+    assert (response.status_code, len(response.content.splitlines())) == (200, 20_000)
+    assert _spool.stored_bytes() == stored_before
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    response = await service.client.post("/lines", content=body, headers=headers)
+    assert (response.status_code, response.json()["type"]) == (503, "urn:howdah:problem:too-many-streams")
+    assert "retry-after" in response.headers
+    assert (await service.client.post("/lines", content=LINE, headers=headers)).content == b'{"line":1}\n'
 
 
 @pytest.mark.parametrize("kind", [NDJSON, "application/json"])

@@ -27,6 +27,11 @@ TEXT = TypeAdapter(Annotated[str, VisibleText(max_length=100, min_length=0, mult
         "می\u200cخواهم",  # Persian needs the non-joiner
         "क्\u200dष",  # Devanagari needs both joiners, after a virama
         "नेपाल्\u200cहरु",
+        "രാമന്\u200d",  # Malayalam: a chillu at the end of a word
+        "രാമന്\u200d നായര്\u200d",
+        "র\u200d্যাচেল",  # Bengali and Kannada: a joiner before the virama
+        "ರ\u200d್ಯಾಂಕ್",
+        "ℹ\ufe0f",
         "👩🏽\u200d🚀",
         "👩\u200d👩\u200d👧",
         "❤\ufe0f 1\ufe0f⃣",
@@ -47,6 +52,7 @@ def test_names_of_many_scripts_are_accepted(name: str) -> None:
         ("ad\u200dmin", 3),
         ("\u200cada", 1),
         ("ada\u200d", 4),
+        ("क\u200d्ष", 2),  # a joiner before the virama has no effect after another letter
         ("\ufeffada", 1),
         ("a\u00adda", 2),
         ("ada\ufe0f", 4),

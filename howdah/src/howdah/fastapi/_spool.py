@@ -101,6 +101,9 @@ class Spool:
         self._tail.clear()
         self._file = None
 
+    def __del__(self) -> None:  # of a response that is never sent
+        self.close()
+
     async def _store_tail(self) -> bool:
         """Move the tail to a file. Returns false if that is impossible. Then the bytes stay in memory."""
         async with self._lock:

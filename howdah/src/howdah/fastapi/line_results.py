@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import IO, Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from howdah import RejectedRow
+from howdah.fastapi._bodies import find_pool
+from howdah.fastapi._spool import Spool, SpoolFull
 from howdah.fastapi.exports import NDJSON, PacedResponse, encode_line
 from howdah.fastapi.ndjson import InvalidLine, parse_line, read_lines
 from howdah.fastapi.problem import describe_error
-from howdah.fastapi.stream_limits import BodyLimits, SendLimits
+from howdah.fastapi.stream_limits import BodyLimits, SendLimits, TooManyStreams, take_ticket
 
 BATCH_LINES: Final = 500
 """The number of lines in a batch, if `batch_lines` isn't set."""
-# A larger response is written to a temporary file.
-_SPOOL_BYTES: Final = 1_048_576
-_CHUNK_BYTES: Final = 65_536
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 RowT = TypeVar("RowT")
@@ -70,14 +68,26 @@ async def answer_lines(
     that sends more slowly than `limits` gets a 408, and one that receives more slowly than `send_limits` is
     disconnected.
 
+    At most a quarter of `pool_size` batches are processed at a time, together with exports and bulk uploads. A batch
+    waits for `pool_timeout`, and then raises `TooManyStreams` (503).
+
     Memory use is constant. The response starts when the last line has been processed, because a client may send its
     whole body before it reads the response. If `process` fails, the response is that error, and the batches before it
     stay committed. So that a rejected row doesn't make it fail, write with `max_rejected=len(rows)`, and use
     `describe_rejected_row`. The import can still fail, so a client must be able to send all lines again, for example
     with a key on each line.
     """
+    pool = find_pool(request)
+
+    async def process_in_turn(rows: list[ModelT]) -> Sequence[ResultT]:
+        ticket = await take_ticket(pool)
+        try:
+            return await process(rows)
+        finally:
+            ticket.release()
+
     batches = _read_batches(request, model, batch_lines, limits)
-    return await answer_batches(batches, process, serialize=serialize, invalid=invalid, send_limits=send_limits)
+    return await answer_batches(batches, process_in_turn, serialize=serialize, invalid=invalid, send_limits=send_limits)
 
 
 async def answer_batches(
@@ -91,7 +101,7 @@ async def answer_batches(
     """As `answer_lines`, for batches that the caller has read with `read_lines` and `parse_line`.
 
     A batch maps the number of each line to its row, or to the `InvalidLine`. The caller decides where a batch ends, and
-    may convert the rows.
+    may convert the rows. The number of batches that are processed at a time isn't limited.
     """
 
     async def process_rows(batch: Batch[RowT]) -> Sequence[ResultT]:
@@ -101,13 +111,19 @@ async def answer_batches(
             raise ValueError(f"process returned {len(results)} results for {len(rows)} rows: return one for each")
         return results
 
-    def write(batch: Batch[RowT], results: Sequence[ResultT], output: IO[bytes]) -> None:
+    def encode(batch: Batch[RowT], results: Sequence[ResultT]) -> bytes:
         remaining = iter(results)
-        for number, row in batch.items():
-            members = invalid(row.reason) if isinstance(row, InvalidLine) else serialize(next(remaining))
-            output.write(encode_line({"line": number, **members}))
+        return b"".join(
+            encode_line(
+                {
+                    "line": number,
+                    **(invalid(row.reason) if isinstance(row, InvalidLine) else serialize(next(remaining))),
+                }
+            )
+            for number, row in batch.items()
+        )
 
-    results = await _process_batches(batches, process_rows, write)
+    results = await _process_batches(batches, process_rows, encode)
     return PacedResponse(results, limits=send_limits, media_type=NDJSON)
 
 
@@ -131,38 +147,47 @@ async def _read_batches(
 async def _process_batches(
     batches: AsyncIterator[Batch[RowT]],
     process: Callable[[Batch[RowT]], Coroutine[Any, Any, Sequence[ResultT]]],
-    write: Callable[[Batch[RowT], Sequence[ResultT], IO[bytes]], None],
+    encode: Callable[[Batch[RowT], Sequence[ResultT]], bytes],
 ) -> AsyncIterator[bytes]:
-    """Process the batches in order. After each batch `write` is called with it and its results.
+    """Process the batches in order. After each batch `encode` is called with it and its results.
 
-    Returns the written bytes. While one batch is processed, the next one is read and the results of the previous one
-    are written. The results are stored in a temporary file.
+    Returns the encoded bytes. While one batch is processed, the next one is read and the results of the previous one
+    are stored.
     """
-    output = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  # closed by _read_and_close
+    output = Spool()
     running: tuple[Batch[RowT], asyncio.Task[Sequence[ResultT]]] | None = None
     finished: tuple[Batch[RowT], Sequence[ResultT]] | None = None
     try:
         async for batch in batches:
             if finished is not None:
-                write(*finished, output)
+                await _store(encode(*finished), output)
             finished = None if running is None else (running[0], await running[1])
             running = batch, asyncio.create_task(process(batch))
         if finished is not None:
-            write(*finished, output)
+            await _store(encode(*finished), output)
         if running is not None:
-            write(running[0], await running[1], output)
+            await _store(encode(running[0], await running[1]), output)
     except BaseException:
         if running is not None:
             await asyncio.wait([running[1]])
         output.close()
         raise
-    output.seek(0)
+    output.finish()
     return _read_and_close(output)
 
 
-async def _read_and_close(output: IO[bytes]) -> AsyncIterator[bytes]:
+async def _store(lines: bytes, output: Spool) -> None:
     try:
-        while part := await asyncio.to_thread(output.read, _CHUNK_BYTES):
+        await output.write(lines, waits=False)
+    except SpoolFull as error:
+        raise TooManyStreams(
+            "there is no space for the result lines: a part of the lines was processed, send all of them again later"
+        ) from error
+
+
+async def _read_and_close(output: Spool) -> AsyncIterator[bytes]:
+    try:
+        while part := await output.read():
             yield part
     finally:
         output.close()

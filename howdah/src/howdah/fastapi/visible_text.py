@@ -29,6 +29,8 @@ _FORBIDDEN: Final = {
 _NON_JOINER: Final = "\u200c"
 _JOINER: Final = "\u200d"
 _VIRAMA_CLASS: Final = 9  # the canonical combining class of viramas
+# In Bengali and Kannada the joiner between RA and a virama keeps the RA as it is. Without the joiner it becomes a mark.
+_LETTERS_RA: Final = "\u09b0\u0cb0"
 _BLANK_BRAILLE: Final = "\u2800"  # a symbol for Unicode, and empty for a reader
 
 
@@ -44,7 +46,7 @@ class VisibleText:
     where they have an effect:
 
     - the joiner and the non-joiner after a virama (RFC 5892, appendix A), and between letters of Arabic scripts,
-    - the joiner also in a sequence of emoji,
+    - the joiner also in a sequence of emoji, and after RA in Bengali and Kannada,
     - a variation selector after an emoji, a symbol, a digit, an ideograph or a Mongolian letter.
 
     Flags of regions that are spelled with tag characters are rejected.
@@ -106,10 +108,14 @@ def _is_needed(text: str, index: int) -> bool:
         return False
     character = text[index]
     if character in (_JOINER, _NON_JOINER):
+        if unicodedata.combining(before) == _VIRAMA_CLASS:
+            return True  # also at the end of a word: it ends with a chillu in Malayalam
         if not after:
             return False
-        if unicodedata.combining(before) == _VIRAMA_CLASS or (_is_arabic(before) and _is_arabic(after)):
+        if _is_arabic(before) and _is_arabic(after):
             return True
+        if character == _JOINER and unicodedata.combining(after) == _VIRAMA_CLASS:
+            return before in _LETTERS_RA
         return character == _JOINER and _is_emoji_part(before) and unicodedata.category(after) in ("So", "Sm")
     return _is_variation_selector(character) and _has_variants(before)
 
@@ -129,5 +135,5 @@ def _is_variation_selector(character: str) -> bool:
 
 
 def _has_variants(character: str) -> bool:
-    is_symbol = unicodedata.category(character) in ("So", "Sk", "Sm", "Nd") or character in "#*‼⁉〰〽"
+    is_symbol = unicodedata.category(character) in ("So", "Sk", "Sm", "Nd") or character in "#*‼⁉ℹ〰〽"
     return is_symbol or unicodedata.name(character, "").startswith(("CJK ", "MONGOLIAN LETTER"))
