@@ -31,7 +31,7 @@ _INCREASE: Final = 1.05
 _EXPECTED_WAIT_SHARE: Final = 0.4
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
-_STARTS_PER_ITERATION: Final = 16
+_STARTS_PER_ITERATION: Final = 64
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
 # The shortest queue. Requests come in bursts, even if few of them are answered in a second.
