@@ -113,11 +113,13 @@ class LoadLimiter:
 
         A server reads the requests of many connections before it runs the first of their tasks.
         """
+        if not self._expected:
+            loop.call_soon(self._forget_expected)
         self._expected += 1
-        loop.call_soon(self._forget_expected)
 
     def _forget_expected(self) -> None:
-        self._expected -= 1
+        """The tasks of all expected requests start in this iteration of the event loop."""
+        self._expected = 0
 
     def count_rejected(self) -> None:
         self._rejected += 1
