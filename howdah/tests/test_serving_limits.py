@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
@@ -153,6 +154,33 @@ async def test_300_stalled_headers_do_not_keep_others_out(limited: RunningServer
         for path in (b"/healthz", b"/"):
             async with limited.connect(GET.replace(b"/", path, 1)) as peer:
                 assert (await peer.read())[0] == 200
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(None, id="a second"), pytest.param(-1.0, id="control: no time")])
+def test_a_burst_of_new_connections_has_a_second_for_its_requests(
+    seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if seconds is not None:
+        monkeypatch.setattr("howdah.serving._connections._MIN_UNFINISHED_SECONDS", seconds)
+    with running_server(EchoApp(), ServerLimits()) as server, ExitStack() as stack:
+        address = ("127.0.0.1", server.port)
+        burst = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(500)]
+        for each in burst:
+            each.sendall(GET)
+        statuses = [each.recv(12)[9:] for each in burst]
+    assert (statuses == [b"200"] * len(burst)) is (seconds is None)
+
+
+async def test_incomplete_headers_take_no_connection_from_requests() -> None:
+    with running_server(EchoApp(), ServerLimits(max_connections=5, reserved_connections=5)) as server:
+        async with AsyncExitStack() as stack:
+            stalled = [await stack.enter_async_context(server.connect(GET[:5])) for _ in range(5)]
+            await wait_until(lambda: server.connections == 5)
+            peers = [await stack.enter_async_context(server.connect(GET)) for _ in range(5)]
+            assert [(await each.read())[0] for each in peers] == [200] * 5
+            for each in stalled:
+                await each.send(GET[5:])
+                assert await each.read_problem() == (503, "too-many-connections")
 
 
 async def test_busy_connections_leave_a_reserve_for_probes(limited: RunningServer) -> None:

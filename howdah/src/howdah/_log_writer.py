@@ -19,7 +19,7 @@ MAX_BYTES: Final = 16_000_000
 
 # The thread collects lines for this time, and then writes them together, because it takes the GIL from the event loop
 # each time that it runs. A process that is killed loses the lines of this time.
-_COLLECT_SECONDS: Final = 0.01
+_COLLECT_SECONDS: Final = 0.05
 # After an error such as a full disk, the thread tries again after a pause.
 _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 1.0

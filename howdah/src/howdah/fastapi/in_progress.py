@@ -130,7 +130,8 @@ class RequestsInProgress:
         loop = asyncio.get_running_loop()
         if self._timer is None or self._loop is not loop:
             self._start_timer(loop)
-        is_exempt = self._is_exempt(scope)
+        is_expected = _EXPECTED_KEY in scope
+        is_exempt = not is_expected and self._is_exempt(scope)
         self._exempt += is_exempt
         limiter = None if is_exempt else self.limiter
         request = _Request(scope, receive, send, loop)
@@ -138,7 +139,7 @@ class RequestsInProgress:
         self._requests[request] = None
         try:
             if limiter is not None:
-                await limiter.enter(is_expected=_EXPECTED_KEY in scope)
+                await limiter.enter(is_expected=is_expected)
                 request.count(limiter)
             await app(scope, request.receive, request.send)
         except Overloaded:

@@ -33,7 +33,7 @@ _INCREASE: Final = 1.05
 _EXPECTED_WAIT_SHARE: Final = 0.4
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
-_STARTS_PER_ITERATION: Final = 16
+_STARTS_PER_ITERATION: Final = 64
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
 # The shortest queue. Requests come in bursts, even if few of them are answered in a second.
@@ -115,11 +115,13 @@ class LoadLimiter:
 
         A server reads the requests of many connections before it runs the first of their tasks.
         """
+        if not self._expected:
+            loop.call_soon(self._forget_expected)
         self._expected += 1
-        loop.call_soon(self._forget_expected)
 
     def _forget_expected(self) -> None:
-        self._expected -= 1
+        """The tasks of all expected requests start in this iteration of the event loop."""
+        self._expected = 0
 
     def count_rejected(self) -> None:
         self._rejected += 1

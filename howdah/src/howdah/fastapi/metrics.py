@@ -45,13 +45,19 @@ class RequestMetrics:
         self._seconds = Histogram(
             "howdah_request_seconds", "Time until the response was sent", ["method", "route"], registry=self.registry
         )
+        # The time series of the labels, because `labels` takes longer than the rest.
+        self._series: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
 
     def record(self, *, method: str, route: str, status: int | None, seconds: float) -> None:
         """Count one request. The status is None if there was no response, for example because the client has gone."""
         if route == _UNMATCHED or method not in _METHODS:
             method = "any"
-        self._requests.labels(method, route, status or "none").inc()
-        self._seconds.labels(method, route).observe(seconds)
+        series = self._series.get((method, route, status))
+        if series is None:
+            series = self._requests.labels(method, route, status or "none"), self._seconds.labels(method, route)
+            self._series[method, route, status] = series
+        series[0].inc()
+        series[1].observe(seconds)
 
 
 class RequestMetricsMiddleware:

@@ -59,28 +59,30 @@ class RequestLog:
                     message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, request_id.encode())]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, send_with_id)
-            except Exception as error:
-                # Handled here and not by Starlette, so that the response and the traceback have the request id. The
-                # traceback is formatted here, because structlog's default one shows local variables, which may hold
-                # personal data.
-                _log.error("unexpected error", exception=format_exception(error))
-                if status:  # the response has started
-                    raise
-                response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
-                await response(scope, receive, send_with_id)
-            finally:
-                if is_outermost:
-                    milliseconds = round((time.perf_counter() - started) * 1000, 1)
-                    _log.info(
-                        "request",
-                        method=shorten(scope["method"]),
-                        path=shorten(scope["path"], _MAX_PATH_CHARACTERS),
-                        status=get_logged_status(scope, status or None),
-                        ms=milliseconds,
-                    )
+        # `bound_contextvars` copies all variables for each request
+        tokens = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            # Handled here and not by Starlette, so that the response and the traceback have the request id. The
+            # traceback is formatted here, because structlog's default one shows local variables, which may hold
+            # personal data.
+            _log.error("unexpected error", exception=format_exception(error))
+            if status:  # the response has started
+                raise
+            response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
+            await response(scope, receive, send_with_id)
+        finally:
+            if is_outermost:
+                milliseconds = round((time.perf_counter() - started) * 1000, 1)
+                _log.info(
+                    "request",
+                    method=shorten(scope["method"]),
+                    path=shorten(scope["path"], _MAX_PATH_CHARACTERS),
+                    status=get_logged_status(scope, status or None),
+                    ms=milliseconds,
+                )
+            structlog.contextvars.reset_contextvars(**tokens)
 
 
 def _get_request_id(scope: Scope) -> str:

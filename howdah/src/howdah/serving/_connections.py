@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, Final
 
 from howdah.serving import _problems
@@ -19,6 +20,8 @@ _DISCARD_SECONDS: Final = 10.0
 # A connection that became idle just now may get its next request at any moment, so it isn't closed to make room
 # for another one.
 _MIN_IDLE_SECONDS: Final = 1.0
+# The requests of a burst of new connections arrive in this time. An incomplete header that is older gives way.
+_MIN_UNFINISHED_SECONDS: Final = 1.0
 
 _HEADER: Final = Phase.HEADER
 _IDLE: Final = Phase.IDLE
@@ -43,20 +46,24 @@ class Connections:
         """The number of connections, without those that are being closed."""
         return len(self.all) - len(self._closing)
 
+    def count_complete(self, connection: LimitedHttpProtocol) -> int:
+        """The number of connections whose header is complete, and this one."""
+        return self.count() - len(self._unfinished) + (connection in self._unfinished)
+
     def add(self, connection: LimitedHttpProtocol) -> bool:
         """Add a new connection. Returns whether it exceeds `max_connections`: then it may only request a probe."""
         limits, unfinished = self.limits, self._unfinished
         unfinished[connection] = None
-        count = self.count()
-        is_extra = count > limits.max_connections
+        is_extra = self.count() > limits.max_connections
         if is_extra:
             idle = next(iter(self._idle), None)
             if idle is not None and connection.since - idle.since > _MIN_IDLE_SECONDS:
                 idle.linger()
-        if (
-            len(unfinished) > limits.max_unfinished_connections
-            or count > limits.max_connections + limits.reserved_connections
-        ):
+        for each in (*islice(unfinished, max(0, len(unfinished) - limits.max_unfinished_connections)),):
+            if connection.since - each.since <= _MIN_UNFINISHED_SECONDS:
+                break
+            each.reject(_problems.TOO_MANY_CONNECTIONS)
+        if self.count() > limits.max_connections + limits.reserved_connections:
             next(iter(unfinished)).reject(_problems.TOO_MANY_CONNECTIONS)
         return is_extra
 

@@ -184,7 +184,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             and self._count_header_bytes() > limits.max_header_bytes
         ):
             raise _Rejected(_problems.HEADER_TOO_LARGE)
-        if self._is_extra:
+        if self.phase is _HEADER:
             self._check_extra()
         previous = self.cycle
         super().on_headers_complete()
@@ -340,10 +340,12 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             self.transport.abort()
 
     def _check_extra(self) -> None:
-        """Reject the request of a connection above the limit, unless it is a probe."""
-        if self.group.count() <= self.limits.max_connections:
-            self._is_extra = False
-        elif self.url.partition(b"?")[0].decode("latin-1") not in self.limits.reserved_paths:
+        """Reject the first request of a connection above the limit, unless it is a probe.
+
+        Incomplete headers don't count, so that they don't keep requests out.
+        """
+        self._is_extra = self.group.count_complete(self) > self.limits.max_connections
+        if self._is_extra and self.url.partition(b"?")[0].decode("latin-1") not in self.limits.reserved_paths:
             raise _Rejected(_problems.TOO_MANY_CONNECTIONS)
 
     def _count_header_bytes(self) -> int:

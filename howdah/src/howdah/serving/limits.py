@@ -13,11 +13,11 @@ _PROBE_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 class ServerLimits:
     """Limits for the clients of a server. Sizes are in bytes, times in seconds. Raises `ValueError`.
 
-    - `max_connections` are served at a time. For a further one, the connection that has been idle longest is closed.
-      If none has been idle for more than a second, the further one gets a 503.
-    - `reserved_connections` are accepted in addition, for requests to `reserved_paths` only. For a further one, the
-      oldest connection with an incomplete header gets a 503.
-    - `max_unfinished_connections` may have an incomplete header. If there are more, the oldest of them gets a 503.
+    - `max_connections` are served at a time. Those with an incomplete header don't count. For a further one, the
+      connection that has been idle longest is closed. If none is idle, the further one gets a 503.
+    - `reserved_connections` are accepted in addition, for requests to `reserved_paths` only.
+    - `max_unfinished_connections` may have an incomplete header for more than a second. If there are more, the oldest
+      of them get a 503.
     - `max_header_bytes` and `max_headers` limit the request line and the headers (431). The former also limits the
       bytes of a chunked body that aren't data, such as trailers (400).
     - `header_timeout` is the time from the first byte of a request, or from the connection, to the end of the header
