@@ -14,7 +14,7 @@ class ServerLimits:
     """Limits for the clients of a server. Sizes are in bytes, times in seconds. Raises `ValueError`.
 
     - `max_connections` are served at a time. Those with an incomplete header don't count. For a further one, the
-      connection that has been idle longest is closed. If none is idle, the further one gets a 503.
+      connection that has been idle longest is closed, or, if none has been idle for a second, it gets a 503.
     - `reserved_connections` are accepted in addition, for requests to `reserved_paths` only.
     - `max_unfinished_connections` may have an incomplete header for more than a second. If there are more, the oldest
       of them get a 503.
