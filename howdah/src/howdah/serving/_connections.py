@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -18,6 +19,11 @@ _MAX_LINGERING: Final = 256
 _DISCARD_SECONDS: Final = 10.0
 # A connection that became idle just now may get its next request at any moment, so it isn't closed for another one.
 _MIN_IDLE_SECONDS: Final = 1.0
+# A new connection that has sent its request already is read within so many iterations of the event loop: one for the
+# transport to start, one to wait for data, and one to call the protocol.
+_ITERATIONS_UNTIL_READ: Final = 3
+# The batch of a connection that the server has read from.
+_NO_BATCH: Final = 0
 
 _HEADER: Final = Phase.HEADER
 _IDLE: Final = Phase.IDLE
@@ -31,7 +37,9 @@ class Connections:
         self.limits = limits
         self.stop = stop
         self.all: set[Any] = set()  # those of uvicorn's ServerState, with WebSockets
-        self._unfinished: dict[LimitedHttpProtocol, None] = {}
+        self._unfinished: dict[LimitedHttpProtocol, int] = {}  # with the number of the batch that was accepted together
+        self._batch = _NO_BATCH + 1
+        self._is_rejecting = False  # whether the connections of this batch and of those before are rejected soon
         self._idle: dict[LimitedHttpProtocol, None] = {}
         self._closing: dict[LimitedHttpProtocol, None] = {}
         self._max_idle_at_stop: float | None = None
@@ -42,22 +50,52 @@ class Connections:
         """The number of connections, without those that are being closed."""
         return len(self.all) - len(self._closing)
 
+    def count_finished(self) -> int:
+        """The number of connections that have sent a complete header, and aren't being closed."""
+        return self.count() - len(self._unfinished)
+
     def add(self, connection: LimitedHttpProtocol) -> bool:
         """Count a new connection. Returns whether there are too many now, so that it may only send a probe."""
-        limits, unfinished = self.limits, self._unfinished
-        unfinished[connection] = None
+        limits = self.limits
+        self._unfinished[connection] = self._batch
         count = self.count()
         is_extra = count > limits.max_connections
         if is_extra:
             idle = next(iter(self._idle), None)
             if idle is not None and connection.since - idle.since > _MIN_IDLE_SECONDS:
                 idle.linger()
-        if (
-            len(unfinished) > limits.max_unfinished_connections
-            or count > limits.max_connections + limits.reserved_connections
-        ):
-            next(iter(unfinished)).reject(_problems.TOO_MANY_CONNECTIONS)
+        if self._has_too_many() and not self._is_rejecting:
+            self._is_rejecting = True
+            connection.loop.call_soon(self._reject_unfinished, connection.loop, _ITERATIONS_UNTIL_READ)
         return is_extra
+
+    def _has_too_many(self) -> bool:
+        """Whether connections with an incomplete header must be rejected."""
+        limits = self.limits
+        return (
+            len(self._unfinished) > limits.max_unfinished_connections
+            or self.count() > limits.max_connections + limits.reserved_connections
+        )
+
+    def _reject_unfinished(self, loop: asyncio.AbstractEventLoop, iterations: int) -> None:
+        """Reject the oldest connections with an incomplete header, after this number of iterations of the event loop.
+
+        Many connections may be accepted at once. Before their requests have been read, all of them look unfinished.
+        """
+        if iterations:
+            loop.call_soon(self._reject_unfinished, loop, iterations - 1)
+            return
+        batch, self._batch = self._batch, self._batch + 1
+        while self._has_too_many():
+            oldest = next(iter(self._unfinished), None)
+            if oldest is None:
+                break
+            if self._unfinished[oldest] > batch:
+                loop.call_soon(self._reject_unfinished, loop, _ITERATIONS_UNTIL_READ)
+                return
+            oldest.reject(_problems.TOO_MANY_CONNECTIONS)
+            self._unfinished.pop(oldest, None)
+        self._is_rejecting = False
 
     def move(self, connection: LimitedHttpProtocol, old: Phase, new: Phase) -> None:
         """Note that the phase changes."""
@@ -68,7 +106,7 @@ class Connections:
         if new is _IDLE:
             self._idle[connection] = None
         elif new is _HEADER:
-            self._unfinished[connection] = None
+            self._unfinished[connection] = _NO_BATCH
         elif new is _CLOSING:
             self._closing[connection] = None
             if len(self._closing) > _MAX_LINGERING:

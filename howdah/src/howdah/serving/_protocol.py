@@ -340,9 +340,13 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
 
     def _check_extra(self) -> None:
         """Reject the request of a connection above the limit, unless it is a probe."""
-        if self.group.count() <= self.limits.max_connections:
+        limits, others = self.limits, self.group.count_finished()
+        if others < limits.max_connections:
             self._is_extra = False
-        elif self.url.partition(b"?")[0].decode("latin-1") not in self.limits.reserved_paths:
+        elif (
+            others >= limits.max_connections + limits.reserved_connections
+            or self.url.partition(b"?")[0].decode("latin-1") not in limits.reserved_paths
+        ):
             raise _Rejected(_problems.TOO_MANY_CONNECTIONS)
 
     def _count_header_bytes(self) -> int:

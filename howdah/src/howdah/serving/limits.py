@@ -15,7 +15,7 @@ class ServerLimits:
     - `max_connections` are served at a time. If all of them have a request in progress, a further one gets a 503. If
       some are idle or haven't sent a complete header, the oldest of those is closed instead.
     - `reserved_connections` are accepted on top of that, for requests to `reserved_paths` only.
-    - `max_unfinished_connections` may have an incomplete header. If there are more, the oldest one gets a 408.
+    - `max_unfinished_connections` may have an incomplete header. If there are more, the oldest one gets a 503.
     - `max_header_bytes` and `max_headers` limit the request line and the headers (431), and also what a chunked body
       has besides its data, such as trailers (400).
     - `header_timeout` is the time from the first byte of a request, or from the connection, to the end of the header
