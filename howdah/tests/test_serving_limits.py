@@ -186,7 +186,7 @@ async def test_connections_that_were_accepted_together_are_not_too_slow(limited:
     async with limited.connect() as first, AsyncExitStack() as stack:
         await wait_until(lambda: limited.connections == 1)
         [protocol] = limited.server.server_state.connections
-        protocol.loop.call_soon_threadsafe(block)  # type: ignore[union-attr]
+        protocol.loop.call_soon_threadsafe(block)
         await asyncio.to_thread(blocked.wait)
         peers = [await stack.enter_async_context(limited.connect(GET)) for _ in range(count)]
         released.set()
