@@ -127,6 +127,21 @@ async def test_routes_of_a_mounted_application_have_the_path_of_the_mount(real_d
     }
 
 
+async def test_a_method_that_a_path_does_not_have_counts_for_the_path(real_database: Database) -> None:
+    outer, inner = create_app(), create_app()
+    outer.mount("/inner/{tenant}", inner)
+    async with client_of(outer, real_database) as client:
+        for path in ("/healthz", "/inner/a/healthz"):
+            for method in ("PUT", "PROPFIND"):
+                assert (await client.request(method, path)).status_code == 405
+        names = {name for name in await read_metrics(client) if name.startswith("howdah_requests_total")}
+    assert names == {
+        f'howdah_requests_total{{method="{method}",route="{route}",status="405"}}'
+        for method in ("PUT", "any")
+        for route in ("/healthz", "/inner/{tenant}/healthz")
+    }
+
+
 async def test_an_unexpected_error_is_counted_and_logged_without_local_variables(
     real_database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,7 +193,7 @@ def test_every_error_has_a_status_or_is_an_internal_error() -> None:
         errors.InvalidStatement,
         errors.ServerFault,
         errors.EmbeddedPostgresError,
-        errors.MigrationBlocked,
+        errors.InvalidUrl,
     }
     all_errors = {cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.HowdahError)}
     with_status = {cls for cls in all_errors if any(base in HTTP_STATUS_BY_ERROR for base in cls.__mro__)}

@@ -55,6 +55,8 @@ POOL_SIZE = 8
 FOR_SESSIONS = 5  # three connections are reserved for reads and batches
 CLIENTS = 7
 LARGE = 6_000  # rows of 1 KiB: more than the buffers of the kernel hold
+# A kernel holds 4 MiB, and uvicorn and the session hold two parts. A stream that fits into them isn't stalled.
+STALLING = 4 * LARGE
 IMPATIENT = BodyLimits(window_seconds=0.3)
 SMALL = BodyLimits(max_bytes=100, max_array_bytes=100)
 LINE = b'{"email": "ada@example.com", "name": "Ada"}\n'
@@ -242,7 +244,7 @@ def build_app(database: Database) -> FastAPI:
     @app.get("/control-stream", response_class=StreamingResponse)
     async def stream_alone(db: ReadDbSession) -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
-            async for row in (await db.stream(select_texts(LARGE))).partitions(500):
+            async for row in (await db.stream(select_texts(STALLING))).partitions(500):
                 yield str(row)
 
         return StreamingResponse(lines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack
 
@@ -199,6 +200,27 @@ async def test_busy_connections_leave_a_reserve_for_probes(limited: RunningServe
                 assert await probe.is_closed()
         limited.app.released.set()
         assert [(await each.read())[0] for each in busy] == [200] * len(busy)
+
+
+async def test_connections_that_were_accepted_together_are_not_too_slow(limited: RunningServer) -> None:
+    """While the event loop is blocked, more clients send a request than connections may be unfinished."""
+    count = LIMITS.max_unfinished_connections + 3
+    blocked, released = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        released.wait(5)
+
+    async with limited.connect() as first, AsyncExitStack() as stack:
+        await wait_until(lambda: limited.connections == 1)
+        [protocol] = limited.server.server_state.connections
+        protocol.loop.call_soon_threadsafe(block)
+        await asyncio.to_thread(blocked.wait)
+        peers = [await stack.enter_async_context(limited.connect(GET)) for _ in range(count)]
+        released.set()
+        assert [(await each.read())[0] for each in peers] == [200] * count
+        await first.send(GET)
+        assert (await first.read())[0] == 200
 
 
 async def test_an_idle_connection_is_closed_for_a_new_one() -> None:

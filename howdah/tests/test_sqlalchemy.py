@@ -33,6 +33,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, selectinload
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import howdah
 from howdah import Database, InvalidStatement
@@ -41,8 +42,15 @@ from howdah_tests.support.sample_models import Order, User
 from howdah_tests.support.sample_rows import new_user
 
 SOURCE = Path(inspect.getfile(howdah)).parent
-# Documented although they begin with an underscore: the methods of named tuples, and `Row._mapping`.
-DOCUMENTED = frozenset({"_asdict", "_fields", "_make", "_mapping", "_replace"})
+# Documented although they begin with an underscore: the methods of named tuples, `Row._mapping`, and `os._exit`.
+DOCUMENTED = frozenset({"_asdict", "_exit", "_fields", "_make", "_mapping", "_replace"})
+# `howdah.serving` replaces steps of uvicorn's protocol, which has no other place for a limit: the decision whether a
+# request is started, and the change to a WebSocket.
+PROTOCOL_NAMES = {
+    "_should_upgrade": "(self)",
+    "_start_asgi_task": "(self, cycle, app)",
+    "_unsupported_upgrade_warning": "(self)",
+}
 
 
 class TestSelect:
@@ -362,7 +370,7 @@ def test_no_other_module_uses_a_private_name() -> None:
         f"{path.relative_to(SOURCE)}:{line} {name}"
         for path, tree in _modules()
         for line, name in _used_names(tree)
-        if _is_private(name) and name not in defined
+        if _is_private(name) and name not in defined and not (path.parent.name == "serving" and name in PROTOCOL_NAMES)
     ]
     assert not found, "move these to howdah/_sqlalchemy.py, each with its reason and a test"
 
@@ -379,13 +387,23 @@ def test_no_other_class_overrides_a_private_method_of_another_library() -> None:
             methods = [
                 name
                 for name, value in vars(cls).items()
-                if inspect.isfunction(value) and value.__code__.co_filename == module.__file__ and _is_private(name)
+                if inspect.isfunction(value)
+                and value.__code__.co_filename == module.__file__
+                and _is_private(name)
+                and not (each.name.startswith("howdah.serving.") and name in PROTOCOL_NAMES)
             ]
             others = [base for base in cls.__mro__[1:] if not base.__module__.startswith("howdah")]
             found += [
                 f"{each.name}.{cls.__name__}.{name}" for name in methods for base in others if hasattr(base, name)
             ]
     assert not found
+
+
+@pytest.mark.parametrize("name", PROTOCOL_NAMES)
+def test_the_private_names_of_uvicorn_exist(name: str) -> None:
+    signature = inspect.signature(vars(HttpToolsProtocol)[name])
+    parameters = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    assert str(inspect.Signature(parameters)) == PROTOCOL_NAMES[name]
 
 
 @pytest.mark.parametrize(

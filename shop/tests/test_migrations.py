@@ -80,6 +80,15 @@ async def test_every_difference_of_two_schemas_is_found(
     assert found in compare_catalogs(await read_catalog(session), created_catalog)
 
 
+async def test_a_missing_table_is_one_difference(
+    session: AsyncSession, created_catalog: dict[str, CatalogEntry]
+) -> None:
+    await session.execute(text("DROP TABLE seals CASCADE"))
+    differences = [*compare_catalogs(await read_catalog(session), created_catalog)]
+    assert [each for each in differences if each.endswith(" of seals: missing")] == []
+    assert "table seals: missing" in differences
+
+
 async def test_a_changed_definition_is_shown_by_its_lines(
     session: AsyncSession, created_catalog: dict[str, CatalogEntry]
 ) -> None:

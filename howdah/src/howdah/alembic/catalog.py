@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah.alembic.running import run_blocking
 from howdah.database import Database
 
+_TABLE: Final = "table "
 _DESCRIPTION: Final = "name, definition, problem, is_guarded"
 # PostgreSQL shows `state IN ('a', 'b')` as ARRAY['a'::character varying, 'b'::character varying]::text[]. After a
 # constraint is created from this text, PostgreSQL shows other casts. All of them are casts between text types, so they
@@ -76,10 +77,15 @@ def compare_catalogs(
     """Describe each difference in a line such as `table accounts: missing`.
 
     After the name and the colon, the line has `missing`, `unknown` (not expected), `changed`, or the problem of the
-    found entry. With `show_changes`, the changed lines of the definition follow.
+    found entry. With `show_changes`, the changed lines of the definition follow. Of a table that is missing, only the
+    table is described, and not its columns, constraints and triggers.
     """
+    missing_tables = [name.removeprefix(_TABLE) for name in expected if name.startswith(_TABLE) and name not in found]
+    parts_of_missing = tuple(f" {word} {table}" for table in missing_tables for word in ("of", "on"))
     for name in sorted({*found, *expected}):
         if name not in found:
+            if parts_of_missing and name.endswith(parts_of_missing):
+                continue
             yield f"{name}: missing"
         elif name not in expected:
             yield f"{name}: unknown"

@@ -205,7 +205,8 @@ def _resume(coroutine: Coroutine[Any, Any, Message], waiting_for: Any) -> Genera
 
 def _find_length(scope: Scope) -> int | None:
     """The `Content-Length`, 0 for a body without a valid one, or None if the request has no body."""
-    length = None if scope["http_version"][0] == "1" else 0  # in HTTP/2 a body needs no header
+    # In HTTP/2 a body needs no header. A program that calls the application without a server may leave the version out.
+    length = None if scope.get("http_version", "1.1").startswith("1") else 0
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value[:20]) if value.isdigit() else 0

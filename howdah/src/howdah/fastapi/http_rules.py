@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi.disconnects import CLIENT_GONE_KEY
 from howdah.fastapi.hosts import AllowedHosts
-from howdah.fastapi.path_methods import PathMethods, get_route_path
+from howdah.fastapi.path_methods import ROUTE_PATH_KEY, PathMethods, get_route_path
 from howdah.fastapi.problem import NO_SNIFF, NO_STORE, problem_response
 
 # A response with an ETag may be stored by its client, which asks before each use whether it is still current.
@@ -133,6 +133,7 @@ class HTTPRules:
             scope.update({**inner, "method": "HEAD", CLIENT_GONE_KEY: not has_ended})
 
     async def _reject_method(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ROUTE_PATH_KEY] = get_route_path(scope)
         response = problem_response(
             HTTPStatus.METHOD_NOT_ALLOWED,
             "method-not-allowed",

@@ -19,6 +19,7 @@ from howdah._batch_figures import CoalescerStatus
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.in_progress import RequestsInProgress
 from howdah.fastapi.jobs import JobRunner
+from howdah.fastapi.path_methods import ROUTE_PATH_KEY
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
 
@@ -182,7 +183,7 @@ def _find_route(application: Any, scope: Scope) -> str:
     if getattr(included, "original_route", None) is route and route is not None:
         path = getattr(included, "path", None)
     else:
-        path = getattr(route, "path", None)
+        path = getattr(route, "path", None) or scope.get(ROUTE_PATH_KEY)
     if scope["app"] is application:
         return path or _UNMATCHED
     # A mounted application has handled the request, and the route's path begins at the mount.

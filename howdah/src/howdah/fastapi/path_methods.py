@@ -11,6 +11,9 @@ from starlette.types import Scope
 
 from howdah.fastapi.openapi import iterate_all_routes
 
+# The key in the ASGI scope for the path of the routes, if a request is rejected before its route is found.
+ROUTE_PATH_KEY: Final = "howdah.route_path"
+
 _NO_METHODS: Final[frozenset[str]] = frozenset()
 
 

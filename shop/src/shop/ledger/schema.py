@@ -55,7 +55,7 @@ class SchemaReport:
     @property
     def lacks_seals(self) -> bool:
         """Whether the seals can't be checked, because their table, a column or a digest function is missing."""
-        needed = ("column ", "table seals", "function digest_of_", "function hash_of_seal")
+        needed = ("column ", "table ", "function digest_of_", "function hash_of_seal")
         return any(each.startswith(needed) and each.endswith(": missing") for each in self.defects)
 
     def __str__(self) -> str:

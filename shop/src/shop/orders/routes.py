@@ -26,6 +26,7 @@ from shop.ledger.writing import KeyInUse
 from shop.orders.dependencies import OrderReader, OrderWithItemsReader
 from shop.orders.models import Order
 from shop.orders.schemas import (
+    MAX_STATUS_CHANGE_BYTES,
     OrderExportParameters,
     OrderIn,
     OrderOut,
@@ -72,7 +73,7 @@ async def export_orders(parameters: Annotated[OrderExportParameters, Query()], d
     )
 
 
-@router.patch("/status")
+@router.patch("/status", max_body_size=MAX_STATUS_CHANGE_BYTES)
 async def change_order_status(body: StatusChangeIn, db: DbSession) -> StatusChangeOut:
     """Set the status of many orders."""
     changed = await change_status(db, body.order_ids, body.status)

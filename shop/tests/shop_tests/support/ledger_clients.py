@@ -28,6 +28,8 @@ from shop.ledger.service import post_transfers
 from shop_tests.support.trigger_bypass import disable_triggers
 
 LARGEST = 300
+# On a busy machine the clients wait for each other for longer than a service would let them.
+PATIENCE = 60.0
 
 
 class Outcome(NamedTuple):
@@ -167,7 +169,10 @@ class Clients:
 async def main() -> None:
     url, seed, clients, transfers, mode, *accounts = sys.argv[1:]
     ids = [UUID(account) for account in accounts]
-    async with Database(url, pool_size=int(clients)) as database, Ledger(database) as ledger:
+    async with (
+        Database(url, pool_size=int(clients), lock_timeout=PATIENCE, statement_timeout=PATIENCE) as database,
+        Ledger(database, submit_timeout=PATIENCE) as ledger,
+    ):
         group = Clients(database, ledger, ids, int(seed), int(transfers))
         client = {
             "singly": group.post_singly,

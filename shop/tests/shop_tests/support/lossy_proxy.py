@@ -1,4 +1,4 @@
-"""A proxy in front of PostgreSQL that loses responses."""
+"""A proxy in front of PostgreSQL that loses responses, or freezes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMIT = b"Q\x00\x00\x00\x0cCOMMIT;\x00"
 
 class Proxy:
     """Forwards everything. A message that contains `lost_bytes` is executed, but both connections end before its
-    response. `times` limits how often this happens."""
+    response. `times` limits how often this happens. After `freeze` nothing is forwarded until `thaw`."""
 
     def __init__(self, url: URL, server: URL) -> None:
         self.url = url
@@ -23,12 +23,20 @@ class Proxy:
         self.times: int | None = None
         self.lost = 0
         self._server = server
+        self._moving = asyncio.Event()
+        self._moving.set()
         self._serving: set[asyncio.Task[None]] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+
+    def freeze(self) -> None:
+        self._moving.clear()
+
+    def thaw(self) -> None:
+        self._moving.set()
 
     async def close(self) -> None:
         """Break all connections."""
@@ -45,6 +53,7 @@ class Proxy:
                 if self.lost_bytes is not None and self.lost_bytes in data and self.times != 0:
                     self.times = None if self.times is None else self.times - 1
                     is_losing.set()
+                await self._moving.wait()
                 to_server.write(data)
 
         async def responses() -> None:
@@ -52,6 +61,7 @@ class Proxy:
                 if is_losing.is_set():
                     self.lost += 1
                     return
+                await self._moving.wait()
                 writer.write(data)
 
         tasks = [asyncio.create_task(requests()), asyncio.create_task(responses())]
