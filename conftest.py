@@ -1,5 +1,7 @@
 """The plugin with the fixtures on a real PostgreSQL, and the Hypothesis profiles of property tests."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,10 @@ import howdah  # noqa: F401
 import shop  # noqa: F401
 
 pytest_plugins = ["howdah.testing"]
+
+# Container images often set this variable. Then each of the many processes that tests start compiles every module.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # `make test` runs the stored examples, and then generates the same examples in each run. `make soak` generates random
 # examples, and stores those that fail. Commit a stored example together with the fix.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, bulk, embedded, savepoint
-from howdah.testing import _embedded_server, assert_statements
+from howdah import Database, bulk, savepoint
+from howdah.testing import _shared_server, assert_statements
+from howdah.testing._shared_server import find_memory_folder, open_shared_server
 from howdah_tests.support.embedded_servers import query
 from howdah_tests.support.sample_models import User
 
@@ -247,17 +249,33 @@ class TestAssertStatements:
             _ = 1 / 0
 
 
-def test_the_shared_server_runs_without_fsync_and_has_new_data_after_a_crash(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_shared_server_runs_without_fsync_and_has_new_data_after_a_crash(home: Path) -> None:
     """Control: after a stop without a crash the data is still there."""
-    monkeypatch.setattr(embedded, "default_data_dir", lambda: home / "data")
-    with _embedded_server(18) as server:
+    with open_shared_server(18, home) as server:
         assert query(server, "show fsync") == "off"
         query(server, "create table kept as select 42 as n")
-    with _embedded_server(18) as server:
+    with open_shared_server(18, home) as server:
         assert query(server, "select n from kept") == "42"
         assert server.pid is not None
         os.kill(server.pid, signal.SIGKILL)
-    with _embedded_server(18) as server:
+    with open_shared_server(18, home) as server:
         assert query(server, "select to_regclass('kept') is null") == "t"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /dev/shm")
+def test_data_in_memory_is_in_a_folder_of_this_user_and_needs_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = find_memory_folder(tmp_path)
+    assert folder is not None
+    assert (folder.parent, folder.owner()) == (tmp_path, tmp_path.owner())
+    assert find_memory_folder(tmp_path / "missing") is None
+    folder.chmod(0o777)  # everyone may write to it
+    assert find_memory_folder(tmp_path) is None
+    folder.rmdir()
+    folder.symlink_to(tmp_path)  # it leads to a folder of someone else
+    assert find_memory_folder(tmp_path) is None
+    folder.unlink()
+    monkeypatch.setattr(_shared_server, "_MIN_FREE_BYTES", 1 << 60)
+    assert find_memory_folder(tmp_path) is None
+    assert not folder.exists()

@@ -11,6 +11,7 @@ Fixtures. Override any of them:
 - `postgres_url` (session): the URL of a server's maintenance database. By default it is an embedded server, which
   concurrent test runs share. `--postgres-version` sets its major version. `--postgres-url` uses another server.
   The embedded server runs with `fsync` off. After a crash of the machine, the next run starts with new data.
+  On Linux its data is in memory, in /dev/shm, if that has 2 GiB of space and the machine 4 GiB of free memory.
 - `migrate` (session): a function that gets the URL of an empty database and creates the tables. By default these are
   the tables of `howdah.Base`. A service runs its migrations here.
 - `database_url` (session): the URL of this worker's own database, a copy of a template that `migrate` has prepared.
@@ -58,9 +59,7 @@ import asyncio
 import hashlib
 import os
 import re
-import shutil
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -80,13 +79,13 @@ from howdah._reads.filter_plans import is_condition_indexed, is_order_indexed, m
 from howdah.database import Database
 from howdah.filters import Filters, get_declarations
 from howdah.models import Base
+from howdah.testing._shared_server import open_shared_server
 from howdah.testing.clients import open_client
 
 if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
-    from howdah.embedded import EmbeddedPostgres
 
 # The names of databases contain the host, because the process ids in them are only valid on this host.
 _PREFIX: Final = f"howdah_test_{hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()}"
@@ -95,10 +94,6 @@ _numbers: Final = count(1)
 _own_databases: Final[set[str]] = set()
 
 _NOT_COUNTED: Final = ("SAVEPOINT ", "RELEASE SAVEPOINT ", "ROLLBACK TO SAVEPOINT ", "SET LOCAL ", SETTINGS_COMMENT)
-# Without fsync, `full_page_writes` has no use: both protect the data in a crash of the machine.
-_SETTINGS: Final = {"fsync": "off", "full_page_writes": "off"}
-# The limit of the wait for another test run that starts the server. It is the default of `start_timeout`.
-_START_SECONDS: Final = 60.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -116,7 +111,7 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
         yield url
         return
     version: int = request.config.getoption("--postgres-version")
-    with _embedded_server(version) as server:
+    with open_shared_server(version) as server:
         yield server.url()
 
 
@@ -270,27 +265,6 @@ async def assert_indexed(
     if missing:
         listed = "".join(f"\n- {each}" for each in missing)
         pytest.fail(f"no index supports these filters of {filters.__name__}: create one, or exclude them{listed}")
-
-
-@contextmanager
-def _embedded_server(version: int) -> Iterator[EmbeddedPostgres]:
-    """The server that the test runs of this user share. It never waits for the disk."""
-    from howdah.embedded import EmbeddedPostgres, default_data_dir
-    from howdah.embedded.data_directory import sibling
-    from howdah.embedded.locks import hold_lock
-    from howdah.embedded.programs import prepare_parent, server_user
-
-    data_dir = default_data_dir().with_name(f"testing-{version}")
-    server = EmbeddedPostgres(data_dir, version=version, settings=_SETTINGS)
-    prepare_parent(data_dir, server_user())
-    with hold_lock(sibling(data_dir, "testing"), time.monotonic() + _START_SECONDS):
-        # Without fsync, a crash of the machine may damage the data. A server that wasn't shut down has left its pid
-        # file. Its data is deleted, because it has only the databases of tests.
-        if server.pid is None and (data_dir / "postmaster.pid").exists():
-            shutil.rmtree(data_dir)
-        server.start()
-    with server:
-        yield server
 
 
 @contextmanager
