@@ -63,7 +63,8 @@ class Flood:
                 connection = connection or await Connection.open(self._address)
                 answer = await connection.send(self._build())
                 self._idle.append(connection)
-                self.counts[str(answer.status)] += 1
+                reason = rules.read_problem_type(answer).rpartition(":")[2].rpartition("/")[2]
+                self.counts[f"{answer.status} {reason}".strip()] += 1
                 self.faults.update(rules.find_faults(_KINDS[self._kind], answer))
                 return
         self.counts["no answer"] += 1
