@@ -79,15 +79,21 @@ def test_a_fault_allows_only_what_its_tolerance_has() -> None:
     timeline = Timeline()
     harmless = timeline.begin("slow", Tolerance())
     assert not timeline.allows_unready(0, timeline.now())
-    assert not timeline.allows_unavailable(0, timeline.now())
+    assert timeline.find_max_unavailable(0, timeline.now()) == 0.05
+    timeline.begin("another", Tolerance(max_unavailable=0.25)).calm = timeline.now()
+    assert timeline.find_max_unavailable(0, timeline.now()) == pytest.approx(0.3)
     severe = timeline.begin("severe", Tolerance(max_unavailable=UNLIMITED, may_be_unready=True))
     assert timeline.allows_unready(0, timeline.now())
-    assert timeline.allows_unavailable(0, timeline.now())
+    assert timeline.find_max_unavailable(0, timeline.now()) == 1
     assert not timeline.allows_breaks(0, timeline.now())
     harmless.calm = severe.calm = timeline.now()
     after = timeline.now()
     assert not timeline.find_overlapping(after + 1, after + 2)
-    assert timeline.find_overlapping(0, after + 2) == [harmless, severe]  # a request that began before the end
+    assert [each.name for each in timeline.find_overlapping(0, after + 2)] == [
+        "slow",
+        "another",
+        "severe",
+    ]  # a request that began before the end
 
 
 def test_a_time_without_a_database_is_recognised() -> None:

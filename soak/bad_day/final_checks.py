@@ -36,6 +36,7 @@ _SHOWN: Final = 5
 # Errors that the faults must cause, each with the reason.
 ALLOWED_ERRORS: Final[dict[re.Pattern[str], str]] = {
     re.compile(r"the job '[\w-]+' failed: howdah\.errors\."): "a job can't run without the database; it runs again",
+    re.compile(r"the database server needs an operator: \(DiskFullError"): "an operator must free the disk",
 }
 
 

@@ -63,8 +63,7 @@ class Flood:
                 connection = connection or await Connection.open(self._address)
                 answer = await connection.send(self._build())
                 self._idle.append(connection)
-                reason = rules.read_problem_type(answer).rpartition(":")[2].rpartition("/")[2]
-                self.counts[f"{answer.status} {reason}".strip()] += 1
+                self.counts[f"{answer.status} {rules.shorten_problem_type(answer)}".strip()] += 1
                 self.faults.update(rules.find_faults(_KINDS[self._kind], answer))
                 return
         self.counts["no answer"] += 1

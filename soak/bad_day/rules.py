@@ -61,6 +61,11 @@ def read_problem_type(answer: Answer) -> str:
         return ""
 
 
+def shorten_problem_type(answer: Answer) -> str:
+    """The last part of the `type` of problem details, for example `overloaded`."""
+    return read_problem_type(answer).rpartition(":")[2].rpartition("/")[2]
+
+
 def _find_problem_faults(answer: Answer) -> list[str]:
     """Whether the body is problem details as in RFC 9457."""
     if not answer.headers.get("content-type", "").startswith(_PROBLEM_JSON):

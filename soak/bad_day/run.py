@@ -179,7 +179,7 @@ async def _inflict(target: Target, recovery: Recovery, planned: PlannedFault) ->
     recovered = "not" if inflicted.recovery_seconds is None else f"after {inflicted.recovery_seconds:.1f} s"
     print(
         f"t={timeline.now():.1f} s {planned.name} ended at {inflicted.ended:.1f} s, recovered {recovered}; "
-        f"{inflicted.requests:,} requests, {inflicted.unavailable:,} with 5xx",
+        f"{inflicted.requests:,} requests, {inflicted.unavailable:,} with 5xx {dict(inflicted.reasons) or ''}",
         flush=True,
     )
     _check_share(target, inflicted)
@@ -193,13 +193,15 @@ async def _clean_up(fault: Fault, target: Target) -> None:
 
 
 def _check_share(target: Target, inflicted: Inflicted) -> None:
-    """Too many requests with 503 are a violation, unless another fault may be the reason."""
-    share, limit = inflicted.unavailable / max(1, inflicted.requests), inflicted.tolerance.max_unavailable
+    """Too many requests with 503 are a violation."""
     assert inflicted.calm is not None
-    if share > limit and not target.timeline.allows_unavailable(inflicted.started, inflicted.calm):
+    share = inflicted.unavailable / max(1, inflicted.requests)
+    limit = target.timeline.find_max_unavailable(inflicted.started, inflicted.calm)
+    if share > limit:
         target.violations.add(
             f"{inflicted.name}: too many 503",
-            f"{inflicted.unavailable:,} of {inflicted.requests:,} requests; the limit is {limit:.0%}",
+            f"{inflicted.unavailable:,} of {inflicted.requests:,} requests; the limit is {limit:.0%}; "
+            f"{dict(inflicted.reasons)}",
             since=inflicted.started,
         )
 
