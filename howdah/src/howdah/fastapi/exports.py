@@ -81,7 +81,8 @@ async def export_response(
 
     The first batch is read before the response starts, so that an error of the statement gets a problem response. An
     error after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that
-    the response is incomplete. If the database can't be used any longer, the log has a warning and no traceback. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
+    the response is incomplete. If the database can't be used any longer, the log has a warning and no traceback.
+    HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
 
     CSV is written by RFC 4180, with a header line. NULL is an empty field, and times are written as in JSON. A text
     that a spreadsheet would execute, such as `=1+1`, gets an apostrophe in front, unless `escapes_formulas` is false.

@@ -22,17 +22,17 @@ from howdah.serving import is_draining
 ReadinessCheck: TypeAlias = Callable[[Database], Awaitable[str | None]]
 """Gets the application's `Database`. Returns why the service isn't ready, or None.
 
-Its transactions have a `lock_timeout` of half a second. If it raises `LockTimeout`, its last result stays valid, because
-a table that another session has locked says nothing about the service. If there is no last result, or if it raises
-another error, the service isn't ready. An error other than `Unavailable` is logged with its traceback.
+Its transactions have a `lock_timeout` of half a second. If it raises `LockTimeout`, its last result stays valid,
+because a table that another session has locked says nothing about the service. If there is no last result, or if it
+raises another error, the service isn't ready. An error other than `Unavailable` is logged with its traceback.
 """
 
 _log = logging.getLogger("howdah.readiness")
 
 # The limit of all checks together. It is shorter than `statement_timeout`. Most probes have a shorter timeout.
 _MAX_SECONDS: Final = 10.0
-# A check that reads the catalog waits for locks on tables, for example `pg_get_constraintdef`. The time-out of a probe is
-# often one second.
+# A check that reads the catalog waits for locks on tables, for example `pg_get_constraintdef`. The time limit of a
+# probe is often one second.
 _CHECK_SETTINGS: Final = {"lock_timeout": "500ms"}
 
 
