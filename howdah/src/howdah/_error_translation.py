@@ -168,7 +168,7 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
     )
 
 
-def _is_closed(error: Exception, context: ExceptionContext) -> bool:
+def _is_closed(error: BaseException, context: ExceptionContext) -> bool:
     """Whether the driver refused a call because its connection is closed. SQLAlchemy doesn't wrap that of a fetch."""
     if not isinstance(error, asyncpg.InterfaceError) or context.connection is None or context.connection.invalidated:
         return False
