@@ -116,7 +116,7 @@ async def _run_day(
     if await deployment.stop(deployment.current) is None:
         violations.add("stop: killed", f"{deployment.stop_bound:g} s after SIGTERM")
     data = await _check("data", final_checks.check_data(cluster.direct_url, model, violations), violations)
-    log = final_checks.check_log(deployment.log, violations)
+    log = final_checks.check_log(deployment.log, {each.name for each in timeline.inflicted}, violations)
     print_report(timeline, traffic, violations)
     print(
         f"acknowledged: {len(model.posted):,} transfers, {len(model.refused):,} refusals, "
