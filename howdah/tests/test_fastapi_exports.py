@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,22 +22,25 @@ from sqlalchemy import ColumnElement, Executable, Float, Select, Text, cast, fun
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from starlette.types import Receive, Scope, Send
 
-from howdah import AsyncRepository, Database, JsonView
+from howdah import AsyncRepository, Database, JsonView, logs
 from howdah.fastapi import (
     ExportFormat,
     ReadDbSession,
     SendLimits,
     _spool,
+    configure_app,
     describe_export,
     export_response,
     ndjson_response,
     unescape_formula,
 )
+from howdah.testing import open_client
 from howdah_tests.support.fastapi_apps import asgi_client, create_app, create_bare_app, http_client
 from howdah_tests.support.sample_models import Order, Status, User
 from howdah_tests.support.sample_rows import user_rows
 from howdah_tests.support.waiting import until
 
+NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 MANY = 30_000  # rows of 1 KiB: more than the buffers hold between PostgreSQL and a client that has stopped reading
 
 
@@ -209,6 +214,51 @@ async def test_an_export_that_ends_early_releases_its_connection_and_is_incomple
                 await read(parts)
 
         await until(is_released)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+async def test_an_export_that_loses_its_connection_is_complete_or_cut_off(
+    real_database: Database, is_complete: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If all rows have been read, only the rollback fails. Otherwise the log has a line, and no traceback."""
+    app = FastAPI()
+
+    @app.get("/export", response_class=StreamingResponse)
+    async def export(db: ReadDbSession) -> StreamingResponse:
+        pid, reset = await db.scalar(text("SELECT pg_backend_pid()")), db.reset
+
+        async def terminate() -> None:
+            async with real_database.session() as other:
+                await other.execute(select(func.pg_terminate_backend(pid, 5_000)))
+
+        async def reset_after_loss() -> None:
+            await terminate()
+            await reset()
+
+        response = await export_response(db, select_numbers(3_000), ExportFormat.NDJSON, name="rows")
+        if is_complete:
+            monkeypatch.setattr(db, "reset", reset_after_loss)
+        else:
+            await terminate()
+        return response
+
+    configure_app(app, database=lambda: Database(NOWHERE))
+    async with open_client(app, {"main": real_database}, is_serial=False) as client:
+        if is_complete:
+            answer = await client.get("/export")
+            assert (answer.status_code, answer.text.count("\n")) == (200, 3_000)
+        else:
+            with pytest.raises(RuntimeError, match="already started") as raised:
+                await client.get("/export")
+            record = logging.makeLogRecord({"exc_info": (RuntimeError, raised.value, None)})
+            assert not logs._is_new(record)  # so uvicorn doesn't log it
+            assert logs._is_new(logging.makeLogRecord({"exc_info": (RuntimeError, RuntimeError(), None)}))
+        assert (await client.get("/readyz")).status_code == 200
+    printed = capsys.readouterr().out
+    assert ("the response was cut off" in printed) is not is_complete
+    assert "Traceback" not in printed
+    assert "unexpected error" not in printed
+    await until(partial(is_idle, real_database))
 
 
 @pytest.mark.parametrize("spec_version", ["2.3", "2.4"])

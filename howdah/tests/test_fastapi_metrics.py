@@ -16,7 +16,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import ResponseValidationError
 from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Coalescer, Database, JsonView, JsonViewReader, Unavailable, UniqueViolation
@@ -247,7 +247,7 @@ async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_check
     answers: list[str | Exception | None] = [None, "the schema is old", Unavailable("not now"), None]
 
     async def check(database: Database) -> str | None:
-        assert database is real_database
+        assert database.scope_key(real_database)  # with a short lock_timeout
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -270,6 +270,34 @@ async def test_the_service_is_ready_if_all_databases_are_reachable_and_the_check
             assert (await client.get("/readyz")).json()["detail"] == "ConnectionFailed"
             assert (await client.get("/healthz")).json() == {"status": "ok"}
     assert answers == [None]  # the check isn't called if a database can't be reached
+
+
+async def test_a_locked_table_does_not_change_the_result_of_a_readiness_check(
+    real_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons: list[str | None] = [None, "the schema is old"]
+
+    async def check(database: Database) -> str | None:
+        async with database.session(read_only=True) as session:
+            await session.execute(text("SELECT 'pg_description'::regclass, count(*) FROM pg_description"))
+        return reasons.pop(0)
+
+    app, other = FastAPI(), FastAPI()
+    for each in (app, other):
+        configure_app(each, database=lambda: Database(NOWHERE), readiness_checks=[check])
+    async with client_of(app, real_database) as client, client_of(other, real_database) as new_client:
+        for status, detail in ((200, None), (503, "the schema is old")):
+            assert (await client.get("/readyz")).status_code == status
+            async with real_database.session() as session:
+                await session.execute(text("LOCK TABLE pg_description IN ACCESS EXCLUSIVE MODE"))
+                started = asyncio.get_running_loop().time()
+                locked = await client.get("/readyz")
+                assert asyncio.get_running_loop().time() - started < 3  # the database's lock_timeout is 5 s
+                unknown = await new_client.get("/readyz")
+            assert (locked.status_code, locked.json().get("detail")) == (status, detail)
+            assert (unknown.status_code, unknown.json()["detail"]) == (503, "LockTimeout")
+    assert reasons == []
+    assert "waits for a lock" in caplog.text
 
 
 async def test_a_readiness_check_that_takes_too_long_is_a_503(

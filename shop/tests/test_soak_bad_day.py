@@ -79,15 +79,21 @@ def test_a_fault_allows_only_the_effects_in_its_tolerance() -> None:
     timeline = Timeline()
     harmless = timeline.begin("slow", Tolerance())
     assert not timeline.allows_unready(0, timeline.now())
-    assert not timeline.allows_unavailable(0, timeline.now())
+    assert timeline.find_max_unavailable(0, timeline.now()) == 0.05
+    timeline.begin("another", Tolerance(max_unavailable=0.25)).calm = timeline.now()
+    assert timeline.find_max_unavailable(0, timeline.now()) == pytest.approx(0.3)
     severe = timeline.begin("severe", Tolerance(max_unavailable=UNLIMITED, may_be_unready=True))
     assert timeline.allows_unready(0, timeline.now())
-    assert timeline.allows_unavailable(0, timeline.now())
+    assert timeline.find_max_unavailable(0, timeline.now()) == 1
     assert not timeline.allows_breaks(0, timeline.now())
     harmless.calm = severe.calm = timeline.now()
     after = timeline.now()
     assert not timeline.find_overlapping(after + 1, after + 2)
-    assert timeline.find_overlapping(0, after + 2) == [harmless, severe]  # a request that began before the end
+    assert [each.name for each in timeline.find_overlapping(0, after + 2)] == [
+        "slow",
+        "another",
+        "severe",
+    ]  # a request that began before the end
 
 
 def test_a_time_without_a_database_is_recognised() -> None:
@@ -201,9 +207,12 @@ def test_errors_in_the_log_are_found_once_for_each_kind(tmp_path: Path) -> None:
         {"level": "error", "event": "unexpected error", "exception": "Traceback\n  line 1\nValueError: 0x7f01 of 12"},
         {"level": "error", "event": "unexpected error", "exception": "Traceback\n  line 1\nValueError: 0x7f02 of 13"},
         {"level": "error", "event": "the job 'link-seals' failed", "exception": "howdah.errors.ConnectionLost: gone"},
+        {"level": "error", "event": "40 requests did not end in time, and are cancelled"},
     ]
     log = tmp_path / "service.log"
     log.write_text("\n".join(map(json.dumps, entries)) + "\nFatal Python error\n")
     violations = Violations(Timeline())
-    final_checks.check_log(log, violations)
+    final_checks.check_log(log, {"stop-while-frozen"}, violations)
     assert set(violations.found) == {"log: unexpected error: ValueError: … of …", "log: not JSON"}
+    final_checks.check_log(log, set(), violations)
+    assert "log: … requests did not end in time, and are cancelled: " in violations.found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,10 +34,18 @@ _RAISED: Final = re.compile(r"^[A-Za-z_.]+: .*$", re.MULTILINE)
 """The line of a traceback that names the exception. Lines of its statement may follow."""
 _KIND_LENGTH: Final = 150
 _SHOWN: Final = 5
-# Errors that the faults may cause, each with the reason why it is allowed.
-ALLOWED_ERRORS: Final[dict[re.Pattern[str], str]] = {
-    re.compile(r"the job '[\w-]+' failed: howdah\.errors\."): "a job can't run without the database; it runs again",
-}
+# Errors that the faults must cause, each with the reason, and with the fault that must have been inflicted.
+ALLOWED_ERRORS: Final[tuple[tuple[re.Pattern[str], str, str | None], ...]] = (
+    (
+        re.compile(r"the job '[\w-]+' failed: howdah\.errors\."),
+        "it can't run without the database; it runs again",
+        None,
+    ),
+    (re.compile(r"the database server needs an operator: \(DiskFullError"), "the disk must be freed", "full-disk"),
+    (re.compile(r"… requests did not end in time"), "they wait for the frozen server", "stop-while-frozen"),
+    (re.compile(r"the application's lifespan did not end"), "a batch waits for the frozen server", "stop-while-frozen"),
+    (re.compile(r"Traceback .*in lifespan", re.DOTALL), "says what the lifespan waits for", "stop-while-frozen"),
+)
 
 
 async def check_leaks(
@@ -114,15 +123,16 @@ def check_users(emails: list[str], model: Model, violations: Violations) -> None
         violations.add("uploads: stored although never finished", str(unfinished[:_SHOWN]))
 
 
-def check_log(log: Path, violations: Violations) -> str:
+def check_log(log: Path, inflicted: Set[str], violations: Violations) -> str:
     """Every error in the log is a violation, unless it is allowed. Return a summary."""
+    allowed = [pattern for pattern, _, fault in ALLOWED_ERRORS if fault is None or fault in inflicted]
     errors, lines = Counter[str](), 0
     examples: dict[str, str] = {}
     with log.open(errors="replace") as file:
         for line in file:
             lines += 1
             error = describe_error(line)
-            if error is not None and not any(each.match(error) for each in ALLOWED_ERRORS):
+            if error is not None and not any(each.match(error) for each in allowed):
                 errors[error] += 1
                 examples.setdefault(error, line.strip()[-600:])
     for error, count in errors.items():

@@ -64,7 +64,7 @@ class Flood:
                 connection = connection or await Connection.open(self._address)
                 answer = await connection.send(self._build())
                 self._idle.append(connection)
-                self.counts[str(answer.status)] += 1
+                self.counts[f"{answer.status} {rules.shorten_problem_type(answer)}".strip()] += 1
                 self.violations.update(rules.find_violations(_KINDS[self._kind], answer))
                 return
         self.counts["no answer"] += 1

@@ -61,6 +61,11 @@ def read_problem_type(answer: Answer) -> str:
         return ""
 
 
+def shorten_problem_type(answer: Answer) -> str:
+    """The last part of the `type` of problem details, for example `overloaded`."""
+    return read_problem_type(answer).rpartition(":")[2].rpartition("/")[2]
+
+
 def _check_problem(answer: Answer) -> list[str]:
     """The violations of the rule that the body is problem details (RFC 9457)."""
     if not answer.headers.get("content-type", "").startswith(_PROBLEM_JSON):

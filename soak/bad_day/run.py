@@ -116,7 +116,7 @@ async def _run_day(
     if await deployment.stop(deployment.current) is None:
         violations.add("stop: killed", f"{deployment.stop_bound:g} s after SIGTERM")
     data = await _check("data", final_checks.check_data(cluster.direct_url, model, violations), violations)
-    log = final_checks.check_log(deployment.log, violations)
+    log = final_checks.check_log(deployment.log, {each.name for each in timeline.inflicted}, violations)
     print_report(timeline, traffic, violations)
     print(
         f"acknowledged: {len(model.posted):,} transfers, {len(model.refused):,} refusals, "
@@ -182,7 +182,7 @@ async def _inflict(target: Target, recovery: Recovery, planned: PlannedFault) ->
     recovered = "not" if inflicted.recovery_seconds is None else f"after {inflicted.recovery_seconds:.1f} s"
     print(
         f"t={timeline.now():.1f} s {planned.name} ended at {inflicted.ended:.1f} s, recovered {recovered}; "
-        f"{inflicted.requests:,} requests, {inflicted.unavailable:,} with 5xx",
+        f"{inflicted.requests:,} requests, {inflicted.unavailable:,} with 5xx {dict(inflicted.reasons) or ''}",
         flush=True,
     )
     _check_share(target, inflicted)
@@ -197,12 +197,14 @@ async def _clean_up(fault: Fault, target: Target) -> None:
 
 def _check_share(target: Target, inflicted: Inflicted) -> None:
     """Record a violation if too many answers were 503, unless another fault may be the reason."""
-    share, limit = inflicted.unavailable / max(1, inflicted.requests), inflicted.tolerance.max_unavailable
     assert inflicted.calm is not None
-    if share > limit and not target.timeline.allows_unavailable(inflicted.started, inflicted.calm):
+    share = inflicted.unavailable / max(1, inflicted.requests)
+    limit = target.timeline.find_max_unavailable(inflicted.started, inflicted.calm)
+    if share > limit:
         target.violations.add(
             f"{inflicted.name}: too many 503",
-            f"{inflicted.unavailable:,} of {inflicted.requests:,} requests; the limit is {limit:.0%}",
+            f"{inflicted.unavailable:,} of {inflicted.requests:,} requests; the limit is {limit:.0%}; "
+            f"{dict(inflicted.reasons)}",
             since=inflicted.started,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class Inflicted:
     """None if the service didn't recover in time, or if another fault prevented that."""
     requests: int = 0
     unavailable: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """The problem types of the answers with 503."""
     slowest: float = 0.0
 
     def overlaps(self, start: float, end: float) -> bool:
@@ -75,9 +78,9 @@ class Timeline:
     def allows_breaks(self, start: float, end: float) -> bool:
         return any(each.tolerance.may_break_connections for each in self.find_overlapping(start, end))
 
-    def allows_unavailable(self, start: float, end: float) -> bool:
-        """Whether any number of requests may be answered with 503."""
-        return any(each.tolerance.max_unavailable >= UNLIMITED for each in self.find_overlapping(start, end))
+    def find_max_unavailable(self, start: float, end: float) -> float:
+        """The largest share of 503 that is allowed. Faults that overlap may each cause their own."""
+        return min(1.0, sum(each.tolerance.max_unavailable for each in self.find_overlapping(start, end)))
 
     @contextmanager
     def database_unusable(self) -> Iterator[None]:

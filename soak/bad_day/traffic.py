@@ -38,15 +38,17 @@ class Traffic:
     """The number of requests by kind and outcome: the status, or the reason why there was no answer."""
     slowest: dict[str, float] = field(default_factory=dict)
 
-    def record(self, kind: Kind, started: float, seconds: float, outcome: str) -> None:
-        """Count a request, also for each fault that was active."""
+    def record(self, kind: Kind, started: float, seconds: float, outcome: str, reason: str) -> None:
+        """Count a request, also for each fault that was active. `reason` is the problem type of a 503."""
         self.outcomes[kind.name, outcome] += 1
         self.slowest[kind.name] = max(self.slowest.get(kind.name, 0.0), seconds)
         if kind in _NOT_COUNTED:
             return
         for each in self.timeline.find_overlapping(started, self.timeline.now()):
             each.requests += 1
-            each.unavailable += outcome.startswith("5")
+            if outcome.startswith("5"):
+                each.unavailable += 1
+                each.reasons[reason] += 1
             each.slowest = max(each.slowest, seconds)
 
 
@@ -84,7 +86,7 @@ class Client:
         except TimeoutError:
             self._connection = None
         seconds = max(0.0, traffic.timeline.now() - started - (traffic.lag.total - lag))
-        traffic.record(kind, started, seconds, outcome)
+        traffic.record(kind, started, seconds, outcome, rules.shorten_problem_type(answer) if answer else "")
         self._check(kind, f"{method} {path.partition('?')[0]}", started, seconds, answer or error)
         return answer
 

@@ -43,11 +43,13 @@ async def probe_health(traffic: Traffic, stop: asyncio.Event) -> None:
 
 
 async def probe_readiness(traffic: Traffic, stop: asyncio.Event) -> None:
-    """Call `/readyz` at a fixed rate, and compare its answers with the faults."""
-    async with asyncio.TaskGroup() as group:
-        while not stop.is_set():
-            group.create_task(_check_readiness(traffic))
-            await asyncio.sleep(_READINESS_SECONDS)
+    """Call `/readyz` again and again, and compare its answers with the faults.
+
+    The next call waits for the last answer, as an orchestrator's does: each one opens a connection to PostgreSQL.
+    """
+    while not stop.is_set():
+        await _check_readiness(traffic)
+        await asyncio.sleep(_READINESS_SECONDS)
 
 
 async def _probe(traffic: Traffic, kind: rules.Kind, path: str) -> int | None:

@@ -169,6 +169,14 @@ def translate(context: ExceptionContext) -> DatabaseError | None:
     )
 
 
+def _is_closed(error: BaseException, context: ExceptionContext) -> bool:
+    """Whether the driver refused a call because its connection is closed. SQLAlchemy doesn't wrap that of a fetch."""
+    if not isinstance(error, asyncpg.InterfaceError) or context.connection is None or context.connection.invalidated:
+        return False
+    driver: Any = context.connection.connection.driver_connection
+    return driver is not None and bool(driver.is_closed())
+
+
 def raise_for_statement(connection: Connection, statement: str, error: Exception) -> NoReturn:
     """Raise the driver's error as SQLAlchemy would raise it. The statement was sent without SQLAlchemy."""
     adapted: Any = connection.connection.dbapi_connection
@@ -200,7 +208,7 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
         return OutOfResources
     if sqlstate is not None:
         return BY_SQLSTATE.get(sqlstate) or BY_SQLSTATE.get(sqlstate[:2]) or DatabaseError
-    if context.is_disconnect or isinstance(error, OSError):
+    if context.is_disconnect or isinstance(error, OSError) or _is_closed(error, context):
         return ConnectionLost
     if context.sqlalchemy_exception is not None and isinstance(error, ValueError | TypeError | LookupError):
         return InvalidValue  # rejected by the column's type, before sending

@@ -29,6 +29,8 @@ _VERBOSE_LOGGERS: Final = ("alembic", "howdah._connections.pool")
 # Uvicorn gives these loggers handlers of its own. Its access log repeats the request log, with addresses and queries.
 _UVICORN_LOGGERS: Final = ("uvicorn", "uvicorn.error", "uvicorn.access")
 _MAX_SHOWN_ERRORS: Final = 20
+# An attribute of an exception whose entry is in the log.
+_IS_LOGGED: Final = "howdah_is_logged"
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -> None:
@@ -82,6 +84,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
+    logging.getLogger("uvicorn.error").addFilter(_is_new)
     _log_what_python_prints()
     structlog.configure(cache_logger_on_first_use=True)
     if is_console:
@@ -155,6 +158,15 @@ def _log_what_python_prints() -> None:
     sys.excepthook = log_uncaught
     threading.excepthook = log_of_thread
     sys.unraisablehook = log_unraisable
+
+
+def mark_as_logged(error: BaseException) -> None:
+    """Keep uvicorn from logging the error again. It must be raised, so that uvicorn closes the connection."""
+    setattr(error, _IS_LOGGED, True)
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and getattr(record.exc_info[1], _IS_LOGGED, False))
 
 
 def format_exception(error: BaseException) -> str:

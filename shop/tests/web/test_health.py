@@ -113,6 +113,20 @@ async def test_the_service_is_not_ready_if_the_triggers_differ(
         assert (await client.get("/readyz")).status_code == 200
 
 
+async def test_the_service_stays_ready_while_a_table_is_locked(
+    committed_url: str, committed_database: Database
+) -> None:
+    async with http_client(create_app(committed_url)) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        for table in ("accounts", "transfers", "users"):
+            async with committed_database.session() as session:
+                await session.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+                assert (await client.get("/readyz")).status_code == 200
+        async with committed_database.begin() as session:
+            await session.execute(text("ALTER TABLE transfers DISABLE TRIGGER post_transfers"))
+        assert_problem(await client.get("/readyz"), 503, "not-ready")
+
+
 async def test_the_service_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
     settings = Settings(pool_size=1, pool_timeout=0.2)
     app = create_app(committed_url, settings)

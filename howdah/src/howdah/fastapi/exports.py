@@ -29,6 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from howdah.errors import Unavailable
 from howdah.fastapi._spool import SpooledParts
 from howdah.fastapi.openapi import get_schema_ref
 from howdah.fastapi.stream_limits import ClientPace, SendLimits, StreamTicket, take_ticket
@@ -80,7 +81,8 @@ async def export_response(
 
     The first batch is read before the response starts, so that an error of the statement gets a problem response. An
     error after that closes the connection without the final chunk (RFC 9112, section 8), so that the client knows that
-    the response is incomplete. HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
+    the response is incomplete. If the database can't be used any longer, the log has a warning and no traceback.
+    HTTP/1.0 has no chunks, so a proxy must use HTTP/1.1 to connect to the service.
 
     CSV follows RFC 4180, with a header line. NULL is an empty field, and times are written as in JSON. A text that a
     spreadsheet would execute, such as `=1+1`, gets an apostrophe in front, unless `escapes_formulas` is false. Numbers
@@ -120,7 +122,9 @@ async def export_response(
             async for batch in batches:
                 yield encode(batch)
         finally:
-            await db.reset()  # returns the connection, while the client may still be receiving
+            # If the connection is lost now, the rows are complete, or the error of the read is raised.
+            with suppress(Unavailable):
+                await db.reset()  # returns the connection, while the client may still be receiving
 
     return _SpooledResponse(encode_batches(), ticket, limits=limits, media_type=media_type, headers=headers)
 

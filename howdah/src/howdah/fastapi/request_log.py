@@ -10,10 +10,11 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.errors import Unavailable
 from howdah.fastapi.client_text import shorten
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.problem import problem_response
-from howdah.logs import format_exception
+from howdah.logs import format_exception, mark_as_logged
 from howdah.models import uuid7
 
 _REQUEST_ID_HEADER: Final = b"x-request-id"
@@ -67,8 +68,13 @@ class RequestLog:
             # Handled here and not by Starlette, so that the response and the traceback have the request id. The
             # traceback is formatted here, because structlog's default one shows local variables, which may hold
             # personal data.
-            _log.error("unexpected error", exception=format_exception(error))
+            if status and (cause := _find_unavailable(error)):
+                # no error of the service, as if it had happened before the start of the response
+                _log.warning("the response was cut off", error=type(cause).__name__)
+            else:
+                _log.error("unexpected error", exception=format_exception(error))
             if status:  # the response has started
+                mark_as_logged(error)
                 raise
             response = problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")
             await response(scope, receive, send_with_id)
@@ -83,6 +89,14 @@ class RequestLog:
                     ms=milliseconds,
                 )
             structlog.contextvars.reset_contextvars(**tokens)
+
+
+def _find_unavailable(error: Exception) -> Unavailable | None:
+    """The error of the database. Starlette raises another one from it if the response has started."""
+    for each in (error, error.__cause__):
+        if isinstance(each, Unavailable):
+            return each
+    return None
 
 
 def _get_request_id(scope: Scope) -> str:
