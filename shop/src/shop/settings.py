@@ -67,7 +67,7 @@ class Settings(BaseSettings):
         default=0.05, gt=0, description="How long requests may be in progress on average, without those that stream"
     )
     max_request_wait: float = Field(
-        default=0.5, gt=0, description="The deadline of a request that waits to be admitted (503)"
+        default=0.75, gt=0, description="The deadline of a request that waits to be admitted (503)"
     )
     max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503")
     max_header_bytes: int = Field(default=16_384, ge=1_024, description="Of the request line and all headers (431)")

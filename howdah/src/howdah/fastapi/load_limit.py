@@ -7,9 +7,13 @@ time at its target is found without knowing the throughput. It grows while it is
 target, and it shrinks in proportion if the time is above it. This is `AIMDLimit` of Netflix's concurrency-limits
 (<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
 
-The queue in front has a deadline, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>). Its length is
-bounded by the throughput, so that a request is rejected on arrival, and not after a wait. The queue is first in, first
-out: what is accepted can be answered in time, so nothing is gained by answering the newest request first.
+The queue in front is bounded by the wait that a new request must expect, so that it is rejected on arrival, and not
+after a wait. A few hundred requests may wait in any case: they are a burst, or clients that each wait for their answer,
+and those don't become more. That ends if the queue is standing: if a request has waited for too long. Then the queue
+has a deadline, too, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>).
+
+The queue is first in, first out: what is accepted can be answered in time, so nothing is gained by answering the newest
+request first.
 """
 
 from __future__ import annotations
@@ -28,14 +32,19 @@ _INITIAL_LIMIT: Final = 128
 _MAX_DECREASE: Final = 0.8
 _INCREASE: Final = 1.05
 # The share of `max_wait_seconds` that a new request may expect. The rest is for a throughput that falls meanwhile.
-_EXPECTED_WAIT_SHARE: Final = 0.4
+_EXPECTED_WAIT_SHARE: Final = 0.6
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
 _STARTS_PER_ITERATION: Final = 16
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
-# The shortest queue. Requests come in bursts, even if few of them are answered in a second.
+# As many requests may wait whatever the throughput is, unless the queue is standing. A load test with 512 connections
+# isn't an overload.
+_BURST: Final = 512
+# The shortest queue if it is standing. Requests come in bursts, even if few of them are answered in a second.
 _MIN_WAITING: Final = 16
+# An interval that was longer is a pause of the process, such as that of a virtual machine. It says nothing about load.
+_PAUSE_SECONDS: Final = 3 * TICK_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +55,16 @@ class LoadLimit:
       request that streams, that waits for its client, or that is answered doesn't count.
     - `min_in_progress` and `max_in_progress` bound the number that is found. A service whose requests take longer than
       the target without any load needs a higher minimum: their number per second times their time.
-    - `max_wait_seconds` is the deadline in the queue. A request is rejected on arrival if it must expect to wait for
-      more than 0.4 of that. At most `max_waiting` requests wait.
+    - `max_wait_seconds` is how long a request may wait in the queue. If it must expect to wait for more than 0.6 of
+      that, it is rejected on arrival, unless fewer than 512 are waiting. If a request has waited for longer, 512 are
+      too many, until the queue has been empty. After the same time again, requests that have waited for longer are
+      rejected. At most `max_waiting` requests wait.
     """
 
     target_seconds: float = 0.05
     min_in_progress: int = 64
     max_in_progress: int = 1_000
-    max_wait_seconds: float = 0.5
+    max_wait_seconds: float = 0.75
     max_waiting: int = 2_000
 
     def __post_init__(self) -> None:
@@ -100,6 +111,8 @@ class LoadLimiter:
         self._expected = 0
         self._started = 0  # in this iteration of the event loop
         self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()
+        self._standing_since: float | None = None  # since when the queue has been too long to be a burst
+        self._paused = 0.0  # seconds in which the process didn't run
         self._max_waiting = 0
         self._set_max_waiting()
         self.start_interval(0.0)
@@ -135,7 +148,7 @@ class LoadLimiter:
             self._rejected += 1
             raise Overloaded
         waiter: asyncio.Future[None] = loop.create_future()
-        self._queue[waiter] = loop.time()
+        self._queue[waiter] = loop.time() - self._paused
         try:
             await waiter
         except BaseException:
@@ -184,6 +197,8 @@ class LoadLimiter:
             if not waiter.done():
                 self._count_start(waiter.get_loop())
                 waiter.set_result(None)
+        if not self._queue:
+            self._standing_since = None
 
     def start_interval(self, now: float) -> None:
         """Begin to count the requests that are answered."""
@@ -197,6 +212,16 @@ class LoadLimiter:
         elapsed = now - self._interval_started
         if elapsed <= 0:
             return
+        if elapsed > _PAUSE_SECONDS:
+            self._paused += elapsed - TICK_SECONDS
+        else:
+            self._adapt(self._completed / elapsed)
+        self.start_interval(now)
+        self._reject_late(now - self._paused)
+        self._start_waiting()
+
+    def _adapt(self, rate: float) -> None:
+        """Adapt the limit and the length of the queue to the requests of one interval."""
         options = self._options
         if self._completed:
             ratio = options.target_seconds / max(self._seconds / self._completed, 1e-6)
@@ -205,27 +230,36 @@ class LoadLimiter:
             elif self._has_reached_limit:
                 self._limit = self._limit * _INCREASE + 1
             self._limit = min(max(self._limit, options.min_in_progress), options.max_in_progress)
-        if self._queue or self._has_reached_limit:
-            self._rate += _RATE_WEIGHT * (self._completed / elapsed - self._rate)
+        if self._queue or self._has_reached_limit or rate > self._rate:  # otherwise there was less to do
+            self._rate += _RATE_WEIGHT * (rate - self._rate)
         self._set_max_waiting()
-        self.start_interval(now)
-        self._reject_late(now - options.max_wait_seconds)
-        self._start_waiting()
 
     def _set_max_waiting(self) -> None:
         options = self._options
-        fitting = self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE
-        self._max_waiting = min(max(int(fitting), _MIN_WAITING), options.max_waiting)
+        fitting = int(self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE)
+        least = _BURST if self._standing_since is None else _MIN_WAITING
+        self._max_waiting = min(max(fitting, least), options.max_waiting)
 
-    def _reject_late(self, limit: float) -> None:
-        while self._queue:
-            waiter, since = next(iter(self._queue.items()))
-            if since > limit:
-                return
-            del self._queue[waiter]
-            if not waiter.done():
-                self._rejected += 1
-                waiter.set_exception(Overloaded())
+    def _reject_late(self, now: float) -> None:
+        """Reject requests that have waited for too long, if there are more of them than a burst."""
+        longest = self._options.max_wait_seconds
+        if not self._queue or now - next(iter(self._queue.values())) <= longest:
+            return
+        if self._standing_since is None:
+            # The requests that have waited longest can't be answered in time. The others still can.
+            self._standing_since = now
+            self._set_max_waiting()
+            while len(self._queue) > self._max_waiting:
+                self._reject_oldest()
+        elif now - self._standing_since > longest:
+            while self._queue and now - next(iter(self._queue.values())) > longest:
+                self._reject_oldest()
+
+    def _reject_oldest(self) -> None:
+        waiter, _ = self._queue.popitem(last=False)
+        if not waiter.done():
+            self._rejected += 1
+            waiter.set_exception(Overloaded())
 
     def status(self) -> LoadStatus:
         """The current figures, in this process."""
