@@ -222,7 +222,7 @@ async def test_a_waiting_request_is_dropped_if_its_client_goes(
     assert held.started == 1
 
 
-SLOW = LoadLimit(min_in_progress=1, max_in_progress=1)
+SLOW = LoadLimit(min_in_progress=1, max_in_progress=1, target_seconds=1)
 
 
 class Waiting:
@@ -231,7 +231,7 @@ class Waiting:
     def __init__(self, options: LoadLimit, count: int) -> None:
         self.limiter = LoadLimiter(options)
         self._count = count
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
         self._ticks = 0
 
     async def __aenter__(self) -> Waiting:
@@ -242,13 +242,13 @@ class Waiting:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
 
     def start(self, count: int) -> None:
         loop = asyncio.get_running_loop()
-        self._tasks += [loop.create_task(self.limiter.enter()) for _ in range(count)]
+        self.tasks += [loop.create_task(self.limiter.enter()) for _ in range(count)]
 
     def tick(self, seconds: float) -> None:
         """Let so many seconds pass since the beginning, in intervals of a tick."""
@@ -359,6 +359,14 @@ class TestLimiter:
             assert waiting.limiter.status().waiting == 16  # they may still be a burst
             waiting.tick(1.7)
             assert waiting.limiter.status().waiting == 0
+
+    async def test_more_requests_than_a_burst_are_rejected_at_once(self) -> None:
+        async with Waiting(SLOW, 514) as waiting:
+            assert (waiting.limiter.status().waiting, waiting.limiter.status().rejected) == (16, 497)
+            await asyncio.sleep(0)
+            assert [task.done() for task in waiting.tasks] == [True] + 16 * [False] + 497 * [True]  # the oldest wait
+            with pytest.raises(Overloaded):
+                await waiting.limiter.enter()
 
     async def test_a_queue_that_was_empty_may_have_a_burst_again(self) -> None:
         async with Waiting(SLOW, 513) as waiting:

@@ -9,8 +9,9 @@ target, and it shrinks in proportion if the time is above it. This is `AIMDLimit
 
 The queue in front is bounded by the wait that a new request must expect, so that it is rejected on arrival, and not
 after a wait. A few hundred requests may wait in any case: they are a burst, or clients that each wait for their answer,
-and those don't become more. That ends if the queue is standing: if a request has waited for too long. Then the queue
-has a deadline, too, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>).
+and those don't become more. That ends if the queue is standing: if there are even more requests, or if one has waited
+for too long. Then the queue has a deadline, too, as in "Fail at Scale"
+(<https://queue.acm.org/detail.cfm?id=2839461>).
 
 The queue is first in, first out: what is accepted can be answered in time, so nothing is gained by answering the newest
 request first.
@@ -32,7 +33,7 @@ _INITIAL_LIMIT: Final = 128
 _MAX_DECREASE: Final = 0.8
 _INCREASE: Final = 1.05
 # The share of `max_wait_seconds` that a new request may expect. The rest is for a throughput that falls meanwhile.
-_EXPECTED_WAIT_SHARE: Final = 0.6
+_EXPECTED_WAIT_SHARE: Final = 0.4
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
 _STARTS_PER_ITERATION: Final = 16
@@ -55,10 +56,10 @@ class LoadLimit:
       request that streams, that waits for its client, or that is answered doesn't count.
     - `min_in_progress` and `max_in_progress` bound the number that is found. A service whose requests take longer than
       the target without any load needs a higher minimum: their number per second times their time.
-    - `max_wait_seconds` is how long a request may wait in the queue. If it must expect to wait for more than 0.6 of
-      that, it is rejected on arrival, unless fewer than 512 are waiting. If a request has waited for longer, 512 are
-      too many, until the queue has been empty. After the same time again, requests that have waited for longer are
-      rejected. At most `max_waiting` requests wait.
+    - `max_wait_seconds` is how long a request may wait in the queue. If it must expect to wait for more than 0.4 of
+      that, it is rejected on arrival, unless fewer than 512 are waiting. If 512 were not enough, or if a request has
+      waited for longer, the expected wait alone decides, until the queue has been empty. After the same time again,
+      requests that have waited for longer are rejected. At most `max_waiting` requests wait.
     """
 
     target_seconds: float = 0.05
@@ -134,6 +135,8 @@ class LoadLimiter:
 
     def count_rejected(self) -> None:
         self._rejected += 1
+        if self._standing_since is None:
+            self._begin_standing(asyncio.get_running_loop().time() - self._paused)
 
     async def enter(self, *, is_expected: bool = False) -> None:
         """Wait until the request may start. Call `leave` or `pause` afterwards.
@@ -145,7 +148,7 @@ class LoadLimiter:
             self._count_start(loop)
             return
         if not is_expected and self.is_full():
-            self._rejected += 1
+            self.count_rejected()
             raise Overloaded
         waiter: asyncio.Future[None] = loop.create_future()
         self._queue[waiter] = loop.time() - self._paused
@@ -246,17 +249,20 @@ class LoadLimiter:
         if not self._queue or now - next(iter(self._queue.values())) <= longest:
             return
         if self._standing_since is None:
-            # The requests that have waited longest can't be answered in time. The others still can.
-            self._standing_since = now
-            self._set_max_waiting()
-            while len(self._queue) > self._max_waiting:
-                self._reject_oldest()
+            self._begin_standing(now)
         elif now - self._standing_since > longest:
             while self._queue and now - next(iter(self._queue.values())) > longest:
-                self._reject_oldest()
+                self._reject_waiting(last=False)
 
-    def _reject_oldest(self) -> None:
-        waiter, _ = self._queue.popitem(last=False)
+    def _begin_standing(self, now: float) -> None:
+        """There are more requests than a burst. Reject the newest ones, which have waited least."""
+        self._standing_since = now
+        self._set_max_waiting()
+        while len(self._queue) > self._max_waiting:
+            self._reject_waiting(last=True)
+
+    def _reject_waiting(self, *, last: bool) -> None:
+        waiter, _ = self._queue.popitem(last)
         if not waiter.done():
             self._rejected += 1
             waiter.set_exception(Overloaded())
