@@ -121,8 +121,8 @@ async def test_code_after_the_commit_is_not_run(monitor: Database, writing: Data
 
 
 async def test_a_timeout_is_still_a_timeout(monitor: Database, writing: Database) -> None:
-    async def work(timeout: asyncio.Timeout) -> None:
-        async with timeout:
+    async def work(limit: asyncio.Timeout) -> None:
+        async with limit:
             await insert(writing)
 
     timeout = asyncio.timeout(None)

@@ -221,9 +221,7 @@ async def test_a_commit_is_finished_and_background_tasks_run(
 
 
 @pytest.mark.usefixtures("slow_commits")
-async def test_the_commit_of_a_block_is_finished(
-    database_url: str, monitor: Database, protocol: MakeProtocol
-) -> None:
+async def test_the_commit_of_a_block_is_finished(database_url: str, monitor: Database, protocol: MakeProtocol) -> None:
     heavy = HeavyApp(database_url)
     async with served(heavy.app, protocol) as server:
         client = await server.connect()
