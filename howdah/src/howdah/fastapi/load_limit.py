@@ -135,6 +135,7 @@ class LoadLimiter:
 
     def count_rejected(self) -> None:
         self._rejected += 1
+        self._has_rejected = True
         if self._standing_since is None:
             self._begin_standing(asyncio.get_running_loop().time() - self._paused)
 
@@ -200,8 +201,6 @@ class LoadLimiter:
             if not waiter.done():
                 self._count_start(waiter.get_loop())
                 waiter.set_result(None)
-        if not self._queue:
-            self._standing_since = None
 
     def start_interval(self, now: float) -> None:
         """Begin to count the requests that are answered."""
@@ -209,12 +208,15 @@ class LoadLimiter:
         self._completed = 0
         self._seconds = 0.0
         self._has_reached_limit = False
+        self._has_rejected = False
 
     def tick(self, now: float) -> None:
         """Adapt the limit, and reject the requests whose deadline has passed."""
         elapsed = now - self._interval_started
         if elapsed <= 0:
             return
+        if not self._queue and not self._has_rejected:
+            self._standing_since = None
         if elapsed > _PAUSE_SECONDS:
             self._paused += elapsed - TICK_SECONDS
         else:
