@@ -58,7 +58,7 @@ class LoadLimit:
       the target without any load needs a higher minimum: their number per second times their time.
     - `max_wait_seconds` is how long a request may wait in the queue. If it must expect to wait for more than 0.4 of
       that, it is rejected on arrival, unless fewer than 512 are waiting. If 512 were not enough, or if a request has
-      waited for longer, the expected wait alone decides, until the queue has been empty. After the same time again,
+      waited for longer, the expected wait alone decides, until the queue is empty. After the same time again,
       requests that have waited for longer are rejected. At most `max_waiting` requests wait.
     """
 
