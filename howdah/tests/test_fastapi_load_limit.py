@@ -77,9 +77,8 @@ async def until_metric(client: RawClient, name: str, value: float) -> None:
 
 
 async def test_the_excess_is_rejected_at_once_and_probes_are_answered(
-    database_url: str, protocol: MakeProtocol, monkeypatch: pytest.MonkeyPatch
+    database_url: str, protocol: MakeProtocol
 ) -> None:
-    monkeypatch.setattr("howdah.fastapi.load_limit._MIN_WAITING", 1)
     held = HeldApp(database_url, ONE)
     async with served(held.app, protocol) as server, server.client() as other:
         running, waiting = await server.connect(), await server.connect()
@@ -122,10 +121,7 @@ async def test_control_without_a_limit_every_request_starts(database_url: str, p
             client.close()
 
 
-async def test_pipelined_requests_are_answered_in_order(
-    database_url: str, protocol: MakeProtocol, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("howdah.fastapi.load_limit._MIN_WAITING", 1)
+async def test_pipelined_requests_are_answered_in_order(database_url: str, protocol: MakeProtocol) -> None:
     held = HeldApp(database_url, ONE)
     async with served(held.app, protocol) as server, server.client() as other:
         running, waiting = await server.connect(), await server.connect()
@@ -227,6 +223,41 @@ async def test_a_waiting_request_leaves_the_queue_if_its_client_disconnects(
     assert held.started == 1
 
 
+SLOW = LoadLimit(min_in_progress=1, max_in_progress=1, target_seconds=1)
+
+
+class Waiting:
+    """A limiter with one request in progress, and others that wait."""
+
+    def __init__(self, options: LoadLimit, count: int) -> None:
+        self.limiter = LoadLimiter(options)
+        self._count = count
+        self.tasks: list[asyncio.Task[None]] = []
+        self._ticks = 0
+
+    async def __aenter__(self) -> Waiting:
+        self.now = asyncio.get_running_loop().time()
+        self.limiter.start_interval(self.now)
+        self.start(self._count)
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    def start(self, count: int) -> None:
+        loop = asyncio.get_running_loop()
+        self.tasks += [loop.create_task(self.limiter.enter()) for _ in range(count)]
+
+    def tick(self, seconds: float) -> None:
+        """Let so many seconds pass since the beginning, in intervals of a tick."""
+        while self._ticks < round(seconds * 10):
+            self._ticks += 1
+            self.limiter.tick(self.now + self._ticks / 10)
+
+
 class TestLimiter:
     """The limiter alone, with times that the test chooses."""
 
@@ -313,6 +344,50 @@ class TestLimiter:
             await limiter.enter()
         limiter.leave(0.01)
         await waiter
+
+    async def test_a_burst_may_wait_whatever_the_throughput_is(self) -> None:
+        async with Waiting(SLOW, 513) as waiting:
+            assert waiting.limiter.is_full()
+            assert (waiting.limiter.status().waiting, waiting.limiter.status().rejected) == (512, 0)
+
+    async def test_a_standing_queue_is_shortened_and_new_requests_are_rejected(self) -> None:
+        async with Waiting(SLOW, 513) as waiting:
+            waiting.tick(0.9)
+            assert (waiting.limiter.status().waiting, waiting.limiter.status().rejected) == (16, 496)
+            with pytest.raises(Overloaded):
+                await waiting.limiter.enter()
+            waiting.tick(1.5)
+            assert waiting.limiter.status().waiting == 16  # they may still be a burst
+            waiting.tick(1.7)
+            assert waiting.limiter.status().waiting == 0
+
+    async def test_more_requests_than_a_burst_are_rejected_at_once(self) -> None:
+        async with Waiting(SLOW, 514) as waiting:
+            assert (waiting.limiter.status().waiting, waiting.limiter.status().rejected) == (16, 497)
+            await asyncio.sleep(0)
+            assert [task.done() for task in waiting.tasks] == [True] + 16 * [False] + 497 * [True]  # the oldest wait
+            with pytest.raises(Overloaded):
+                await waiting.limiter.enter()
+
+    async def test_a_queue_that_was_empty_may_have_a_burst_again(self) -> None:
+        async with Waiting(SLOW, 513) as waiting:
+            waiting.tick(0.9)
+            for _ in range(17):
+                waiting.limiter.leave(0.01)
+                await asyncio.sleep(0)
+            assert waiting.limiter.status().waiting == 0
+            waiting.tick(1.0)
+            assert not waiting.limiter.is_full()
+            await waiting.limiter.enter()
+            waiting.start(512)
+            await asyncio.sleep(0)
+            assert waiting.limiter.status().waiting == 512
+
+    async def test_a_pause_of_the_process_is_no_overload(self) -> None:
+        async with Waiting(SLOW, 40) as waiting:
+            waiting.limiter.tick(waiting.now + 60)
+            waiting.limiter.tick(waiting.now + 60.1)
+            assert (waiting.limiter.status().waiting, waiting.limiter.status().rejected) == (39, 0)
 
     @pytest.mark.parametrize(
         "options",

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     request_target: float = Field(
         default=0.05, gt=0, description="The target for the average time in progress, without streams"
     )
-    max_request_wait: float = Field(default=0.5, gt=0, description="How long a request may wait to be admitted (503)")
+    max_request_wait: float = Field(default=0.75, gt=0, description="How long a request may wait to be admitted (503)")
     max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503")
     max_header_bytes: int = Field(
         default=16_384, ge=1_024, description="The size of the request line and all headers (431)"

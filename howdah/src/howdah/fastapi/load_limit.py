@@ -7,9 +7,14 @@ that keeps this time at its target can be found without knowing the throughput. 
 the time is below the target. It shrinks in proportion if the time is above the target. This is `AIMDLimit` of Netflix's
 concurrency-limits (<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
 
-The queue in front has a deadline, as in "Fail at Scale" (<https://queue.acm.org/detail.cfm?id=2839461>). Its length is
-bounded by the throughput, so that a request is rejected on arrival, and not after a wait. The queue is first in, first
-out: all accepted requests can be answered in time, so answering the newest first would gain nothing.
+The queue in front is bounded by the wait that a new request must expect, so that it is rejected on arrival, and not
+after a wait. A few hundred requests may wait in any case: they are a burst, or clients that each wait for their answer,
+and those don't become more. That ends if the queue is standing: if there are even more requests, or if one has waited
+for too long. Then the queue has a deadline, too, as in "Fail at Scale"
+(<https://queue.acm.org/detail.cfm?id=2839461>).
+
+The queue is first in, first out: what is accepted can be answered in time, so nothing is gained by answering the newest
+request first.
 """
 
 from __future__ import annotations
@@ -36,8 +41,13 @@ _EXPECTED_WAIT_SHARE: Final = 0.4
 _STARTS_PER_ITERATION: Final = 64
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
-# The shortest queue. Requests come in bursts, even if few of them are answered in a second.
+# As many requests may wait whatever the throughput is, unless the queue is standing. A load test with 512 connections
+# isn't an overload.
+_BURST: Final = 512
+# The shortest queue if it is standing. Requests come in bursts, even if few of them are answered in a second.
 _MIN_WAITING: Final = 16
+# An interval that was longer is a pause of the process, such as that of a virtual machine. It says nothing about load.
+_PAUSE_SECONDS: Final = 3 * TICK_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +58,16 @@ class LoadLimit:
       request doesn't count while it streams, while it waits for its client, and after its response.
     - `min_in_progress` and `max_in_progress` bound the limit that is found. If requests take longer than the target
       even without load, raise the minimum to their number per second times their duration.
-    - `max_wait_seconds` is the deadline in the queue. A request is rejected on arrival if its expected wait is more
-      than 0.4 of that. At most `max_waiting` requests wait.
+    - `max_wait_seconds` is how long a request may wait in the queue. If it must expect to wait for more than 0.4 of
+      that, it is rejected on arrival, unless fewer than 512 are waiting. If 512 were not enough, or if a request has
+      waited for longer, the expected wait alone decides, until the queue is empty. After the same time again,
+      requests that have waited for longer are rejected. At most `max_waiting` requests wait.
     """
 
     target_seconds: float = 0.05
     min_in_progress: int = 64
     max_in_progress: int = 1_000
-    max_wait_seconds: float = 0.5
+    max_wait_seconds: float = 0.75
     max_waiting: int = 2_000
 
     def __post_init__(self) -> None:
@@ -102,6 +114,8 @@ class LoadLimiter:
         self._expected = 0
         self._started = 0  # in this iteration of the event loop
         self._queue: OrderedDict[asyncio.Future[None], float] = OrderedDict()
+        self._standing_since: float | None = None  # since when the queue has been too long to be a burst
+        self._paused = 0.0  # seconds in which the process didn't run
         self._max_waiting = 0
         self._set_max_waiting()
         self.start_interval(0.0)
@@ -125,6 +139,9 @@ class LoadLimiter:
 
     def count_rejected(self) -> None:
         self._rejected += 1
+        self._has_rejected = True
+        if self._standing_since is None:
+            self._begin_standing(asyncio.get_running_loop().time() - self._paused)
 
     async def enter(self, *, is_expected: bool = False) -> None:
         """Wait until the request may start. Call `leave` or `pause` afterwards.
@@ -136,10 +153,10 @@ class LoadLimiter:
             self._count_start(loop)
             return
         if not is_expected and self.is_full():
-            self._rejected += 1
+            self.count_rejected()
             raise Overloaded
         waiter: asyncio.Future[None] = loop.create_future()
-        self._queue[waiter] = loop.time()
+        self._queue[waiter] = loop.time() - self._paused
         try:
             await waiter
         except BaseException:
@@ -195,12 +212,25 @@ class LoadLimiter:
         self._completed = 0
         self._seconds = 0.0
         self._has_reached_limit = False
+        self._has_rejected = False
 
     def tick(self, now: float) -> None:
         """Adapt the limit, and reject the requests whose deadline has passed."""
         elapsed = now - self._interval_started
         if elapsed <= 0:
             return
+        if not self._queue and not self._has_rejected:
+            self._standing_since = None
+        if elapsed > _PAUSE_SECONDS:
+            self._paused += elapsed - TICK_SECONDS
+        else:
+            self._adapt(self._completed / elapsed)
+        self.start_interval(now)
+        self._reject_late(now - self._paused)
+        self._start_waiting()
+
+    def _adapt(self, rate: float) -> None:
+        """Adapt the limit and the length of the queue to the requests of one interval."""
         options = self._options
         if self._completed:
             ratio = options.target_seconds / max(self._seconds / self._completed, 1e-6)
@@ -209,27 +239,39 @@ class LoadLimiter:
             elif self._has_reached_limit:
                 self._limit = self._limit * _INCREASE + 1
             self._limit = min(max(self._limit, options.min_in_progress), options.max_in_progress)
-        if self._queue or self._has_reached_limit:
-            self._rate += _RATE_WEIGHT * (self._completed / elapsed - self._rate)
+        if self._queue or self._has_reached_limit or rate > self._rate:  # otherwise there was less to do
+            self._rate += _RATE_WEIGHT * (rate - self._rate)
         self._set_max_waiting()
-        self.start_interval(now)
-        self._reject_late(now - options.max_wait_seconds)
-        self._start_waiting()
 
     def _set_max_waiting(self) -> None:
         options = self._options
-        fitting = self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE
-        self._max_waiting = min(max(int(fitting), _MIN_WAITING), options.max_waiting)
+        fitting = int(self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE)
+        least = _BURST if self._standing_since is None else _MIN_WAITING
+        self._max_waiting = min(max(fitting, least), options.max_waiting)
 
-    def _reject_late(self, earliest: float) -> None:
-        while self._queue:
-            waiter, since = next(iter(self._queue.items()))
-            if since > earliest:
-                return
-            del self._queue[waiter]
-            if not waiter.done():
-                self._rejected += 1
-                waiter.set_exception(Overloaded())
+    def _reject_late(self, now: float) -> None:
+        """Reject requests that have waited for too long, if there are more of them than a burst."""
+        longest = self._options.max_wait_seconds
+        if not self._queue or now - next(iter(self._queue.values())) <= longest:
+            return
+        if self._standing_since is None:
+            self._begin_standing(now)
+        elif now - self._standing_since > longest:
+            while self._queue and now - next(iter(self._queue.values())) > longest:
+                self._reject_waiting(last=False)
+
+    def _begin_standing(self, now: float) -> None:
+        """There are more requests than a burst. Reject the newest ones, which have waited least."""
+        self._standing_since = now
+        self._set_max_waiting()
+        while len(self._queue) > self._max_waiting:
+            self._reject_waiting(last=True)
+
+    def _reject_waiting(self, *, last: bool) -> None:
+        waiter, _ = self._queue.popitem(last)
+        if not waiter.done():
+            self._rejected += 1
+            waiter.set_exception(Overloaded())
 
     def status(self) -> LoadStatus:
         """The current figures, in this process."""
