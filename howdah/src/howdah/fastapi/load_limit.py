@@ -37,9 +37,8 @@ _INCREASE: Final = 1.05
 # may fall while it waits.
 _EXPECTED_WAIT_SHARE: Final = 0.4
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
-# which further requests are read and rejected. So fewer are started while the queue is standing.
-_STARTS_PER_ITERATION: Final = 64
-_STARTS_PER_ITERATION_IF_STANDING: Final = 16
+# which further requests are read and rejected.
+_STARTS_PER_ITERATION: Final = 16
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
 # As many requests may wait whatever the throughput is, unless the queue is standing. A load test with 512 connections
@@ -188,8 +187,7 @@ class LoadLimiter:
         if self._in_progress >= self._limit:
             self._has_reached_limit = True
             return False
-        is_standing = self._standing_since is not None
-        return self._started < (_STARTS_PER_ITERATION_IF_STANDING if is_standing else _STARTS_PER_ITERATION)
+        return self._started < _STARTS_PER_ITERATION
 
     def _count_start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._in_progress += 1
