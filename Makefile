@@ -49,7 +49,7 @@ wheel: $(UV)
 	@ls $(CURDIR)/dist/howdah-*.whl
 
 # Every speed claim, compared with its peers: make bench ONLY=bulk-create,pages ARGS="--rounds 3 --json figures.json"
-# A first look at everything, in under 3 minutes: make bench ARGS=--quick
+# A first look at everything, in a few minutes: make bench ARGS=--quick
 bench: $(UV)
 	$(RUN) --group bench python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
