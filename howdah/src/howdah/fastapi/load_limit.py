@@ -35,15 +35,12 @@ _MAX_DECREASE: Final = 0.8
 _INCREASE: Final = 1.05
 # The share of `max_wait_seconds` that a new request may expect to wait. The rest is a reserve, because the throughput
 # may fall while it waits.
-_EXPECTED_WAIT_SHARE: Final = 0.4
+_EXPECTED_WAIT_SHARE: Final = 0.1
 # Requests that are started in one iteration of the event loop. The work of all of them delays the next iteration, in
 # which further requests are read and rejected.
 _STARTS_PER_ITERATION: Final = 16
 # The weight of the last interval in the average throughput.
 _RATE_WEIGHT: Final = 0.3
-# As many requests may wait whatever the throughput is, unless the queue is standing. A load test with 512 connections
-# isn't an overload.
-_BURST: Final = 512
 # The shortest queue if it is standing. Requests come in bursts, even if few of them are answered in a second.
 _MIN_WAITING: Final = 16
 # An interval that was longer is a pause of the process, such as that of a virtual machine. It says nothing about load.
@@ -58,17 +55,19 @@ class LoadLimit:
       request doesn't count while it streams, while it waits for its client, and after its response.
     - `min_in_progress` and `max_in_progress` bound the limit that is found. If requests take longer than the target
       even without load, raise the minimum to their number per second times their duration.
-    - `max_wait_seconds` is how long a request may wait in the queue. If it must expect to wait for more than 0.4 of
-      that, it is rejected on arrival, unless fewer than 512 are waiting. If 512 were not enough, or if a request has
-      waited for longer, the expected wait alone decides, until the queue is empty. After the same time again,
-      requests that have waited for longer are rejected. At most `max_waiting` requests wait.
+    - `max_waiting` requests may wait, for example after a burst. Each of them has a connection, and the excess needs
+      connections, too, to be rejected. So choose at most half of the server's `max_connections`.
+    - `max_wait_seconds` is how long a request may wait in the queue. If there were more than `max_waiting` requests, or
+      if one has waited for longer, the queue is standing: until it is empty, a request is rejected on arrival if it
+      must expect to wait for more than 0.1 of `max_wait_seconds`. After the same time again, requests that have waited
+      for longer are rejected.
     """
 
     target_seconds: float = 0.05
     min_in_progress: int = 64
     max_in_progress: int = 1_000
     max_wait_seconds: float = 0.75
-    max_waiting: int = 2_000
+    max_waiting: int = 512
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -246,8 +245,8 @@ class LoadLimiter:
     def _set_max_waiting(self) -> None:
         options = self._options
         fitting = int(self._rate * options.max_wait_seconds * _EXPECTED_WAIT_SHARE)
-        least = _BURST if self._standing_since is None else _MIN_WAITING
-        self._max_waiting = min(max(fitting, least), options.max_waiting)
+        is_standing = self._standing_since is not None
+        self._max_waiting = min(max(fitting, _MIN_WAITING), options.max_waiting) if is_standing else options.max_waiting
 
     def _reject_late(self, now: float) -> None:
         """Reject requests that have waited for too long, if there are more of them than a burst."""
