@@ -248,7 +248,11 @@ def test_the_list_of_decisions_contains_every_record_and_the_records_that_supers
 
 
 @pytest.mark.parametrize(
-    "module", ["howdah", "howdah.alembic", "howdah.bulk", "howdah.embedded", "howdah.fastapi", "howdah.testing"]
+    "module",
+    [
+        *("howdah", "howdah.alembic", "howdah.bulk", "howdah.embedded", "howdah.fastapi", "howdah.serving"),
+        *("howdah.tenancy", "howdah.testing"),
+    ],
 )
 def test_the_reference_contains_every_public_name(module: str) -> None:
     imported = importlib.import_module(module)

@@ -29,7 +29,7 @@ from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
-from howdah.fastapi.openapi import _iterate_dependants, iterate_all_routes
+from howdah.fastapi.openapi import iterate_dependants, iterate_all_routes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.serving._scope_keys import ADMIT_KEY
 
@@ -325,7 +325,7 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
     """
     for route in iterate_all_routes(app.routes):
         dependant = getattr(route, "dependant", None)
-        for each in [] if dependant is None else _iterate_dependants(dependant):
+        for each in [] if dependant is None else iterate_dependants(dependant):
             if (
                 isinstance(each.call, Resource)
                 and each.call not in app.dependency_overrides

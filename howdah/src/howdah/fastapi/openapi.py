@@ -99,7 +99,7 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
     responses = operation["responses"]
     if route is not None:
         require_headers(operation, _find_required_headers(route))
-        if any(_has_parameters(each, Filters) for each in _iterate_dependants(route.dependant)):
+        if any(_has_parameters(each, Filters) for each in iterate_dependants(route.dependant)):
             forbid_nul(operation)
     statuses = [] if route is None else list(_infer_statuses(operation, method, route))
     schema_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
@@ -109,7 +109,7 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
     for status in statuses:
         if not responses.keys() & {str(int(status)), f"{status // 100}XX", "default"}:
             responses |= {str(code): response for code, response in describe_problems(status).items()}
-    if route is not None and any(is_idempotency_key(each.call) for each in _iterate_dependants(route.dependant)):
+    if route is not None and any(is_idempotency_key(each.call) for each in iterate_dependants(route.dependant)):
         _describe_replays(responses)
     operation["responses"] = dict(sorted(responses.items()))
 
@@ -141,7 +141,7 @@ def _describe_replays(responses: dict[str, Any]) -> None:
 def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> Iterator[HTTPStatus]:
     """The statuses that follow from the route's parameters; `add_error_handlers` documents the rule."""
     parameters = {(each["in"], each["name"].lower()) for each in operation.get("parameters", ()) if "in" in each}
-    dependants = list(_iterate_dependants(route.dependant))
+    dependants = list(iterate_dependants(route.dependant))
     calls = [each.call for each in dependants]
     # FastAPI answers 400 if, for example, the body isn't UTF-8 or has a number of 5,000 digits.
     has_pages = any(_has_parameters(each, PageParameters) for each in dependants)
@@ -162,17 +162,17 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
 
 
 def _find_required_headers(route: Any) -> Iterator[str]:
-    for each in _iterate_dependants(route.dependant):
+    for each in iterate_dependants(route.dependant):
         if each.call is get_required_if_match:
             yield "If-Match"
         elif (name := get_required_header(each.call)) is not None:
             yield name
 
 
-def _iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
+def iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
     yield dependant
     for each in dependant.dependencies:
-        yield from _iterate_dependants(each)
+        yield from iterate_dependants(each)
 
 
 def _has_parameters(dependant: Dependant, kind: type[BaseModel]) -> bool:
