@@ -29,7 +29,7 @@ from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
-from howdah.fastapi.openapi import iterate_dependants, iterate_all_routes
+from howdah.fastapi.openapi import iterate_all_routes, iterate_dependants
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.serving._scope_keys import ADMIT_KEY
 
