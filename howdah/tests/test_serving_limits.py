@@ -276,5 +276,5 @@ async def test_a_client_that_expects_100_and_gets_a_response_is_disconnected(lim
 
 @pytest.mark.parametrize("value", [0, -1, float("inf"), float("nan")])
 def test_a_limit_must_be_a_positive_number(value: float) -> None:
-    with pytest.raises(ValueError, match="header_timeout must be more than 0"):
+    with pytest.raises(ValueError, match="header_timeout of ServerLimits must be more than 0"):
         ServerLimits(header_timeout=value)

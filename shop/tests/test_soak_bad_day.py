@@ -213,6 +213,6 @@ def test_errors_in_the_log_are_found_once_for_each_kind(tmp_path: Path) -> None:
     log.write_text("\n".join(map(json.dumps, entries)) + "\nFatal Python error\n")
     violations = Violations(Timeline())
     final_checks.check_log(log, {"stop-while-frozen"}, violations)
-    assert set(violations.found) == {"log: unexpected error: ValueError: … of …", "log: not JSON"}
+    assert set(violations.found) == {"log: unexpected error: ValueError: … of …", "log: not JSON: Fatal Python error"}
     final_checks.check_log(log, set(), violations)
     assert "log: … requests did not end in time, and are cancelled: " in violations.found

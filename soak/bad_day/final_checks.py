@@ -41,6 +41,11 @@ ALLOWED_ERRORS: Final[tuple[tuple[re.Pattern[str], str, str | None], ...]] = (
         "it can't run without the database; it runs again",
         None,
     ),
+    (
+        re.compile(r"not JSON: another transaction, such as an import, held a lock for too long"),
+        "a service that starts while a table is locked ends with this message; it is started again",
+        None,
+    ),
     (re.compile(r"the database server needs an operator: \(DiskFullError"), "the disk must be freed", "full-disk"),
     (re.compile(r"… requests did not end in time"), "they wait for the frozen server", "stop-while-frozen"),
     (re.compile(r"the application's lifespan did not end"), "a batch waits for the frozen server", "stop-while-frozen"),
@@ -145,7 +150,7 @@ def describe_error(line: str) -> str | None:
     try:
         entry: Any = orjson.loads(line)
     except ValueError:
-        return "not JSON" if line.strip() else None
+        return f"not JSON: {line.strip()}"[:_KIND_LENGTH] if line.strip() else None
     if not isinstance(entry, dict) or entry.get("level") not in {"error", "critical", "exception"}:
         return None
     raised = _RAISED.findall(str(entry.get("exception") or ""))

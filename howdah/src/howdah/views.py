@@ -11,7 +11,7 @@ async with UserView.open(database) as users:  # as long as the application runs
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from types import TracebackType
@@ -157,15 +157,15 @@ class JsonView(Generic[ModelT, ViewerT]):
         `QueueFull` if `max_waiting` calls are waiting, and `QueueTimeout` or `ResultTimeout` after `submit_timeout`
         seconds.
         """
-        return JsonViewReader(
-            self,
-            database,
+        new_coalescer = partial(
+            Coalescer[_Request, JsonBytes],
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             submit_timeout=submit_timeout,
             close_timeout=close_timeout,
         )
+        return JsonViewReader(self, database, new_coalescer)
 
 
 class JsonViewReader(Generic[ModelT, ViewerT]):
@@ -179,12 +179,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self,
         view: JsonView[ModelT, ViewerT],
         database: Database,
-        *,
-        workers: int,
-        max_batch_size: int,
-        max_waiting: int,
-        submit_timeout: float,
-        close_timeout: float,
+        new_coalescer: Callable[..., Coalescer[_Request, JsonBytes]],
     ) -> None:
         self._view, self.model, self._database = view, view.model, database
         self._viewer = view._viewer
@@ -199,16 +194,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             body, criteria = view._render(columns)
             self._by_viewer = ViewerLookup(view.model, [version_column, body], criteria, columns)
             self._select_by_viewer = PreparedSelect(self._by_viewer.statement)
-        create = partial(
-            Coalescer[_Request, JsonBytes],
-            key=self._identify,
-            bisect_on_error=True,  # a key or a row that causes an error fails only its own read
-            workers=workers,
-            max_batch_size=max_batch_size,
-            max_waiting=max_waiting,
-            submit_timeout=submit_timeout,
-            close_timeout=close_timeout,
-        )
+        # with `bisect_on_error`, a key or a row that causes an error fails only its own read
+        create = partial(new_coalescer, key=self._identify, bisect_on_error=True)
         self._coalescer, self._scopes = create(partial(self._read, database)), ScopedCoalescers(create)
         self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
 

@@ -73,9 +73,7 @@ def explain(error: Exception) -> str:
                 for each in error.errors()
             )
         case LockTimeout():
-            problem = (
-                "another transaction, perhaps another import, held a lock for too long: run the command again to finish"
-            )
+            problem = "another transaction, such as an import, held a lock for too long: run the command again"
         case ConnectionLost():
             problem = (
                 f"the connection to the database is lost ({_driver_message(error)}): run the command again to finish"

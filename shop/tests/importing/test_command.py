@@ -274,5 +274,5 @@ async def test_a_lock_timeout_is_reported_in_one_line(
         result = await asyncio.to_thread(shop_import, path, database_url=committed_url)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[1:] == [
-        "another transaction, perhaps another import, held a lock for too long: run the command again to finish"
+        "another transaction, such as an import, held a lock for too long: run the command again"
     ]

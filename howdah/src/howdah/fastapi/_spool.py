@@ -40,8 +40,8 @@ class Spool:
     """The queue. One task writes to it and one task reads from it."""
 
     def __init__(self) -> None:
-        self._tail = bytearray()  # what was written last
-        self._blocks: deque[_Block] = deque()  # what was written before that
+        self._tail = bytearray()  # the bytes that were written last
+        self._blocks: deque[_Block] = deque()  # the bytes before them
         self._file: _File | None = None
         self._lock = asyncio.Lock()  # for the order of the tail and the blocks
         self._readable, self._writable = asyncio.Event(), asyncio.Event()
@@ -174,7 +174,7 @@ class SpooledParts:
         return part
 
     async def aclose(self) -> None:
-        """End the iteration of `parts`, and delete what was stored."""
+        """End the iteration of `parts`, and delete the stored bytes."""
         if self._filling is None:
             await self._close_parts()
             return

@@ -26,12 +26,13 @@ from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
 from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
-from howdah.fastapi.internal import METRICS_PATH, PROBE_PATHS, InternalPort
+from howdah.fastapi.internal import InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi import iterate_all_routes, iterate_dependants
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.serving._scope_keys import ADMIT_KEY
+from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"

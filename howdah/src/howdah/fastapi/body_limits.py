@@ -100,7 +100,7 @@ def lift_body_limits(request: Request) -> None:
     """Let this request's body have any size and take any time, except for FastAPI's own `max_body_size`.
 
     `read_lines` and `BodyRows` do this, because they have limits of their own. Call it in a route that reads
-    `request.stream()` with constant memory, and limits what it reads.
+    `request.stream()` with constant memory, and that has a limit of its own.
     """
     body = request.scope.get(_BODY_KEY)
     if isinstance(body, _LimitedBody):

@@ -11,16 +11,15 @@ import random
 from collections import deque
 from collections.abc import Collection
 from contextlib import suppress
-from http import HTTPStatus
 from typing import Any, Final
 
-import orjson
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi.disconnects import mark_client_gone
 from howdah.fastapi.load_limit import TICK_SECONDS, LoadLimiter, Overloaded
-from howdah.fastapi.problem import PROBLEM_JSON
+from howdah.fastapi.problem import NO_SNIFF, NO_STORE, PROBLEM_JSON
+from howdah.serving._problems import OVERLOADED, RETRY_AFTER_SECONDS
 from howdah.serving._scope_keys import REPORTS_DISCONNECTS_KEY, REQUEST_KEY
 
 # In the ASGI scope, for a request that `LoadLimiter.expect` has counted.
@@ -30,26 +29,17 @@ _EXPECTED_KEY: Final = "howdah.expected"
 _WATCHED_AFTER_SECONDS: Final = 0.5
 # So many probes may be in progress without a limit. Further ones are limited like other requests.
 _MAX_EXEMPT: Final = 32
-# In whole seconds. Clients that are rejected at the same time shouldn't return at the same time.
-_RETRY_AFTER: Final = (1, 2, 3)
 
-_BODY: Final = orjson.dumps(
-    {
-        "type": "urn:howdah:problem:overloaded",
-        "title": HTTPStatus.SERVICE_UNAVAILABLE.phrase,
-        "status": int(HTTPStatus.SERVICE_UNAVAILABLE),
-        "detail": "the service has more requests than it can answer in time, so it did nothing: try again later",
-    }
-)
+_BODY: Final = OVERLOADED.encode_body()
 _HEADERS: Final = [
     [
         (b"content-type", PROBLEM_JSON.encode()),
         (b"content-length", str(len(_BODY)).encode()),
         (b"retry-after", str(seconds).encode()),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
+        NO_STORE,
+        NO_SNIFF,
     ]
-    for seconds in _RETRY_AFTER
+    for seconds in RETRY_AFTER_SECONDS
 ]
 # Complete responses without the status line and the server's own headers. The first of a pair has no body, for HEAD.
 _RESPONSES: Final = [

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fastapi import FastAPI
 from starlette.types import Scope
 
 from howdah.fastapi.path_methods import get_route_path
-
-PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
-METRICS_PATH: Final = "/metrics"
+from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
 
 class InternalPort:

@@ -7,23 +7,23 @@ that keeps this time at its target can be found without knowing the throughput. 
 the time is below the target. It shrinks in proportion if the time is above the target. This is `AIMDLimit` of Netflix's
 concurrency-limits (<https://github.com/Netflix/concurrency-limits>), with the bounded step of its `GradientLimit`.
 
-The queue in front is bounded by the wait that a new request must expect, so that it is rejected on arrival, and not
-after a wait. A few hundred requests may wait in any case: they are a burst, or clients that each wait for their answer,
-and those don't become more. That ends if the queue is standing: if there are even more requests, or if one has waited
-for too long. Then the queue has a deadline, too, as in "Fail at Scale"
+A few hundred requests may wait in front: a burst, or clients that each wait for their answer. The queue is standing if
+there are more requests, or if one has waited for too long. Then a new request is rejected on arrival unless its
+expected wait is short. A standing queue also has a deadline, as in "Fail at Scale"
 (<https://queue.acm.org/detail.cfm?id=2839461>).
 
-The queue is first in, first out: what is accepted can be answered in time, so nothing is gained by answering the newest
-request first.
+The queue is first in, first out: all accepted requests can be answered in time, so answering the newest first would
+gain nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final
+
+from howdah.serving.limits import check_positive
 
 TICK_SECONDS: Final = 0.1
 """The interval in which the limit is adapted."""
@@ -58,9 +58,9 @@ class LoadLimit:
     - `max_waiting` requests may wait, for example after a burst. Each of them has a connection, and the excess needs
       connections, too, to be rejected. So choose at most half of the server's `max_connections`.
     - `max_wait_seconds` is how long a request may wait in the queue. If there were more than `max_waiting` requests, or
-      if one has waited for longer, the queue is standing: until it is empty, a request is rejected on arrival if it
-      must expect to wait for more than 0.1 of `max_wait_seconds`. After the same time again, requests that have waited
-      for longer are rejected.
+      if one has waited for longer, the queue is standing. Until it is empty, a request is rejected on arrival if its
+      expected wait is more than 0.1 of `max_wait_seconds`. If the queue stands for longer than `max_wait_seconds`,
+      requests that have waited for longer are rejected.
     """
 
     target_seconds: float = 0.05
@@ -70,10 +70,7 @@ class LoadLimit:
     max_waiting: int = 512
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{field.name} must be more than 0, not {value!r}")
+        check_positive(self)
         if self.max_in_progress < self.min_in_progress:
             raise ValueError(
                 f"max_in_progress ({self.max_in_progress}) must not be less than min_in_progress "

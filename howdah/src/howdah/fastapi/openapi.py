@@ -19,7 +19,7 @@ from howdah.fastapi.body_limits import BodyLimitsMiddleware
 from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
-from howdah.fastapi.openapi_details import add_links, correct_schemas, forbid_nul, require_headers
+from howdah.fastapi.openapi_details import add_links, correct_schemas, forbid_nul, iterate_objects, require_headers
 from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
@@ -248,11 +248,4 @@ def _replace_references(value: Any, names: Mapping[str, str]) -> None:
 
 def _iterate_reference_objects(value: Any) -> Iterator[dict[str, Any]]:
     """Every object within the value that has a `$ref`."""
-    if isinstance(value, dict):
-        if isinstance(value.get("$ref"), str):
-            yield value
-        for inner in value.values():
-            yield from _iterate_reference_objects(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _iterate_reference_objects(inner)
+    return (each for each in iterate_objects(value) if isinstance(each.get("$ref"), str))

@@ -44,7 +44,7 @@ def correct_schemas(description: dict[str, Any]) -> None:
 
     FastAPI writes the bounds of an integer as floating-point numbers, and Pydantic also allows names that don't match.
     """
-    for schema in _iterate_objects(description):
+    for schema in iterate_objects(description):
         if schema.get("type") == "integer":
             for bound in _BOUNDS:
                 if isinstance(value := schema.get(bound), float) and value.is_integer():
@@ -90,11 +90,11 @@ def _find_parameter(path: str, target: str) -> str | None:
     return rest[2:].partition("}")[0]
 
 
-def _iterate_objects(value: Any) -> Iterator[dict[str, Any]]:
+def iterate_objects(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
         for inner in value.values():
-            yield from _iterate_objects(inner)
+            yield from iterate_objects(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _iterate_objects(inner)
+            yield from iterate_objects(inner)

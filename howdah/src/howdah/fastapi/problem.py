@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -15,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from howdah import errors
 from howdah.fastapi.client_text import shorten
+from howdah.serving._problems import choose_retry_after
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -38,8 +38,6 @@ HTTP_STATUS_BY_ERROR: Final[dict[type[errors.HowdahError], HTTPStatus]] = {
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# `Retry-After` is in whole seconds. Clients that were rejected at the same moment come back at different times.
-_RETRY_AFTER_SECONDS: Final = (1, 3)
 _HAS_RETRY_AFTER: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
 
 NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
@@ -134,7 +132,7 @@ def retry_after() -> str:
 
     With a fixed value all clients of an overloaded service would come back in the same second.
     """
-    return str(random.randint(*_RETRY_AFTER_SECONDS))  # noqa: S311  # not a secret
+    return choose_retry_after()
 
 
 def error_response(error: errors.HowdahError, **members: Any) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.pool import Pool, QueuePool
 
 from howdah.fastapi.problem import ProblemException
+from howdah.serving.limits import check_positive
 
 ResultT = TypeVar("ResultT")
 
@@ -41,7 +42,7 @@ class BodyLimits:
     max_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        check_positive(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class SendLimits:
     max_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        _check_positive(self)
+        check_positive(self)
 
 
 class TooManyStreams(ProblemException):
@@ -133,9 +134,3 @@ async def take_ticket(pool: Pool | None) -> StreamTicket:
 
 
 _semaphores: WeakKeyDictionary[object, asyncio.Semaphore] = WeakKeyDictionary()
-
-
-def _check_positive(limits: BodyLimits | SendLimits) -> None:
-    for name, value in asdict(limits).items():
-        if not value > 0:
-            raise ValueError(f"{name} of {type(limits).__name__} must be more than 0, not {value}")

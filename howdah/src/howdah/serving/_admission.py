@@ -38,8 +38,8 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
     def reject_unparsed(self, data: bytes) -> bool:
         """Reject a GET request without parsing it. Returns false if it may be started, or must be parsed.
 
-        This takes half the time of a rejection after parsing. `data` is what the client has sent since its last request
-        was complete. It is handled here only if it is certainly one whole request without a body.
+        This takes half the time of a rejection after parsing. `data` are the bytes after the client's last request.
+        They are handled here only if they are certainly one whole request without a body.
         """
         admission: Admission | None = self.app_state.get(ADMIT_KEY)
         if admission is None or not admission.is_full():

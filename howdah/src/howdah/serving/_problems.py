@@ -10,6 +10,9 @@ from typing import Final
 
 import orjson
 
+RETRY_AFTER_SECONDS: Final = (1, 2, 3)
+"""The values of `Retry-After`. Each response has one at random, so that rejected clients return at different times."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerProblem:
@@ -19,16 +22,18 @@ class ServerProblem:
     code: str
     detail: str
 
+    def encode_body(self) -> bytes:
+        members = {
+            "type": f"urn:howdah:problem:{self.code}",
+            "title": self.status.phrase,
+            "status": int(self.status),
+            "detail": self.detail,
+        }
+        return orjson.dumps(members)
+
     def encode(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Encode the response. A 503 has a random `Retry-After` of 1 to 3 s, so clients return at different times."""
-        body = orjson.dumps(
-            {
-                "type": f"urn:howdah:problem:{self.code}",
-                "title": self.status.phrase,
-                "status": int(self.status),
-                "detail": self.detail,
-            }
-        )
+        """Encode the response. A 503 has a `Retry-After`."""
+        body = self.encode_body()
         headers = [
             *default_headers,
             (b"content-type", b"application/problem+json"),
@@ -36,9 +41,13 @@ class ServerProblem:
             (b"connection", b"close"),
         ]
         if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers.append((b"retry-after", str(random.randint(1, 3)).encode()))  # noqa: S311
+            headers.append((b"retry-after", choose_retry_after().encode()))
         lines = [f"HTTP/1.1 {int(self.status)} {self.status.phrase}".encode(), *(b": ".join(each) for each in headers)]
         return b"\r\n".join((*lines, b"", body))
+
+
+def choose_retry_after() -> str:
+    return str(random.choice(RETRY_AFTER_SECONDS))  # noqa: S311  # not a secret
 
 
 INVALID_REQUEST: Final = ServerProblem(HTTPStatus.BAD_REQUEST, "invalid-request", "this isn't a valid HTTP/1.1 request")
@@ -55,5 +64,10 @@ HEADER_TOO_LARGE: Final = ServerProblem(
 )
 TOO_MANY_CONNECTIONS: Final = ServerProblem(
     HTTPStatus.SERVICE_UNAVAILABLE, "too-many-connections", "the server has too many connections: try again later"
+)
+OVERLOADED: Final = ServerProblem(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "overloaded",
+    "the service has more requests than it can answer in time, so it did nothing: try again later",
 )
 STOPPING: Final = ServerProblem(HTTPStatus.SERVICE_UNAVAILABLE, "stopping", "the server stopped before it could answer")

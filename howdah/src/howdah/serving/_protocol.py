@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 # A chunk of a body has at least 5 bytes in addition to its data. So a body in chunks of one byte is accepted.
 _MAX_OVERHEAD_PER_BYTE: Final = 8
-# What a client may still send after its response. It is read and ignored, so that the client can read the response
-# before the connection is closed.
+# The bytes that a client may still send after its response. They are read and ignored, so that the client can read the
+# response before the connection is closed.
 _MAX_DISCARDED_BYTES: Final = 16_777_216
 # uvicorn logs each cancelled request as an error of the application. This logger drops the entry.
 _SILENT_LOGGER: Final = logging.Logger("howdah.serving.cancelled", logging.CRITICAL + 1)
 
 
 class Phase(Enum):
-    """What a connection is doing."""
+    """The state of a connection."""
 
     HEADER = auto()  # from the connection, or from the first byte, to the end of the header
     REQUEST = auto()  # a request is in progress
     DISCARDING = auto()  # the response is complete, but the body isn't: the rest of the body is ignored
     IDLE = auto()  # between two requests
-    CLOSING = auto()  # the server's side is closed: what the client still sends is ignored
+    CLOSING = auto()  # the server's side is closed: further bytes of the client are ignored
 
 
 # Looking up a global name is faster than a member of an enum, and each request needs a dozen look-ups.
@@ -69,7 +69,7 @@ class _CycleTransport:
 class LimitedHttpProtocol(AdmittingHttpProtocol):
     """One connection, with limits. The server closes it after a `ServerProblem`.
 
-    The server closes only its own side first. For a short time it still reads what the client sends. Otherwise the
+    The server closes only its own side first. For a short time it still reads the client's bytes. Otherwise the
     client's kernel would get a reset, and might drop a response that the client hasn't read.
     """
 

@@ -166,8 +166,7 @@ class DrainingServer(uvicorn.Server):
         if self._acceptor is not None:
             self._acceptor.stop()
         if is_rejecting:
-            # uvloop accepts one connection in each iteration of the event loop, so a busy
-            # process needs several ticks.
+            # The event loop accepts the rest: uvloop one connection in each iteration, so that takes some ticks.
             await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()

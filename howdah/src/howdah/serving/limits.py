@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
-_PROBE_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+PROBE_PATHS: Final = frozenset({"/healthz", "/readyz"})
+METRICS_PATH: Final = "/metrics"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class ServerLimits:
 
     max_connections: int = 1_000
     reserved_connections: int = 50
-    reserved_paths: frozenset[str] = _PROBE_PATHS
+    reserved_paths: frozenset[str] = PROBE_PATHS | {METRICS_PATH}
     max_unfinished_connections: int = 200
     max_header_bytes: int = 16_384
     max_headers: int = 100
@@ -46,7 +47,12 @@ class ServerLimits:
     max_websocket_message_bytes: int = 1_048_576
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{field.name} must be more than 0, not {value!r}")
+        check_positive(self)
+
+
+def check_positive(limits: Any) -> None:
+    """Raise `ValueError` unless each number of the dataclass is finite and more than 0."""
+    for field in fields(limits):
+        value = getattr(limits, field.name)
+        if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{field.name} of {type(limits).__name__} must be more than 0, not {value!r}")

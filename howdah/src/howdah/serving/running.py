@@ -58,8 +58,8 @@ def serve(
     the requests in progress. It cancels requests that take too long with a 503, and ends the application's lifespan.
 
     `stop_timeout` is in seconds from the signal. **The process ends at that time with the exit code 1**, even if it
-    is still in this function or in the code after it. So after a signal, the caller should only close what it has
-    opened. A second signal cancels the requests at once, and a third one ends the process.
+    is still in this function or in the code after it. So after a signal, the caller should only close its own
+    resources. A second signal cancels the requests at once, and a third one ends the process.
 
     Raises `CannotListen`, and `SystemExit` if the application doesn't start. Call it in the main thread.
     """

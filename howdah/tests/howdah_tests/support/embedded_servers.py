@@ -72,7 +72,13 @@ except KeyboardInterrupt:
     pipe.recv()
 server.stop()
 """
-    PREFACE = "import os, sys; from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError; os.setsid()\n"
+    # A test run that a shell has started in the background ignores SIGINT, and so do its processes.
+    PREFACE = """
+import os, signal, sys
+from howdah.embedded import EmbeddedPostgres, EmbeddedPostgresError
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.setsid()
+"""
 
     def __init__(self, data_dir: Path, script: str = START) -> None:
         self._pipe, theirs = FORKSERVER.Pipe()
