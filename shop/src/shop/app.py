@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
+from secrets import token_hex
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -13,6 +14,8 @@ from fastapi import FastAPI
 from howdah import JsonView
 from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
+from shop.identity.authenticating import build_authenticate
+from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
@@ -31,6 +34,7 @@ from shop.user_orders.service import USER_WITH_ORDERS_VIEW
 from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
 from shop.users.service import USER_VIEW
+from shop.web.dependencies import SYSTEM_DATABASE
 
 _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
     (user_reader, USER_VIEW),
@@ -51,10 +55,14 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     The connection pool is opened at startup, and closed at shutdown.
     """
     chosen = settings if settings is not None else Settings()
+    keys = chosen.signing_keys.get_secret_value() if chosen.signing_keys is not None else f"default:{token_hex(32)}"
+    tokens = TokenSigner(dict(each.split(":", 1) for each in keys.split(",")))
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION)
     configure_app(
         app,
         database=lambda: open_database(database_url, chosen),
+        databases={SYSTEM_DATABASE: lambda: open_database(database_url, chosen)},
+        authenticate=build_authenticate(tokens),
         resources=[
             *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
             ledger.using(partial(Ledger, submit_timeout=chosen.submit_timeout)),

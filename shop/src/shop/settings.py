@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from howdah import Database, InvalidUrl
@@ -23,6 +23,10 @@ class Settings(BaseSettings):
 
     database_url: str | None = Field(
         default=None, description="The URL of a database. By default an embedded server is used"
+    )
+    signing_keys: SecretStr | None = Field(
+        default=None,
+        description="The keys of access tokens, as `id:secret,id:secret`. The first one signs; all of them verify",
     )
     data_dir: Path | None = Field(default=None, description="The directory with the data of the embedded server")
     host: str = "127.0.0.1"

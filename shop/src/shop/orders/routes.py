@@ -12,9 +12,7 @@ from sqlalchemy import select
 
 from howdah.fastapi import (
     NOT_MODIFIED,
-    DbSession,
     PageOut,
-    ReadDbSession,
     describe_export,
     export_response,
     json_response,
@@ -37,14 +35,14 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import Caller
+from shop.web.dependencies import Caller, PrincipalReadSession, PrincipalSession
 from shop.web.idempotency import StrictIdempotentRoute, request_key
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempotentRoute)
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut, dependencies=[request_key])
-async def create_order(body: OrderIn, db: DbSession, response: Response) -> Order:
+async def create_order(body: OrderIn, db: PrincipalSession, response: Response) -> Order:
     """Place an order. Its total is computed from the items."""
     order = await place_order(db, body)
     response.headers["Location"] = f"/orders/{order.id}"
@@ -58,7 +56,9 @@ async def list_orders(parameters: Annotated[OrderPageParameters, Query()], order
 
 
 @router.get("/export", response_class=StreamingResponse, responses=describe_export(OrderOut))
-async def export_orders(parameters: Annotated[OrderExportParameters, Query()], db: ReadDbSession) -> StreamingResponse:
+async def export_orders(
+    parameters: Annotated[OrderExportParameters, Query()], db: PrincipalReadSession
+) -> StreamingResponse:
     """All orders that match the filters, by the time when they were placed, as NDJSON or as CSV with a header line.
 
     The response is one snapshot. If an error occurs before its end, the connection is closed without the final chunk.
@@ -74,7 +74,7 @@ async def export_orders(parameters: Annotated[OrderExportParameters, Query()], d
 
 
 @router.patch("/status", max_body_size=MAX_STATUS_CHANGE_BYTES)
-async def change_order_status(body: StatusChangeIn, db: DbSession) -> StatusChangeOut:
+async def change_order_status(body: StatusChangeIn, db: PrincipalSession) -> StatusChangeOut:
     """Set the status of many orders."""
     changed = await change_status(db, body.order_ids, body.status)
     return StatusChangeOut(updated=changed.count, missing=changed.missing)
@@ -91,7 +91,7 @@ async def pay(
     *,
     order_id: UUID,
     body: PaymentIn,
-    db: DbSession,
+    db: PrincipalSession,
     caller: Caller,
     response: Response,
     idempotency_key: RequiredIdempotencyKey,

@@ -11,11 +11,12 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from howdah import NotFound
-from howdah.fastapi import NOT_MODIFIED, DbSession, StrictJSONRoute, json_response
+from howdah.fastapi import NOT_MODIFIED, StrictJSONRoute, json_response
 from shop.user_orders.dependencies import UserWithOrdersReader
 from shop.user_orders.schemas import OrderSummaryOut, UserWithOrdersOut
 from shop.user_orders.service import get_user_order_summary
 from shop.users.models import User
+from shop.web.dependencies import PrincipalSession
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
 
@@ -28,7 +29,7 @@ async def get_user(user_id: UUID, request: Request, users: UserWithOrdersReader)
 
 
 @router.get("/{user_id}/order-summary", response_model=OrderSummaryOut)
-async def get_order_summary(user_id: UUID, db: DbSession) -> dict[str, Any]:
+async def get_order_summary(user_id: UUID, db: PrincipalSession) -> dict[str, Any]:
     """The totals of a user's orders, by status and by month."""
     summary = await get_user_order_summary(db, user_id)
     if summary is None:

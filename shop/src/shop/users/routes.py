@@ -13,7 +13,6 @@ from fastapi import APIRouter, Query, Request, Response
 
 from howdah.fastapi import (
     BodyRows,
-    DbSession,
     IfMatch,
     PageOut,
     RequiredIfMatch,
@@ -32,6 +31,7 @@ from shop.users.schemas import (
     UserOut,
     UserPageParameters,
 )
+from shop.web.dependencies import PrincipalSession
 from shop.web.idempotency import StrictIdempotentRoute, request_key
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotentRoute)
@@ -40,7 +40,7 @@ _CHUNK_ROWS: Final = 1000
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, dependencies=[request_key])
-async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
+async def create_user(body: UserIn, db: PrincipalSession, response: Response) -> User:
     user = await UserRepository(db).create(**body.model_dump())
     response.headers["Location"] = f"/users/{user.id}"
     response.headers["ETag"] = make_etag(user.version)
@@ -54,7 +54,7 @@ async def create_user(body: UserIn, db: DbSession, response: Response) -> User:
     responses=describe_problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra=describe_rows_body(UserIn),
 )
-async def create_users(request: Request, db: DbSession) -> BulkCreatedOut:
+async def create_users(request: Request, db: PrincipalSession) -> BulkCreatedOut:
     """Create many users, all or none. NDJSON may have 1 GiB, and a JSON array 16 MiB."""
     rows = BodyRows(request, UserIn)
     with rows.locate_errors():
@@ -71,7 +71,7 @@ async def list_users(parameters: Annotated[UserPageParameters, Query()], users: 
 
 @router.patch("/{user_id}", response_model=UserOut)
 async def change_user(
-    user_id: UUID, body: UserChange, db: DbSession, response: Response, if_match: RequiredIfMatch
+    user_id: UUID, body: UserChange, db: PrincipalSession, response: Response, if_match: RequiredIfMatch
 ) -> User:
     """Change the fields that the body has. `If-Match` must have the user's current `ETag`."""
     users = UserRepository(db)
@@ -83,7 +83,7 @@ async def change_user(
 
 
 @router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT)
-async def delete_user(user_id: UUID, db: DbSession, if_match: IfMatch) -> None:
+async def delete_user(user_id: UUID, db: PrincipalSession, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
     user = await users.lock_one(user_id)

@@ -6,21 +6,18 @@ from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
-from howdah import Database, Page, paginate
+from howdah import Page, paginate
 from howdah.fastapi import (
     NDJSON,
-    DbSession,
     PageOut,
-    ReadDbSession,
     RequiredIfMatch,
     StrictJSONRoute,
     describe_problems,
     describe_rows_body,
-    get_database,
     get_schema_ref,
     make_etag,
 )
@@ -50,7 +47,7 @@ from shop.ledger.http.problems import refusal_response
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import Refusal
-from shop.web.dependencies import Caller
+from shop.web.dependencies import Caller, PrincipalDatabase, PrincipalReadSession, PrincipalSession
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
@@ -58,7 +55,7 @@ router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSON
 @router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
 async def create_account(
     body: AccountIn,
-    db: DbSession,
+    db: PrincipalSession,
     caller: Caller,
     response: Response,
     idempotency_key: IdempotencyKey,
@@ -88,9 +85,7 @@ async def create_account(
     },
     openapi_extra=describe_rows_body(AccountLineIn, array=False),
 )
-async def create_accounts(
-    request: Request, database: Annotated[Database, Depends(get_database)], caller: Caller
-) -> StreamingResponse:
+async def create_accounts(request: Request, database: PrincipalDatabase, caller: Caller) -> StreamingResponse:
     """Open many accounts. The body and the response are NDJSON.
 
     Each line of the body has an account and its own idempotency key. The response has a line for each of them, in the
@@ -105,14 +100,14 @@ async def create_accounts(
 
 @router.get("", response_model=PageOut[AccountOut])
 async def list_accounts(
-    parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
+    parameters: Annotated[AccountPageParameters, Query()], db: PrincipalReadSession
 ) -> Page[AccountSnapshot]:
     """List accounts, oldest first. The filters are the user, the purpose and the currency."""
     return await paginate(db, parameters.apply(select(AccountSnapshot)), **parameters.page_arguments)
 
 
 @router.get("/{account_id}", response_model=AccountOut)
-async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
+async def get_account(account_id: UUID, db: PrincipalReadSession, response: Response) -> AccountSnapshot:
     """Return an account. Send its `ETag` as the `If-Match` of a change."""
     account = await read_account(db, account_id)
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)
@@ -121,7 +116,7 @@ async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -
 
 @router.patch("/{account_id}", response_model=AccountOut)
 async def patch_account(
-    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: RequiredIfMatch
+    account_id: UUID, body: AccountChange, db: PrincipalSession, response: Response, if_match: RequiredIfMatch
 ) -> Account:
     """Freeze, reopen or close an account, or change its limits, its name or its metadata.
 
@@ -139,7 +134,7 @@ async def patch_account(
 
 @router.get("/{account_id}/balance")
 async def get_balance(
-    account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
+    account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: PrincipalReadSession
 ) -> BalanceOut:
     """Return the current balance, or a past one.
 
@@ -174,7 +169,7 @@ async def get_balance(
 
 @router.get("/{account_id}/entries", response_model=PageOut[EntryOut])
 async def list_entries(
-    account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: ReadDbSession
+    account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: PrincipalReadSession
 ) -> Page[StatementEntry]:
     """List the entries of an account: its statement.
 

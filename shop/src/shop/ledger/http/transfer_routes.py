@@ -15,7 +15,6 @@ from howdah import paginate
 from howdah.fastapi import (
     NDJSON,
     PageOut,
-    ReadDbSession,
     StrictJSONRoute,
     describe_problems,
     describe_rows_body,
@@ -50,7 +49,7 @@ from shop.ledger.transfer_schemas import (
     encode_json,
     serialize_transfer,
 )
-from shop.web.dependencies import Caller
+from shop.web.dependencies import Caller, PrincipalReadSession
 from shop.web.fields import Metadata
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
@@ -96,7 +95,11 @@ async def create_transfer(
     responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_linked_transfers(
-    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
+    body: LinkedIn,
+    db: PrincipalReadSession,
+    ledger: CurrentLedger,
+    caller: Caller,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Post 2 to 100 transfers under one key, all or none.
 
@@ -128,7 +131,7 @@ async def create_linked_transfers(
     openapi_extra=describe_rows_body(BatchLineIn, array=False),
 )
 async def create_transfers(
-    request: Request, db: ReadDbSession, ledger: CurrentLedger, caller: Caller
+    request: Request, db: PrincipalReadSession, ledger: CurrentLedger, caller: Caller
 ) -> StreamingResponse:
     """Post many transfers. The body and the response are NDJSON of any length.
 
@@ -165,7 +168,7 @@ async def get_metadata_filter(request: Request) -> dict[str, str]:
 async def list_transfers(
     parameters: Annotated[TransferPageParameters, Query()],
     metadata: Annotated[dict[str, str], Depends(get_metadata_filter)],
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     caller: Caller,
 ) -> Response:
     """List transfers in any state, in the order of their ids.
@@ -182,7 +185,7 @@ async def list_transfers(
 
 
 @router.get("/{transfer_id}", response_model=TransferOut)
-async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
+async def get_transfer(transfer_id: UUID, db: PrincipalReadSession) -> Response:
     """Return a transfer with its current state: pending, posted or voided."""
     return _json_response(HTTPStatus.OK, serialize_transfer(await find_transfer(db, transfer_id)))
 
@@ -199,7 +202,7 @@ _FOLLOW_UP: Final[dict[str, Any]] = {
 async def post_pending_transfer(
     *,
     transfer_id: UUID,
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[PostIn, Body(default_factory=PostIn)],
@@ -215,7 +218,7 @@ async def post_pending_transfer(
 async def void_pending_transfer(
     *,
     transfer_id: UUID,
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[VoidIn, Body(default_factory=VoidIn)],
@@ -231,7 +234,7 @@ async def void_pending_transfer(
 async def reverse_transfer(
     *,
     transfer_id: UUID,
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     ledger: CurrentLedger,
     caller: Caller,
     body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],

@@ -1,0 +1,22 @@
+"""Tokens for tests, signed with the key of `TEST_SETTINGS`."""
+
+from __future__ import annotations
+
+from typing import Final
+from uuid import UUID, uuid4
+
+from pydantic import SecretStr
+
+from shop.identity.principals import Principal, Role
+from shop.identity.tokens import TokenSigner
+from shop.settings import Settings
+
+_KEY: Final = "test-key-that-is-long-enough-for-hs256"
+TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(f"test:{_KEY}"))
+TEST_SIGNER: Final = TokenSigner({"test": _KEY})
+
+
+def sign_in(role: Role = Role.CUSTOMER, user_id: UUID | str | None = None) -> dict[str, str]:
+    """The header of a principal with this role. By default it is a new user, without a row in `users`."""
+    id_ = uuid4() if user_id is None else UUID(str(user_id))
+    return {"Authorization": f"Bearer {TEST_SIGNER.sign(Principal(id_, role, session_id=uuid4()))}"}
