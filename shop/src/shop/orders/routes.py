@@ -15,6 +15,7 @@ from howdah.fastapi import (
     NOT_MODIFIED,
     PageOut,
     describe_export,
+    describe_problems,
     export_response,
     json_response,
     list_response,
@@ -48,6 +49,7 @@ router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempote
     status_code=HTTPStatus.CREATED,
     response_model=OrderWithItemsOut,
     dependencies=[PLACE_ORDERS, buyer_id, request_key],
+    responses=describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_order(body: OrderIn, db: PrincipalSession, user_id: BuyerId, response: Response) -> Order:
     """Place an order. Its total is computed from the items."""
