@@ -131,9 +131,13 @@ async def test_a_customer_pays_their_own_order_from_their_own_account_to_the_sho
     assert await balances(client, hers, till) == [90, 10]
 
 
-async def test_only_staff_set_statuses(client: httpx.AsyncClient) -> None:
+async def test_customers_set_no_status_and_operators_place_and_pay_no_order(client: httpx.AsyncClient) -> None:
     ada = await make_user(client)
     order = await make_order(client, ada["id"])
+    operator, till = sign_in(Role.OPERATOR, ada["id"]), await make_account(client)
+    buyer = await make_account(client, 100, user_id=ada["id"])
+    assert_problem(await client.post("/orders", json={"items": ITEMS}, headers=operator), 403, "not-allowed")
+    assert_problem(await pay(client, operator, order["id"], buyer["id"], till["id"]), 403, "not-allowed")
     body = {"order_ids": [order["id"]], "status": "paid"}
     assert_problem(await client.patch("/orders/status", json=body, headers=as_customer(ada)), 403, "not-allowed")
     assert (await client.get(f"/orders/{order['id']}")).json()["status"] == "pending"
@@ -146,7 +150,7 @@ async def test_a_stored_order_is_not_replayed_to_another_principal_or_after_a_ch
     ada, bob = await make_user(client), await make_user(client)
     key = {"Idempotency-Key": "k"}
     for_bob, for_ada = ({"items": ITEMS, "user_id": each["id"]} for each in (bob, ada))
-    placed = await client.post("/orders", json=for_bob, headers=sign_in(Role.OPERATOR, ada["id"]) | key)
+    placed = await client.post("/orders", json=for_bob, headers=sign_in(Role.ADMIN, ada["id"]) | key)
     assert placed.status_code == 201
     demoted = await client.post("/orders", json=for_bob, headers=as_customer(ada) | key)
     assert_problem(demoted, 404, "not-found")

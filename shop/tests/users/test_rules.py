@@ -69,7 +69,7 @@ async def test_only_staff_create_users_and_only_admins_delete_them(client: httpx
     ada = await make_user(client)
     customer, operator = as_customer(ada), sign_in(Role.OPERATOR)
     for path, content in (("/users", {"json": GRACE}), ("/users/bulk", {"json": [GRACE]})):
-        assert_problem(await client.post(path, headers=customer, **content), 403, "not-allowed")  # type: ignore[arg-type]
+        assert_problem(await client.post(path, headers=customer, **content), 403, "not-allowed")
     for headers in (customer, operator):
         assert_problem(await client.delete(f"/users/{ada['id']}", headers=headers), 403, "not-allowed")
     assert (await client.post("/users", json=GRACE, headers=operator)).status_code == 201
@@ -87,8 +87,9 @@ async def test_only_an_admin_changes_an_address_and_a_customer_learns_no_address
         for email in (bob["email"], "new@example.com"):  # the first one would be a 409
             changed = await client.patch(path, json={"email": email}, headers=headers | {"If-Match": "*"})
             assert_problem(changed, 403, "not-allowed")
-        same = {"email": ada["email"].upper(), "name": "Grace"}  # a form that sends every field
-        assert (await client.patch(path, json=same, headers=headers | {"If-Match": "*"})).json()["name"] == "Grace"
+    same = {"email": ada["email"].upper(), "name": "Grace"}  # a form that sends every field
+    for headers, status in ((as_customer(ada), 200), (sign_in(Role.OPERATOR), 403)):
+        assert (await client.patch(path, json=same, headers=headers | {"If-Match": "*"})).status_code == status
     for field in ("id", "role", "version", "created_at"):
         forged = await client.patch(path, json={field: "x"}, headers=as_customer(ada) | {"If-Match": "*"})
         assert_problem(forged, 422, "validation")

@@ -31,6 +31,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey, text_enum
+from shop.audit.models import AuditEvent
 from shop.ledger.triggers import create_triggers, drop_functions
 from shop.users.models import User
 
@@ -343,8 +344,9 @@ class Seal(Base):
 
 
 LEDGER_TABLES: Final = frozenset(
-    each.__tablename__ for each in (Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
+    each.__tablename__ for each in (Account, AuditEvent, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
 )
+"""The tables that `catalog.txt` describes: those of the ledger, and the audit trail, which is sealed with it."""
 
 
 @event.listens_for(Base.metadata, "after_create")
