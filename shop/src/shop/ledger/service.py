@@ -158,9 +158,13 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     return result.unwrap()  # an error inside the block would roll back the voiding of expired holds
 
 
-async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:
-    """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`."""
-    transfer: TransferSnapshot | None = (await db.scalars(select_transfer(transfer_id))).one_or_none()
+async def find_transfer(db: AsyncSession, transfer_id: UUID, *, customer: UUID | None = None) -> TransferRecord:
+    """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`.
+
+    With `customer`, a transfer that is neither from nor to an account of this customer isn't found.
+    """
+    query = select_transfer(transfer_id, customer=customer)
+    transfer: TransferSnapshot | None = (await db.scalars(query)).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer.as_record()
@@ -208,17 +212,21 @@ async def voiding_request(
     return (await find_named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
 
 
-async def find_named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
-    """The transfer, in any state, with its accounts. Raises `NotFound`."""
-    transfer = (await find_named_transfers(db, [transfer_id])).get(transfer_id)
+async def find_named_transfer(db: AsyncSession, transfer_id: UUID, *, customer: UUID | None = None) -> NamedTransfer:
+    """The transfer, in any state, with its accounts. Raises `NotFound`, also for a transfer that is neither from nor to
+    an account of `customer`."""
+    transfer = (await find_named_transfers(db, [transfer_id], customer=customer)).get(transfer_id)
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer
 
 
-async def find_named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-    """The transfers with these ids, in any state, with their accounts. Takes at most one statement."""
-    return await TransferRepository(db).find_named(transfer_ids)
+async def find_named_transfers(
+    db: AsyncSession, transfer_ids: Collection[UUID], *, customer: UUID | None = None
+) -> dict[UUID, NamedTransfer]:
+    """The transfers with these ids, in any state, with their accounts. Takes at most one statement. With `customer`,
+    only the transfers from or to an account of this customer."""
+    return await TransferRepository(db).find_named(transfer_ids, customer=customer)
 
 
 async def find_replay(session: AsyncSession, request: TransferRequest) -> TransferResult | None:
