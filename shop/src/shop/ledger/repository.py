@@ -58,17 +58,17 @@ class TransferRepository(AsyncRepository[Transfer]):
         """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
         return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
 
-    async def lock_accounts_skip_locked(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
+    async def lock_accounts_skip_locked(self, ids: set[UUID]) -> tuple[AccountsAt, dict[UUID, UUID | None]]:
         """Lock the accounts that no other transaction has locked, until the transaction ends. Waits for no lock.
 
-        Return these accounts, and the ids of the accounts that another transaction has locked.
+        Return these accounts, and the ids of the accounts that another transaction has locked, with their owners.
         """
         locked = _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
         missing = ids - locked.accounts.keys()
         if not missing:
-            return locked, set()
-        existing = await self.session.scalars(select(Account.id).where(Account.id == _ids), {"ids": list(missing)})
-        return locked, set(existing)
+            return locked, {}
+        rows = await self.session.execute(_OWNERS, {"ids": list(missing)})
+        return locked, {row.id: row.user_id for row in rows}
 
     async def find_answers(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
         """The stored answers, by key. Unused keys are left out. There may be any number of keys."""
@@ -151,6 +151,7 @@ def _with_time(accounts: Select[Any]) -> Select[Any]:
 _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(PostingAccount))).where(
     Account.id == _ids
 )
+_OWNERS: Final = select(Account.id, Account.user_id).where(Account.id == _ids)
 _ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
 _LOCK_SKIP_LOCKED: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))

@@ -73,8 +73,8 @@ async def post_skip_locked(
     """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
     another transaction has locked one of its accounts. Raises `KeyLocked` if another transaction uses a key."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
-    locked, blocked_ids = await TransferRepository(session).lock_accounts_skip_locked(ids)
-    free = [n for n, each in enumerate(lists) if not blocked_ids or blocked_ids.isdisjoint(collect_account_ids(each))]
+    locked, blocked = await TransferRepository(session).lock_accounts_skip_locked(ids)
+    free = [n for n, each in enumerate(lists) if not blocked or not _is_blocked(each, locked, blocked)]
     free_lists = [lists[n] for n in free]
     requests = [request for each in free_lists for request in each]
     posted = await _post(session, locked, requests, waits_for_keys=False)
@@ -82,6 +82,26 @@ async def post_skip_locked(
     for n, group in zip(free, group_results(free_lists, posted), strict=True):
         results[n] = group
     return results, locked
+
+
+def _is_blocked(requests: Sequence[TransferRequest], locked: AccountsAt, blocked: Mapping[UUID, UUID | None]) -> bool:
+    """Whether a request must wait for a lock of another transaction. `blocked` has the owners of the locked accounts.
+
+    A customer's transfer from a foreign account doesn't wait: its refusal doesn't depend on the accounts' states. If it
+    waited, it would show that the account exists.
+    """
+
+    def is_foreign(request: TransferRequest) -> bool:
+        if request.posted_by is None or request.posts or request.voids or request.reverses:
+            return False
+        account = locked.accounts.get(request.from_account_id)
+        return request.posted_by != (blocked.get(request.from_account_id) if account is None else account.user_id)
+
+    return any(
+        not is_foreign(request)
+        for request in requests
+        if request.from_account_id in blocked or request.to_account_id in blocked
+    )
 
 
 def group_results(
