@@ -111,6 +111,7 @@ async def pay_order(
         description=f"order {order_id}",
         key=key,
         scope=scope,
+        posted_by=customer_id,
     )
     if key is not None and (before := await find_replay(db, request)) is not None:
         return Payment(order, before)
