@@ -278,13 +278,14 @@ SELECT
             FROM unnest(proconfig) AS setting
         ),
         E'\nAS $$', rtrim(prosrc), '$$',
-        -- NULL means that everyone may execute it
-        E'\nEXECUTE: ' || CASE WHEN proacl IS NOT NULL THEN coalesce(
-            (
-                SELECT string_agg(CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END, ', ' ORDER BY grantee::regrole::text)
+        -- unless everyone may execute it, which is the default
+        E'\nEXECUTE: ' || (
+            SELECT CASE WHEN proacl IS NOT NULL THEN nullif(coalesce(string_agg(executor, ', ' ORDER BY executor), 'nobody'), 'PUBLIC') END
+            FROM (
+                SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS executor
                 FROM aclexplode(proacl) WHERE grantee <> proowner
-            ), 'nobody'
-        ) END
+            ) AS granted
+        )
     ), NULL, true,
     CASE WHEN prokind <> 'a' THEN replace(pg_get_functiondef(p.oid), format(' %s.%I(', schema.name, proname), format(' %s%I(', prefix, proname)) END,
     format(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from sqlalchemy import text
@@ -43,13 +43,21 @@ async def role_in(session: AsyncSession, role: str) -> AsyncIterator[None]:
     connection = await session.connection()
     earlier: str = (await connection.execute(_TAKE, {"role": role})).one().role
     root = session.sync_session.get_transaction()
+
+    def is_in_transaction() -> bool:
+        return root is not None and session.sync_session.get_transaction() is root and root.is_active
+
     try:
         yield
-        if session.sync_session.get_transaction() is root:
+        if is_in_transaction():
             await session.flush()
-    finally:
-        if session.sync_session.get_transaction() is root and root is not None and root.is_active:
-            await _restore(connection, earlier)
+    except BaseException:
+        if is_in_transaction() and not connection.invalidated:
+            with suppress(Exception):  # the first error is raised; the connection is closed
+                await _restore(connection, earlier)
+        raise
+    if is_in_transaction():
+        await _restore(connection, earlier)
 
 
 async def _restore(connection: AsyncConnection, role: str) -> None:
