@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from howdah.tenancy.checks import NotIsolated, TenantTable, check_role, check_tenant_tables
 from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
-from howdah.tenancy.roles import application_role_statements, create_application_role
+from howdah.tenancy.roles import application_role_statements, create_application_role, login_role_statements
 
 __all__ = [
     "NotIsolated",
@@ -27,6 +27,7 @@ __all__ = [
     "check_role",
     "check_tenant_tables",
     "create_application_role",
+    "login_role_statements",
     "policies_of",
     "policy_statements",
 ]

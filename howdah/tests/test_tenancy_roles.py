@@ -1,0 +1,90 @@
+"""Several roles, and one login that may take each of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from howdah import Database, DatabaseError
+from howdah.tenancy import login_role_statements
+
+
+async def run_all(database: Database, statements: Sequence[str]) -> None:
+    async with database.begin() as session:
+        for each in statements:
+            await (await session.connection()).exec_driver_sql(each)
+
+
+@pytest.fixture
+async def names(committed_database: Database) -> AsyncIterator[list[str]]:
+    """Names of three roles of this test, which are dropped after it. The first one is for a login."""
+    names = [f"howdah Test {uuid4().hex}" for _ in range(3)]
+    yield names
+    async with committed_database.begin() as session:
+        for name in names:
+            await session.execute(text(f'DROP ROLE IF EXISTS "{name}"'))
+
+
+MEMBERSHIPS = text("""
+    SELECT roleid::regrole::text, inherit_option, set_option, admin_option FROM pg_auth_members
+    WHERE member = (SELECT oid FROM pg_roles WHERE rolname = :name) ORDER BY 1
+""")
+
+
+async def test_a_login_can_take_each_role_and_has_no_right_before_that(
+    committed_database: Database, names: list[str]
+) -> None:
+    login, *roles = names
+    await run_all(committed_database, login_role_statements(login, roles=roles))
+    async with committed_database.session() as session:
+        attributes = "SELECT rolname, rolcanlogin, rolinherit FROM pg_roles WHERE rolname = ANY(:names) ORDER BY 2, 1"
+        found = (await session.execute(text(attributes), {"names": names})).all()
+        assert found == [(role, False, True) for role in sorted(roles)] + [(login, True, False)]
+        memberships = (await session.execute(MEMBERSHIPS, {"name": login})).all()
+        assert memberships == [(f'"{role}"', False, True, False) for role in sorted(roles)]
+
+
+async def test_the_statements_can_be_repeated_and_executed_in_many_transactions_at_once(
+    committed_database: Database, names: list[str]
+) -> None:
+    login, *roles = names
+    statements = login_role_statements(login, roles=roles)
+    for _ in range(2):
+        await asyncio.gather(*(run_all(committed_database, statements) for _ in range(8)))
+    async with committed_database.session() as session:
+        assert len((await session.execute(MEMBERSHIPS, {"name": login})).all()) == 2
+
+
+async def test_an_inherited_membership_is_corrected(committed_database: Database, names: list[str]) -> None:
+    login, role, _ = names
+    await run_all(
+        committed_database,
+        [f'CREATE ROLE "{login}" LOGIN', f'CREATE ROLE "{role}"', f'GRANT "{role}" TO "{login}" WITH SET FALSE'],
+    )
+    await run_all(committed_database, login_role_statements(login, roles=[role]))
+    async with committed_database.session() as session:
+        assert (await session.execute(MEMBERSHIPS, {"name": login})).all() == [(f'"{role}"', False, True, False)]
+
+
+async def test_an_existing_role_that_bypasses_policies_is_rejected(
+    committed_database: Database, names: list[str]
+) -> None:
+    login, role, _ = names
+    await run_all(committed_database, [f'CREATE ROLE "{role}" BYPASSRLS'])
+    with pytest.raises(DatabaseError, match=f"{role} is a superuser or has BYPASSRLS"):
+        await run_all(committed_database, login_role_statements(login, roles=[role]))
+
+
+async def test_wrong_names_are_rejected() -> None:
+    with pytest.raises(TypeError, match="roles must be a list"):
+        login_role_statements("login", roles="customer")
+    with pytest.raises(ValueError, match="at least one role"):
+        login_role_statements("login", roles=[])
+    with pytest.raises(ValueError, match="not the login"):
+        login_role_statements("login", roles=["login"])
+    with pytest.raises(ValueError, match="must not contain"):
+        login_role_statements("login", roles=["$role$"])
