@@ -98,7 +98,7 @@ def _create_role(name: str, attributes: str) -> str:
 def _stop_inheriting(name: str) -> str:
     return _do(
         f"IF NOT {_HAS_MEMBERSHIP_OPTIONS} AND (SELECT rolinherit FROM pg_catalog.pg_roles "
-        f"WHERE rolname = {quote_literal(name)}) THEN ALTER ROLE {quote_name(name)} NOINHERIT; END IF;",
+        f"WHERE rolname = {quote_literal(name)}) THEN ALTER ROLE {quote_name(name)} NOINHERIT; END IF;",  # noqa: S608  # quoted
     )
 
 
@@ -107,7 +107,7 @@ def _grant_role(role: str, member: str) -> str:
     membership = (
         "SELECT FROM pg_catalog.pg_auth_members WHERE "
         f"roleid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {quote_literal(role)}) AND "
-        f"member = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {quote_literal(member)})"
+        f"member = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {quote_literal(member)})"  # noqa: S608  # quoted
     )
     grant = f"GRANT {quote_name(role)} TO {quote_name(member)}"
     with_options = quote_literal(f"{grant} WITH INHERIT FALSE, SET TRUE")
