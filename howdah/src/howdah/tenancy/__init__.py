@@ -14,8 +14,9 @@ A transaction without the setting sees no row.
 
 from __future__ import annotations
 
-from howdah.tenancy.checks import NotIsolated, TenantTable, check_role, check_tenant_tables
+from howdah.tenancy.checks import TenantTable, check_tenant_tables
 from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
+from howdah.tenancy.role_checks import NotIsolated, check_role
 from howdah.tenancy.roles import application_role_statements, create_application_role, login_role_statements
 
 __all__ = [

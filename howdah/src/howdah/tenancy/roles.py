@@ -4,6 +4,8 @@ Roles belong to the whole server. So the statements here can be repeated, and ex
 databases of a server: each of them changes nothing if there is nothing to do.
 """
 
+# ruff: noqa: S608  # all names are quoted
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah._connections.settings import check_identifier, quote_literal
-from howdah.tenancy.checks import check_attributes
 from howdah.tenancy.policies import quote_name
+from howdah.tenancy.role_checks import check_attributes
 
 _TAG: Final = "$role$"
 
@@ -98,7 +100,7 @@ def _create_role(name: str, attributes: str) -> str:
 def _stop_inheriting(name: str) -> str:
     return _do(
         f"IF NOT {_HAS_MEMBERSHIP_OPTIONS} AND (SELECT rolinherit FROM pg_catalog.pg_roles "
-        f"WHERE rolname = {quote_literal(name)}) THEN ALTER ROLE {quote_name(name)} NOINHERIT; END IF;",  # noqa: S608  # quoted
+        f"WHERE rolname = {quote_literal(name)}) THEN ALTER ROLE {quote_name(name)} NOINHERIT; END IF;",
     )
 
 
@@ -107,7 +109,7 @@ def _grant_role(role: str, member: str) -> str:
     membership = (
         "SELECT FROM pg_catalog.pg_auth_members WHERE "
         f"roleid = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {quote_literal(role)}) AND "
-        f"member = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {quote_literal(member)})"  # noqa: S608  # quoted
+        f"member = (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = {quote_literal(member)})"
     )
     grant = f"GRANT {quote_name(role)} TO {quote_name(member)}"
     with_options = quote_literal(f"{grant} WITH INHERIT FALSE, SET TRUE")
