@@ -4,6 +4,8 @@ Roles belong to the whole server. So the statements here can be repeated, and ex
 databases of a server: each of them changes nothing if there is nothing to do.
 """
 
+# ruff: noqa: S608  # all names are quoted
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah._connections.settings import check_identifier, quote_literal
-from howdah.tenancy.checks import check_attributes
 from howdah.tenancy.policies import quote_name
+from howdah.tenancy.role_checks import check_attributes
 
 _TAG: Final = "$role$"
 
