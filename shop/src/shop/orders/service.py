@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import JsonView, MatchResult, bulk, lock
+from howdah import JsonView, MatchResult, NotFound, bulk, lock
+from howdah.tenancy import role_in
+from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import find_replay, post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
+from shop.roles import SYSTEM_ROLE
 
 ORDER_VIEW: Final = JsonView(Order, OrderOut)
 ORDER_WITH_ITEMS_VIEW: Final = JsonView(Order, OrderWithItemsOut)
@@ -91,6 +95,17 @@ async def pay_order(
     raises `OrderNotPayable` if the first call has paid the order. Also raises `NotFound` and `KeyInUse` (see
     `post_transfers`).
     """
+    # with the role of the session, which sees only what the caller may see
+    for model, key in ((Order, order_id), (Account, from_account_id)):
+        if await db.scalar(select(model.id).where(model.id == key)) is None:
+            raise NotFound(model, [key])
+    async with role_in(db, SYSTEM_ROLE):  # customers may not change an order, nor post transfers
+        return await _pay_order(db, order_id, from_account_id, to_account_id, key=key, scope=scope)
+
+
+async def _pay_order(
+    db: AsyncSession, order_id: UUID, from_account_id: UUID, to_account_id: UUID, *, key: str | None, scope: str
+) -> Payment:
     order = (await lock(db, Order, [order_id]))[order_id]
     request = TransferRequest(
         from_account_id,
