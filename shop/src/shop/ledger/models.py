@@ -90,7 +90,7 @@ class Account(UUIDv7PrimaryKey, Base):
     is at most one account for each purpose and currency.
 
     `revision` is incremented by a trigger on every change that creates no entry. Other triggers reject a change of the
-    balance without a transfer, a new account with a balance, deletion, and a change of currency.
+    balance without a transfer, a new account with a balance, deletion, and a change of owner or currency.
 
     `created_at` and `updated_at` are read from PostgreSQL's clock.
     """
@@ -208,6 +208,9 @@ class Transfer(UUIDv7PrimaryKey, Base):
     A reversal returns a part or all of the transfer `reverses_id`. `reversed_total` is a running total: the amount
     returned by this reversal and all earlier ones of that transfer. A unique index prevents two concurrent reversals
     from returning the same money.
+
+    `posted_by` is the customer on whose behalf the transfer was posted; NULL for operators and the system. A trigger
+    ensures that it is the owner of `from_account_id`. For a posted hold it is the owner of `to_account_id`.
     """
 
     __tablename__ = "transfers"
@@ -254,6 +257,8 @@ class Transfer(UUIDv7PrimaryKey, Base):
     reversed_total: Mapped[int | None] = mapped_column(BigInteger)
     group_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+    # no foreign key: PostgreSQL would queue a check for every new row, and the trigger compares it with an owner
+    posted_by: Mapped[UUID | None]
 
 
 _UNPOSTED: Final = "state <> 'posted'"
@@ -265,6 +270,10 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
 
     It is either voided, or posted as a `Transfer` with the same id and the same or a smaller amount. The account
     `from_account_id` is locked while the state changes. A trigger ensures that the state changes only once.
+
+    `posted_by` is the customer who created the hold, and `settled_by` the customer who posted or voided it. Both are
+    NULL for operators and the system. Triggers ensure that `posted_by` is the owner of `from_account_id`, and
+    `settled_by` the owner of `to_account_id`.
 
     It expires at `expires_at`, by the database's clock. From then on it can't be posted, reserves nothing and is shown
     as voided. The stored state stays `pending` until a transaction locks the account, or `shop.ledger.maintenance`
@@ -301,7 +310,7 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
         TableGrant(CUSTOMER_ROLE, "SELECT"),
         TableGrant(STAFF_ROLE, "SELECT"),
         TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
-        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["state", "settled_at"]),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["state", "settled_at", "settled_by"]),
     )
 
     from_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
@@ -316,6 +325,8 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime]
     settled_at: Mapped[datetime | None]
+    posted_by: Mapped[UUID | None]
+    settled_by: Mapped[UUID | None]
 
 
 class AnswerKind(StrEnum):

@@ -13,7 +13,7 @@ from howdah.alembic import run_sql_files
 from shop.roles import role_statements
 
 revision = "0007"
-down_revision = "0002"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
@@ -80,7 +80,8 @@ def downgrade() -> None:
     op.execute("REVOKE ALL ON FUNCTION link_seals FROM shop_system")
     for function in _OWNERS_FUNCTIONS:
         op.execute(f"GRANT EXECUTE ON FUNCTION {function} TO PUBLIC")
-    run_sql_files(Path(__file__).with_name("0001_initial"), "post_transfers.sql", "seals.sql")
+    run_sql_files(Path(__file__).with_name("0005_posted_by"), "post_transfers.sql")
+    run_sql_files(Path(__file__).with_name("0001_initial"), "seals.sql")
     op.execute(
         "DO $$ BEGIN EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO PUBLIC', current_database()); "
         "EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM shop_customer, shop_staff, shop_system', current_schema()); END $$"

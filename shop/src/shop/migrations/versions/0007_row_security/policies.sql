@@ -79,7 +79,7 @@ CREATE POLICY system ON pending_transfers TO shop_system USING (true);
 GRANT SELECT ON pending_transfers TO shop_customer;
 GRANT SELECT ON pending_transfers TO shop_staff;
 GRANT SELECT, INSERT ON pending_transfers TO shop_system;
-GRANT UPDATE (state, settled_at) ON pending_transfers TO shop_system;
+GRANT UPDATE (state, settled_at, settled_by) ON pending_transfers TO shop_system;
 
 ALTER TABLE seals ENABLE ROW LEVEL SECURITY;
 ALTER TABLE seals FORCE ROW LEVEL SECURITY;
