@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
@@ -14,6 +15,8 @@ from howdah.alembic.catalog import CatalogEntry, read_whole_catalog
 from shop import migrations
 from shop.app import create_app
 from shop.identity.principals import Role
+from shop.postgres import as_service_login
+from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE, role_statements
 from shop.tables import create_tables
 from shop_tests.support.empty_database import empty_database
 from shop_tests.support.http_service import client_of, serve_in_thread
@@ -36,7 +39,20 @@ def _plain_log() -> None:
 
 @pytest.fixture(scope="session")
 def migrate() -> Callable[[str], None]:
-    return migrations.upgrade
+    def run(url: str) -> None:
+        migrations.upgrade(url)
+        asyncio.run(_grant_everything(url))
+
+    return run
+
+
+async def _grant_everything(url: str) -> None:
+    """Until a migration creates the roles with their rights."""
+    roles = ", ".join((SERVICE_LOGIN, CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE))
+    async with Database(url) as database, database.begin() as session:
+        connection = await session.connection()
+        for statement in (*role_statements(), f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {roles}"):
+            await connection.exec_driver_sql(statement)
 
 
 @pytest.fixture
@@ -55,9 +71,15 @@ def created_catalog(postgres_url: str) -> dict[str, CatalogEntry]:
 
 
 @pytest.fixture(scope="session")
-def service(database_url: str) -> Iterator[str]:
+def service_url(database_url: str) -> str:
+    """The URL of the same database as `database_url`, with the login of the service."""
+    return as_service_login(database_url)
+
+
+@pytest.fixture(scope="session")
+def service(service_url: str) -> Iterator[str]:
     """The address of a service that all tests of this pytest worker share."""
-    with serve_in_thread(create_app(database_url, TEST_SETTINGS)) as address:
+    with serve_in_thread(create_app(service_url, TEST_SETTINGS)) as address:
         yield address
 
 

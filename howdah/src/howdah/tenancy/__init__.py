@@ -15,6 +15,7 @@ A transaction without the setting sees no row.
 from __future__ import annotations
 
 from howdah.tenancy.checks import TenantTable, check_tenant_tables
+from howdah.tenancy.passwords import login_password_statement
 from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
 from howdah.tenancy.role_checks import NotIsolated, check_role
 from howdah.tenancy.roles import application_role_statements, create_application_role, login_role_statements
@@ -28,6 +29,7 @@ __all__ = [
     "check_role",
     "check_tenant_tables",
     "create_application_role",
+    "login_password_statement",
     "login_role_statements",
     "policies_of",
     "policy_statements",

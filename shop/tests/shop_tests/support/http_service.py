@@ -18,6 +18,8 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from shop.postgres import as_service_login
+
 
 @asynccontextmanager
 async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
@@ -75,11 +77,17 @@ def _server(app: FastAPI) -> uvicorn.Server:
 
 @asynccontextmanager
 async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
+    """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready.
+
+    `url` has the login of the owner. The service migrates with it, and logs in as `shop_service`.
+    """
     with _listening() as unused:
         port = unused.getsockname()[1]
     environment = (
-        os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json", "SHOP_SHUTDOWN_PAUSE": "0"} | settings
+        os.environ
+        | {"SHOP_DATABASE_URL": as_service_login(url), "SHOP_OWNER_DATABASE_URL": url}
+        | {"SHOP_LOG_FORMAT": "json", "SHOP_SHUTDOWN_PAUSE": "0"}
+        | settings
     )
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
