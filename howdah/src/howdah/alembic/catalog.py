@@ -111,9 +111,7 @@ def without_undeclared_rights(found: Mapping[str, EntryT], expected: Mapping[str
     """
     declared = {_table_of_rights(name) for name in expected if name.startswith(_RIGHTS)}
     return {
-        name: each
-        for name, each in found.items()
-        if not name.startswith(_RIGHTS) or _table_of_rights(name) in declared
+        name: each for name, each in found.items() if not name.startswith(_RIGHTS) or _table_of_rights(name) in declared
     }
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from howdah.tenancy.checks import TenantTable, check_tenant_tables
 from howdah.tenancy.grants import TableGrant, grant_statements, grants_of
+from howdah.tenancy.passwords import login_password_statement
 from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
 from howdah.tenancy.role_changes import role_in
 from howdah.tenancy.role_checks import NotIsolated, check_role
@@ -33,6 +34,7 @@ __all__ = [
     "create_application_role",
     "grant_statements",
     "grants_of",
+    "login_password_statement",
     "login_role_statements",
     "policies_of",
     "policy_statements",

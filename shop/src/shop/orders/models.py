@@ -83,7 +83,7 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
 
 
 _IN_OWN_ORDER: Final = (
-    f"EXISTS (SELECT FROM orders WHERE orders.id = order_items.order_id AND orders.user_id = {OWN_ID}"  # noqa: S608
+    f"EXISTS (SELECT FROM orders WHERE orders.id = order_items.order_id AND orders.user_id = {OWN_ID}"
 )
 
 
