@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
@@ -38,14 +37,14 @@ class GrantedNote(Base):
 
 
 @pytest.fixture
-async def notes(session: AsyncSession) -> AsyncIterator[AsyncSession]:
+async def notes(session: AsyncSession) -> AsyncSession:
     """A session in which the roles and the table exist."""
     for role in (READER, WRITER):
         await session.execute(text(f"CREATE ROLE {role}"))
     await (await session.connection()).run_sync(Base.metadata.create_all)
     session.add(GrantedNote(id=1, title="a"))
     await session.flush()
-    yield session
+    return session
 
 
 async def role_of(session: AsyncSession) -> str:

@@ -62,8 +62,9 @@ def customers_delete(own: str) -> RowPolicy:
     return RowPolicy("customers_delete", using=own, command="DELETE", roles=[CUSTOMER_ROLE])
 
 
-# The roles may use the schema, and create nothing in it. The owner's functions and commands read and write the rows of all users, and forced policies apply to the owner, too,
-# unless it is a superuser or has BYPASSRLS.
+# The roles may use the schema, and create nothing in it. The owner's functions and commands read and write the rows of
+# all users. Forced policies apply to the owner, too, unless it is a superuser or has BYPASSRLS. Then it gets the rights
+# of the system.
 _SCHEMA_RIGHTS: Final = f"""
 DO $$
 BEGIN
@@ -76,7 +77,7 @@ BEGIN
     END IF;
 END
 $$
-"""
+"""  # noqa: S608  # built from constants
 
 _ROLE_NAMES: Final = frozenset({CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE})
 

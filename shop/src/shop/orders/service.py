@@ -100,9 +100,9 @@ async def pay_order(
     raises `OrderNotPayable` if the first call has paid the order. Also raises `NotFound` and `KeyInUse` (see
     `post_transfers`).
 
-    The order must meet the criterion `where`. With `customer_id`, a customer pays from an account of their own, to an account without an
-    owner. Other accounts are refused like unknown ones. `posted_by` is that of `TransferRequest`: the trigger of
-    `transfers` compares it with the owner of the account once more.
+    The order must meet the criterion `where`. With `customer_id`, this customer pays from an account of their own, to
+    an account without an owner. Other accounts are refused like unknown ones. `posted_by` is that of `TransferRequest`:
+    the trigger of `transfers` compares it with the owner of the account once more.
     """
     # with the role of the session, to which row-level security shows no order of another customer
     if await db.scalar(select(Order.id).where(Order.id == order_id)) is None:

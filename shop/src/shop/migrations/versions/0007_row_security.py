@@ -57,6 +57,18 @@ END
 $$
 """
 
+_DROP_POLICIES = """
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT polname FROM pg_policy WHERE polrelid = '{table}'::regclass LOOP
+        EXECUTE format('DROP POLICY %I ON {table}', name);
+    END LOOP;
+END
+$$
+"""
+
 
 def upgrade() -> None:
     # Not a copy of the statements: the roles belong to the whole server, and the statements can be repeated.
@@ -69,10 +81,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     for table in _TABLES:
-        op.execute(
-            f"DO $$ DECLARE name text; BEGIN FOR name IN SELECT polname FROM pg_policy WHERE polrelid = '{table}'::regclass "
-            f"LOOP EXECUTE format('DROP POLICY %I ON {table}', name); END LOOP; END $$"
-        )
+        op.execute(_DROP_POLICIES.format(table=table))
         op.execute(f"ALTER TABLE {table} NO FORCE ROW LEVEL SECURITY")
         op.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
         op.execute(f"REVOKE ALL ON {table} FROM {_ROLES}")
