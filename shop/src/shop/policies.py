@@ -63,14 +63,14 @@ def customers_delete(own: str) -> RowPolicy:
 
 
 # The roles may use the schema, and create nothing in it. The owner's functions and commands read and write the rows of
-# all users. Forced policies apply to the owner, too, unless it is a superuser or has BYPASSRLS. Then it gets the rights
+# all users. Forced policies apply to the owner, too, unless it is a superuser or has BYPASSRLS. So it gets the rights
 # of the system.
 _SCHEMA_RIGHTS: Final = f"""
 DO $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO {CUSTOMER_ROLE}, {STAFF_ROLE}, {SYSTEM_ROLE}', current_schema());
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', current_schema());
-    IF NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user)
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT pg_has_role(current_user, '{SYSTEM_ROLE}', 'USAGE')
     THEN
         EXECUTE format('GRANT {SYSTEM_ROLE} TO %I', current_user);

@@ -15,8 +15,8 @@ from howdah.errors import DatabaseError
 
 # The earlier role is read before it is replaced.
 _TAKE: Final = text(
-    f"{SETTINGS_COMMENT}WITH earlier AS MATERIALIZED (SELECT current_setting('role') AS role) "
-    "SELECT role, set_config('role', :role, true) FROM earlier"  # noqa: S608  # built from a constant
+    f"{SETTINGS_COMMENT}WITH earlier AS MATERIALIZED (SELECT current_setting('role') AS role) "  # noqa: S608
+    "SELECT role, set_config('role', :role, true) FROM earlier"
 )
 _RESTORE: Final = text(f"{SETTINGS_COMMENT}SELECT set_config('role', :role, true)")
 _IS_ABORTED: Final = "25P02"

@@ -41,14 +41,14 @@ _OWNERS_FUNCTIONS = (
 )
 _ROLES = "shop_customer, shop_staff, shop_system"
 
-# An owner without BYPASSRLS sees the rows of all users like the system: forced policies apply to it, too.
+# The owner gets the rights of the system: forced policies apply to it, too, unless it has BYPASSRLS.
 _SCHEMA_RIGHTS = """
 DO $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO shop_customer, shop_staff, shop_system', current_schema());
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', current_schema());
     EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
-    IF NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user)
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT pg_has_role(current_user, 'shop_system', 'USAGE')
     THEN
         EXECUTE format('GRANT shop_system TO %I', current_user);
