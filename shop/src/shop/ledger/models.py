@@ -32,6 +32,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey, text_enum
 from howdah.tenancy import TableGrant
+from shop.audit.models import AuditEvent
 from shop.ledger.triggers import create_triggers, drop_functions
 from shop.policies import (
     OWN_ID,
@@ -421,8 +422,9 @@ for _model in (Entry, Transfer):
     _model.__table__.add_is_dependent_on(Account.__table__)
 
 LEDGER_TABLES: Final = frozenset(
-    each.__tablename__ for each in (Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
+    each.__tablename__ for each in (Account, AuditEvent, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
 )
+"""The tables that `catalog.txt` describes: those of the ledger, and the audit trail, which is sealed with it."""
 
 
 @event.listens_for(Base.metadata, "after_create")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,10 +15,13 @@ from howdah.fastapi import (
     NOT_MODIFIED,
     PageOut,
     describe_export,
+    describe_problems,
     export_response,
     json_response,
     list_response,
 )
+from shop.audit.dependencies import CurrentAuditTrail
+from shop.audit.models import AuditAction
 from shop.ledger.http.dependencies import RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
@@ -42,12 +45,15 @@ from shop.web.idempotency import StrictIdempotentRoute, request_key
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempotentRoute)
 
+_ORDERS_PER_EVENT: Final = 1_000
+
 
 @router.post(
     "",
     status_code=HTTPStatus.CREATED,
     response_model=OrderWithItemsOut,
     dependencies=[PLACE_ORDERS, buyer_id, request_key],
+    responses=describe_problems(HTTPStatus.NOT_FOUND),
 )
 async def create_order(body: OrderIn, db: PrincipalSession, user_id: BuyerId, response: Response) -> Order:
     """Place an order. Its total is computed from the items."""
@@ -85,9 +91,20 @@ async def export_orders(
 
 
 @router.patch("/status", max_body_size=MAX_STATUS_CHANGE_BYTES, dependencies=[SET_STATUSES])
-async def change_order_status(body: StatusChangeIn, db: PrincipalSession) -> StatusChangeOut:
+async def change_order_status(body: StatusChangeIn, db: PrincipalSession, audit: CurrentAuditTrail) -> StatusChangeOut:
     """Set the status of many orders."""
     changed = await change_status(db, body.order_ids, body.status)
+    missing = set(changed.missing)
+    found = [str(id_) for id_ in dict.fromkeys(body.order_ids) if id_ not in missing]
+    for start in range(0, len(found), _ORDERS_PER_EVENT):
+        ids = found[start : start + _ORDERS_PER_EVENT]
+        await audit.record(
+            db,
+            AuditAction.ORDER_STATUSES_SET,
+            subject_type="order",
+            subject_id=ids[0] if len(found) == 1 else None,
+            details={"status": body.status, "order_ids": ids},
+        )
     return StatusChangeOut(updated=changed.count, missing=changed.missing)
 
 
@@ -107,6 +124,7 @@ async def pay(
     db: PrincipalSession,
     principal: CurrentPrincipal,
     caller: Caller,
+    audit: CurrentAuditTrail,
     response: Response,
     idempotency_key: RequiredIdempotencyKey,
 ) -> Order | Response:
@@ -133,6 +151,9 @@ async def pay(
         payment = await pay_once()
     if payment.result.refusal is not None:
         return refusal_response(payment.result.refusal, replayed=payment.result.replayed)
-    if payment.result.replayed:
+    if not payment.result.replayed:
+        details = {"transfer_id": str(payment.result.unwrap().id)}
+        await audit.record(db, AuditAction.ORDER_PAID, subject_type="order", subject_id=order_id, details=details)
+    else:
         response.headers["Idempotency-Replayed"] = "true"
     return payment.order

@@ -1,4 +1,8 @@
-"""Who may do what with orders. A customer places, reads and pays only their own orders."""
+"""Who may do what with orders.
+
+A customer places, reads and pays only their own orders. Operators read all orders and set their statuses. Admins also
+place and pay orders of others.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,16 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, or_
 
+from howdah.fastapi import allow
+from shop.identity.principals import Role
 from shop.ledger.models import Account
 from shop.orders.models import Order
 from shop.web.access import OwnRows, everyone, staff
 
 READ_ORDERS: Final = everyone("orders:read")
-PLACE_ORDERS: Final = everyone("orders:write")
-PAY_ORDERS: Final = everyone("orders:write")
+PLACE_ORDERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="orders:write")
+# Not operators: a payment moves money.
+PAY_ORDERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="orders:write")
 SET_STATUSES: Final = staff("orders:write")
 
 OWN_ORDERS: Final = OwnRows(Order.user_id)

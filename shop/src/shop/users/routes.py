@@ -22,6 +22,8 @@ from howdah.fastapi import (
     list_response,
     make_etag,
 )
+from shop.audit.dependencies import CurrentAuditTrail
+from shop.audit.models import AuditAction
 from shop.users.dependencies import UserReader
 from shop.users.models import User
 from shop.users.repository import UserRepository
@@ -42,8 +44,9 @@ _CHUNK_ROWS: Final = 1000
 
 
 @router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, dependencies=[CREATE_USERS, request_key])
-async def create_user(body: UserIn, db: PrincipalSession, response: Response) -> User:
+async def create_user(body: UserIn, db: PrincipalSession, audit: CurrentAuditTrail, response: Response) -> User:
     user = await UserRepository(db).create(**body.model_dump())
+    await audit.record(db, AuditAction.USER_CREATED, subject_type="user", subject_id=user.id)
     response.headers["Location"] = f"/users/{user.id}"
     response.headers["ETag"] = make_etag(user.version)
     return user
@@ -56,12 +59,14 @@ async def create_user(body: UserIn, db: PrincipalSession, response: Response) ->
     responses=describe_problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra=describe_rows_body(UserIn),
 )
-async def create_users(request: Request, db: PrincipalSession) -> BulkCreatedOut:
+async def create_users(request: Request, db: PrincipalSession, audit: CurrentAuditTrail) -> BulkCreatedOut:
     """Create many users, all or none. NDJSON may have 1 GiB, and a JSON array 16 MiB."""
     rows = BodyRows(request, UserIn)
     with rows.locate_errors():
         users = (user.model_dump() async for user in rows)
         created = await UserRepository(db).create_many(users, chunk_size=_CHUNK_ROWS, keys=False)
+    details = {"count": created.count}
+    await audit.record(db, AuditAction.USERS_CREATED, subject_type="user", details=details)
     return BulkCreatedOut(created=created.count)
 
 
@@ -80,6 +85,7 @@ async def change_user(
     body: UserChange,
     db: PrincipalSession,
     principal: CurrentPrincipal,
+    audit: CurrentAuditTrail,
     response: Response,
     if_match: RequiredIfMatch,
 ) -> User:
@@ -92,14 +98,17 @@ async def change_user(
     if "email" in body.model_fields_set and body.email != user.email:
         CHANGE_EMAIL.check(principal)
     await users.update(user, **body.model_dump(exclude_unset=True))
+    details = {"fields": sorted(body.model_fields_set)}  # not the values: they are personal data
+    await audit.record(db, AuditAction.USER_CHANGED, subject_type="user", subject_id=user_id, details=details)
     response.headers["ETag"] = make_etag(user.version)
     return user
 
 
 @router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT, dependencies=[DELETE_USERS])
-async def delete_user(user_id: UUID, db: PrincipalSession, if_match: IfMatch) -> None:
+async def delete_user(user_id: UUID, db: PrincipalSession, audit: CurrentAuditTrail, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
     user = await users.lock_one(user_id)
     if_match.check(user.version)
     await users.delete(user)
+    await audit.record(db, AuditAction.USER_DELETED, subject_type="user", subject_id=user_id)

@@ -13,12 +13,13 @@ from howdah.alembic import run_sql_files
 from shop.roles import role_statements
 
 revision = "0007"
-down_revision = "0005"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 
 _TABLES = (
     "accounts",
+    "audit_events",
     "entries",
     "idempotency_keys",
     "idempotent_requests",

@@ -14,6 +14,15 @@ GRANT UPDATE (name, metadata, state, overdraft_limit, balance_limit, updated_at)
 GRANT SELECT, INSERT ON accounts TO shop_system;
 GRANT UPDATE (held, updated_at) ON accounts TO shop_system;
 
+ALTER TABLE audit_events ENABLE ROW LEVEL SECURITY;
+ALTER TABLE audit_events FORCE ROW LEVEL SECURITY;
+CREATE POLICY customers_insert ON audit_events FOR INSERT TO shop_customer WITH CHECK (actor_user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid) AND actor_role = 'customer');
+CREATE POLICY staff ON audit_events TO shop_staff USING (true);
+CREATE POLICY system ON audit_events TO shop_system USING (true);
+GRANT INSERT ON audit_events TO shop_customer;
+GRANT SELECT, INSERT ON audit_events TO shop_staff;
+GRANT SELECT, INSERT ON audit_events TO shop_system;
+
 ALTER TABLE entries ENABLE ROW LEVEL SECURITY;
 ALTER TABLE entries FORCE ROW LEVEL SECURITY;
 CREATE POLICY customers_read ON entries FOR SELECT TO shop_customer USING (account_id = ANY (ARRAY(SELECT id FROM accounts WHERE user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid))));
