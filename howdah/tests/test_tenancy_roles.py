@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Sequence
 from uuid import uuid4
 
@@ -10,7 +11,8 @@ import pytest
 from sqlalchemy import make_url, text
 
 from howdah import Database, DatabaseError
-from howdah.tenancy import NotIsolated, check_role, login_role_statements
+from howdah.tenancy import NotIsolated, check_role, login_password_statement, login_role_statements
+from howdah.tenancy.passwords import scram_verifier
 
 
 async def run_all(database: Database, statements: Sequence[str]) -> None:
@@ -152,3 +154,24 @@ async def test_a_superuser_that_takes_a_role_when_it_connects_is_refused(
         with pytest.raises(NotIsolated, match="'postgres' is a superuser"):
             await check_role(database)
     assert await check_role(committed_database.with_settings(role=role)) == role  # for tests
+
+
+async def test_the_verifier_of_a_password_is_that_of_postgresql(committed_database: Database, names: list[str]) -> None:
+    login, password = names[0], "it's a \\ password"
+    stored = text("SELECT rolpassword FROM pg_authid WHERE rolname = :name")
+    await run_all(committed_database, [f'CREATE ROLE "{login}" PASSWORD $${password}$$'])
+    async with committed_database.session() as session:
+        expected = str(await session.scalar(stored, {"name": login}))
+    iterations, salt = expected.split("$")[1].split(":")
+    assert scram_verifier(password, salt=base64.b64decode(salt), iterations=int(iterations)) == expected
+    statement = login_password_statement(login, password)
+    assert password not in statement
+    assert statement != login_password_statement(login, password)
+    await run_all(committed_database, [statement])
+    async with committed_database.session() as session:
+        changed = str(await session.scalar(stored, {"name": login}))
+    assert changed in statement
+    for wrong in ("hunter2", "hunter2-hunter2-é", "hunter2-\n-hunter2-hunter2"):
+        with pytest.raises(ValueError, match="at least 16 printable ASCII characters") as caught:
+            login_password_statement(login, wrong)
+        assert "hunter2" not in str(caught.value)

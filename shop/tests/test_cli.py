@@ -134,6 +134,23 @@ def test_a_used_port_is_reported_in_one_line() -> None:
     )
 
 
+def test_serve_refuses_the_login_of_the_owner_in_one_line(committed_url: str) -> None:
+    finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
+    assert finished.returncode == 1
+    problem = finished.stderr.splitlines()[-1]
+    assert problem.startswith("the service doesn't start: the role 'postgres' is a superuser, and policies don't apply")
+    assert "Traceback" not in finished.stderr
+
+
+def test_create_login_names_the_variable_that_is_missing() -> None:
+    finished = shop("create-login", OWNER_DATABASE_URL=NOWHERE)
+    assert finished.exit_code == 1
+    assert finished.stderr.splitlines()[-1].startswith("SHOP_DATABASE_URL isn't set")
+    finished = shop("create-login", DATABASE_URL=NOWHERE)
+    assert finished.stderr.splitlines()[-1].endswith("set SHOP_OWNER_DATABASE_URL")
+    assert "secret" not in finished.output
+
+
 def test_an_unknown_revision_is_reported_in_one_line(committed_url: str) -> None:
     finished = shop("migrate", "--downgrade", "nonsense", OWNER_DATABASE_URL=committed_url)
     assert finished.exit_code == 1

@@ -21,6 +21,13 @@ _MISSING_ROLES: Final = text(
     """
 )
 
+_INHERITED_ROLES: Final = text(
+    """
+    SELECT array_agg(rolname ORDER BY rolname) FROM pg_roles
+    WHERE rolname = ANY(CAST(:names AS text[])) AND pg_has_role(session_user, oid, 'USAGE')
+    """
+)
+
 
 class CannotServe(Exception):
     """The login could bypass a policy, or can't take the service's roles; or the schema isn't migrated."""
@@ -58,11 +65,19 @@ async def check_login(database: Database) -> None:
     except NotIsolated as error:
         raise CannotServe(f"the service doesn't start: {error}. Instead, {advice}") from error
     async with database.session(read_only=True) as session:
-        missing = await session.scalar(_MISSING_ROLES, {"names": list(_REQUIRED_ROLES)})
+        names = {"names": list(_REQUIRED_ROLES)}
+        missing = await session.scalar(_MISSING_ROLES, names)
+        inherited = await session.scalar(_INHERITED_ROLES, names)
     if missing:
         raise CannotServe(
             f"the service doesn't start: its login isn't a member of {', '.join(missing)}, or the role doesn't exist. "
             f"Instead, {advice}"
+        )
+    if inherited:
+        raise CannotServe(
+            f"the service doesn't start: its login has the rights of {', '.join(inherited)} without taking it, so a "
+            "statement that forgets to take a role would see the rows of all users: GRANT the role WITH INHERIT FALSE. "
+            f"Or {advice}"
         )
 
 

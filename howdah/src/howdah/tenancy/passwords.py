@@ -31,10 +31,14 @@ def login_password_statement(name: str, password: str) -> str:
             f"the password of {name!r} must have at least {MIN_PASSWORD_CHARACTERS} printable ASCII characters: "
             "generate it, for example with secrets.token_urlsafe(32)"
         )
-    salt = os.urandom(_SALT_BYTES)
-    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    verifier = scram_verifier(password, salt=os.urandom(_SALT_BYTES), iterations=_ITERATIONS)
+    return f"ALTER ROLE {quote_name(name)} PASSWORD {quote_literal(verifier)}"
+
+
+def scram_verifier(password: str, *, salt: bytes, iterations: int) -> str:
+    """What PostgreSQL stores for this password: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`."""
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
     stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     encoded = [base64.b64encode(each).decode() for each in (salt, stored_key, server_key)]
-    verifier = "SCRAM-SHA-256${}:{}${}:{}".format(_ITERATIONS, *encoded)
-    return f"ALTER ROLE {quote_name(name)} PASSWORD {quote_literal(verifier)}"
+    return "SCRAM-SHA-256${}:{}${}:{}".format(iterations, *encoded)
