@@ -20,6 +20,7 @@ import psutil
 from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.identity import SIGNING_KEYS
 from benchmarks.processes import run_process
+from shop.postgres import as_service_login
 
 WINDOW_SECONDS: Final = 5
 """The length of a measurement. Within one second, a slow contender would answer none of 256 concurrent requests."""
@@ -139,7 +140,8 @@ class HttpServer:
                 env=os.environ
                 | {
                     "BENCHMARK_URL": self._url,
-                    "SHOP_DATABASE_URL": self._url,
+                    "SHOP_DATABASE_URL": as_service_login(self._url),
+                    "SHOP_OWNER_DATABASE_URL": self._url,
                     "SHOP_SIGNING_KEYS": SIGNING_KEYS,
                     "SHOP_LOG_FORMAT": "json",
                     "SHOP_SHUTDOWN_PAUSE": "0",

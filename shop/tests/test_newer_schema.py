@@ -96,7 +96,7 @@ async def test_the_old_release_starts_migrates_nothing_and_logs_a_warning(
         ("DROP TRIGGER post_transfers ON transfers", "trigger post_transfers on transfers: missing"),
         ("ALTER TABLE entries RENAME COLUMN amount TO value", "column amount of entries: missing"),
         ("ALTER TABLE entries ALTER COLUMN amount DROP NOT NULL", "column amount of entries: changed"),
-        ("ALTER TABLE transfers FORCE ROW LEVEL SECURITY", "table transfers: changed"),
+        ("ALTER TABLE transfers NO FORCE ROW LEVEL SECURITY", "table transfers: changed"),
         ("SET LOCAL session_replication_role = replica", "setting session_replication_role: unknown"),
     ],
 )

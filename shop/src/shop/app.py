@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from howdah import JsonView
+from howdah import Database, JsonView
 from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
 from shop.audit.dependencies import audit_event_reader
@@ -29,7 +29,8 @@ from shop.orders import problems as order_problems
 from shop.orders.dependencies import order_reader, order_with_items_reader
 from shop.orders.routes import router as order_routes
 from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
-from shop.postgres import open_database
+from shop.postgres import open_database, open_system_database
+from shop.roles import SYSTEM_ROLE
 from shop.settings import Settings
 from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
@@ -56,7 +57,8 @@ Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457): branch on 
 def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     """Create the application for this database, whose schema must be current, or newer.
 
-    The connection pool is opened at startup, and closed at shutdown.
+    The URL is that of a login which may take the roles of `shop.roles`. The connection pools are opened at startup, and
+    closed at shutdown.
     """
     chosen = settings if settings is not None else Settings()
     keys = chosen.signing_keys.get_secret_value() if chosen.signing_keys is not None else f"default:{token_hex(32)}"
@@ -65,14 +67,14 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     configure_app(
         app,
         database=lambda: open_database(database_url, chosen),
-        databases={SYSTEM_DATABASE: lambda: open_database(database_url, chosen)},
+        databases={SYSTEM_DATABASE: lambda: open_system_database(database_url, chosen)},
         authenticate=build_authenticate(tokens),
         resources=[
             *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
             ledger.using(partial(Ledger, submit_timeout=chosen.submit_timeout)),
         ],
         jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
-        readiness_checks=[migrations.find_schema_problem],
+        readiness_checks=[_find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
         max_body_bytes=chosen.max_body_bytes,
@@ -89,3 +91,8 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     for problems in (ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app
+
+
+async def _find_schema_problem(database: Database) -> str | None:
+    """`migrations.find_schema_problem` as a role that may read the revision."""
+    return await migrations.find_schema_problem(database.with_settings(role=SYSTEM_ROLE))

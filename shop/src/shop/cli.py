@@ -41,13 +41,16 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
+    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, or if its
+    login could bypass row-level security. Without SHOP_OWNER_DATABASE_URL, the schema must be current."""
     from howdah.logs import configure_logging
     from howdah.serving import serve as serve_app
     from shop import migrations
     from shop.app import create_app
     from shop.memory import collect_less_often, freeze_loaded_objects
-    from shop.postgres import open_location, report_location
+    from shop.postgres import open_service_location, report_location
+    from shop.roles import SYSTEM_ROLE
+    from shop.service_login import check_service
     from shop.settings import Settings
 
     settings = Settings()
@@ -57,11 +60,17 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     # The ports are bound before the migration, so that nothing is migrated if one is in use.
-    with suppress(KeyboardInterrupt), _bind(address, port, settings) as sockets, open_location(settings) as location:
+    with (
+        suppress(KeyboardInterrupt),
+        _bind(address, port, settings) as sockets,
+        open_service_location(settings) as location,
+    ):
         # on standard output, because standard error has the log, whose lines may be JSON
-        report_location(settings, lambda line: _out.print(line, highlight=False))
-        migrations.upgrade(location.url)
-        migrations.verify_schema(location.url)
+        report_location(settings, lambda line: _out.print(line, highlight=False), is_service=True)
+        if location.owner_url is not None:
+            migrations.upgrade(location.owner_url)
+        asyncio.run(check_service(location.url, settings, must_be_migrated=location.owner_url is None))
+        migrations.verify_schema(location.url, role=SYSTEM_ROLE)
         service = create_app(location.url, settings.with_hosts_of(address))
         docs_host, docs_port, *_ = sockets[-1].getsockname()
         _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
@@ -176,7 +185,7 @@ def check(
     from shop import migrations
     from shop.ledger.check import STEPS, check_ledger
     from shop.ledger.seals import Link, link_seals
-    from shop.postgres import open_database, open_running_location, report_location
+    from shop.postgres import open_owner_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -195,7 +204,7 @@ def check(
 
         # no timeout, because whole tables are read
         unlimited = settings.model_copy(update={"statement_timeout": None})
-        async with open_database(url, unlimited, application_name="shop check") as database:
+        async with open_owner_database(url, unlimited, application_name="shop check") as database:
             is_newer = await migrations.is_newer(database)
             with suppress(InvalidStatement):  # a missing function is reported by check_ledger
                 await link_seals(database)
@@ -230,7 +239,7 @@ def create_demo_command(
     """Create users, orders, accounts and transfers with random data."""
     from shop import migrations
     from shop.demo import create_demo
-    from shop.postgres import open_database, open_running_location, report_location
+    from shop.postgres import open_owner_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -238,7 +247,7 @@ def create_demo_command(
 
     async def run(url: str, progress: Progress) -> int:
         task = progress.add_task("users", total=users)
-        async with open_database(url, settings, application_name="shop create-demo") as database:
+        async with open_owner_database(url, settings, application_name="shop create-demo") as database:
             return await create_demo(database, users=users, seed=seed, advance=lambda n: progress.advance(task, n))
 
     with open_running_location(settings) as location:
@@ -247,6 +256,27 @@ def create_demo_command(
             created = asyncio.run(run(location.url, progress))
     _out.print(f"{created:,} users created, {users - created:,} existed already", highlight=False)
     _out.print(f"database: {location.where}", highlight=False)
+
+
+@app.command("create-login")
+def create_login_command() -> None:
+    """Create the roles of the service on an external server, and set the password of its login to that of
+    SHOP_DATABASE_URL. Run it again to change the password."""
+    from shop.postgres import MissingUrl, open_location, report_location
+    from shop.roles import SERVICE_LOGIN
+    from shop.service_login import create_login
+    from shop.settings import Settings
+
+    settings = Settings()
+    report_location(settings)
+    if settings.database_url is None:
+        raise MissingUrl(
+            f"SHOP_DATABASE_URL isn't set: it must be a URL that logs in as {SERVICE_LOGIN}, with the new password. "
+            "The embedded server needs no password"
+        )
+    with open_location(settings) as location:
+        asyncio.run(create_login(location.url, settings.database_url, settings))
+    _out.print(f"the service can log in as {SERVICE_LOGIN}", highlight=False)
 
 
 def progress_bar() -> Progress:

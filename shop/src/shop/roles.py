@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
+
+from howdah.tenancy import login_role_statements
 
 SERVICE_LOGIN: Final = "shop_service"
 """The service logs in as this role. It has no rights of its own, except to take the other three."""
@@ -18,3 +21,11 @@ SYSTEM_ROLE: Final = "shop_system"
 
 USER_SETTING: Final = "app.user_id"
 """The setting that the policies of customers read."""
+
+
+def role_statements() -> Sequence[str]:
+    """The statements that create the roles, without rights and passwords. They can be executed again.
+
+    Roles belong to the whole server, so other databases of the server may execute the statements at the same time.
+    """
+    return login_role_statements(SERVICE_LOGIN, roles=[CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE])

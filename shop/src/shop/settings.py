@@ -22,7 +22,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True)
 
     database_url: str | None = Field(
-        default=None, description="The URL of a database. By default an embedded server is used"
+        default=None,
+        repr=False,
+        description="The URL with the login of the service. By default an embedded server is used",
+    )
+    owner_database_url: str | None = Field(
+        default=None,
+        repr=False,
+        description="The URL with the login that owns the tables, for all commands but `shop serve`. With it, "
+        "`shop serve` migrates the database",
     )
     signing_keys: SecretStr | None = Field(
         default=None,
@@ -44,6 +52,9 @@ class Settings(BaseSettings):
     )
     log_format: Literal["auto", "json", "console"] = "auto"
     pool_size: int = Field(default=20, ge=1)
+    system_pool_size: int = Field(
+        default=10, ge=4, description="The pool of the ledger, of sign-ins, API keys and periodic jobs"
+    )
     pool_timeout: float = Field(default=5.0, gt=0)
     statement_timeout: float | None = Field(default=30.0, gt=0)
     lock_timeout: float = Field(default=5.0, gt=0)
@@ -130,7 +141,7 @@ class Settings(BaseSettings):
     def _split_hosts(cls, value: object) -> object:
         return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
 
-    @field_validator("database_url")
+    @field_validator("database_url", "owner_database_url")
     @classmethod
     def _validate_database_url(cls, url: str | None) -> str | None:
         if url is None:

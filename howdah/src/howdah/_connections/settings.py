@@ -10,8 +10,8 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from copy import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from howdah._connections.driver import BoundedConnection
-from howdah._driver_errors import DRIVER_ERRORS
+from howdah._driver_errors import DRIVER_ERRORS, mark_rejected_settings
 from howdah._error_translation import raise_for_statement
 from howdah._sqlalchemy import forget_transaction
 
@@ -29,6 +29,12 @@ _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
 ResultT = TypeVar("ResultT")
 SettingValue: TypeAlias = str | int | UUID
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_EXPLANATION: Final = (
+    "the transaction can't begin with its settings. A role must exist, and the login must be a member of it "
+    "(GRANT role TO login)"
+)
 
 # The execution option of an engine whose transactions begin with settings.
 SETTINGS_OPTION: Final = "howdah_settings"
@@ -84,13 +90,12 @@ class TransactionSettings:
         if isinstance(search_path, str):
             raise TypeError(f"search_path must be a list of schemas, not the text {search_path!r}")
         checked = {check_setting_name(name): _check_value(name, each) for name, each in values.items()}
-        for kind, names in (("role", [] if role is None else [role]), ("search_path", search_path)):
-            for each in names:
-                check_identifier(kind, each)
-        if role is not None and role.lower() == "none":
-            raise ValueError("role can't be 'none': PostgreSQL would use the login role. Leave role out instead")
+        for each in search_path:
+            check_identifier("search_path", each)
+        if role is not None:
+            check_role_name(role)
         return TransactionSettings(
-            values=tuple(sorted({**dict(self.values), **checked}.items())),
+            values=tuple(sorted((dict(self.values) | checked).items())),
             role=self.role if role is None else role,
             search_path=tuple(search_path) or self.search_path,
             schema_translate_map=tuple(schema_translate_map.items()) or self.schema_translate_map,
@@ -110,12 +115,16 @@ class TransactionSettings:
 
         Nothing keeps a reference to the copy. Making it is much faster than `execution_options()`.
         """
-        sync = copy(engine.sync_engine)
+        sync: Engine = object.__new__(type(engine.sync_engine))  # faster than copy(), because each request does it
+        sync.__dict__.update(engine.sync_engine.__dict__)
         options: dict[str, Any] = {SETTINGS_OPTION: self}
         if self.schema_translate_map:
             options["schema_translate_map"] = dict(self.schema_translate_map)
         sync.update_execution_options(**options)
         return AsyncEngine(sync)
+
+
+NO_SETTINGS: Final = TransactionSettings()
 
 
 class SettingsConnection(BoundedConnection):
@@ -133,8 +142,9 @@ class SettingsConnection(BoundedConnection):
             status: str = await super().execute(
                 query.rstrip("; ") + settings if begins else query, *args, timeout=timeout
             )
-        except asyncpg.PostgresError:
+        except asyncpg.PostgresError as error:
             if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
+                mark_rejected_settings(error, _EXPLANATION)
                 await super().execute("ROLLBACK")
                 forget_transaction(self)
             raise
@@ -172,6 +182,19 @@ def listen_for_transactions(engine: Engine) -> None:
         event.listen(engine, name, end)
 
 
+def require_own_connections(engine: Engine) -> None:
+    """Close a connection that another function has opened: it may have ignored the role."""
+
+    @event.listens_for(engine, "connect")
+    def check(connection: Any, _record: Any) -> None:
+        if not _is_own(connection.driver_connection):
+            connection.driver_connection.terminate()
+            raise RuntimeError(
+                "role=... needs connections that the Database opens: remove async_creator, or pass all arguments of "
+                "async_creator_fn to asyncpg.connect"
+            )
+
+
 def _is_own(driver: Any) -> bool:
     # not isinstance(): asyncpg's metaclass makes every connection an instance of each subclass
     return issubclass(type(driver), SettingsConnection)
@@ -199,7 +222,7 @@ async def run_in_transaction(
         raise TypeError(f"with_settings() needs a connection of asyncpg, not a {type(driver).__name__}")
     _forget(driver)  # those of another transaction would be appended, and would replace these
     try:
-        await _send(connection, driver, "BEGIN ISOLATION LEVEL READ COMMITTED" + settings.sql)
+        await _send(connection, driver, _BEGIN + settings.sql)
         result = await work(connection)
         await _send(connection, driver, "COMMIT")
     except BaseException as error:
@@ -213,6 +236,8 @@ async def _send(connection: AsyncConnection, driver: Any, statement: str) -> Non
         await driver.execute(statement)
     except _DRIVER_ERRORS as error:
         failed = error
+        if statement.startswith(_BEGIN) and isinstance(error, asyncpg.PostgresError):
+            mark_rejected_settings(error, _EXPLANATION)
         await connection.run_sync(lambda sync: raise_for_statement(sync, statement.partition(";")[0], failed))
 
 
@@ -323,10 +348,12 @@ def _quote_identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+@lru_cache(maxsize=256)
 def _quote_setting(name: str) -> str:
     return ".".join(map(_quote_identifier, name.split(".")))
 
 
+@lru_cache(maxsize=256)  # the names are constants of the application
 def check_setting_name(name: object) -> str:
     """The name in lower case. Raises `ValueError` for an invalid name, or for a setting that can't be set."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -359,6 +386,13 @@ def check_identifier(kind: str, value: object) -> None:
     if not value or len(value.encode(errors="replace")) > 63:
         raise ValueError(f"{kind} must be a name of 1 to 63 bytes, not {value!r}")
     _check_text(kind, value)
+
+
+def check_role_name(role: object) -> None:
+    """Raise `TypeError` or `ValueError` if transactions can't have this role."""
+    check_identifier("role", role)
+    if str(role).lower() == "none":
+        raise ValueError("role can't be 'none': PostgreSQL would use the login role. Leave role out instead")
 
 
 def _check_text(what: str, text: str) -> None:

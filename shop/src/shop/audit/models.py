@@ -12,6 +12,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey
+from howdah.tenancy import TableGrant
+from shop.policies import OWN_ID, customers_insert, staff_and_system
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 
 
 class AuditAction(StrEnum):
@@ -64,6 +67,12 @@ class AuditEvent(UUIDv7PrimaryKey, Base):
         Index("ix_audit_events_actor_user_id_at_id", "actor_user_id", "at", "id"),
         Index("ix_audit_events_subject_id_at_id", "subject_id", "at", "id"),
         Index("ix_audit_events_action_at_id", "action", "at", "id"),
+        # customers add events about themselves, and read none
+        customers_insert(f"actor_user_id = {OWN_ID} AND actor_role = 'customer'"),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "INSERT"),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
     )
 
     at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))

@@ -31,8 +31,20 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey, text_enum
+from howdah.tenancy import TableGrant
 from shop.audit.models import AuditEvent
 from shop.ledger.triggers import create_triggers, drop_functions
+from shop.policies import (
+    OWN_ID,
+    OWN_SCOPE,
+    customers_delete,
+    customers_insert,
+    customers_read,
+    customers_update,
+    own_account,
+    staff_and_system,
+)
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 from shop.users.models import User
 
 
@@ -99,6 +111,24 @@ class Account(UUIDv7PrimaryKey, Base):
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),
+        customers_read(f"user_id = {OWN_ID}"),
+        customers_insert(
+            f"user_id = {OWN_ID} AND purpose IS NULL AND NOT allows_negative AND overdraft_limit = 0 "
+            "AND balance_limit IS NULL AND state = 'open'"
+        ),
+        customers_update(f"user_id = {OWN_ID}"),
+        *staff_and_system(),
+        # Balances and entry counts are written by the triggers only, which have the rights of the owner.
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
+        TableGrant(CUSTOMER_ROLE, "UPDATE", columns=["name", "metadata", "updated_at"]),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
+        TableGrant(
+            STAFF_ROLE,
+            "UPDATE",
+            columns=["name", "metadata", "state", "overdraft_limit", "balance_limit", "updated_at"],
+        ),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["held", "updated_at"]),
         # leaves room on the page for the next version of a row, because balances change often
         {"postgresql_with": {"fillfactor": 70}},
     )
@@ -144,6 +174,12 @@ class Entry(Base):
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount_not_zero"),
         CheckConstraint("entry_number > 0", name="entry_number_positive"),
+        customers_read(own_account("account_id")),
+        *staff_and_system(),
+        # only the trigger `post_transfers` inserts
+        TableGrant(CUSTOMER_ROLE, "SELECT"),
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT"),
     )
 
     account_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -202,6 +238,11 @@ class Transfer(UUIDv7PrimaryKey, Base):
             postgresql_ops={"metadata": "jsonb_path_ops"},
             postgresql_where="metadata IS NOT NULL",
         ),
+        customers_read(own_account("from_account_id", "to_account_id")),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT"),
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
     )
 
     from_account_id: Mapped[UUID]
@@ -265,6 +306,12 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
             postgresql_ops={"metadata": "jsonb_path_ops"},
             postgresql_where="metadata IS NOT NULL",
         ),
+        customers_read(own_account("from_account_id", "to_account_id")),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT"),
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["state", "settled_at", "settled_by"]),
     )
 
     from_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
@@ -313,6 +360,16 @@ class IdempotencyKey(Base):
         # This index is for the deletion of old keys. Keys are stored in the order of time, so a BRIN index works. It
         # has 1 % of the size of a B-tree.
         Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
+        customers_read(f"scope = {OWN_SCOPE}"),
+        # the keys of a customer's transfers are written by the system
+        customers_insert(f"scope = {OWN_SCOPE} AND answer = 'opened'"),
+        customers_delete(f"scope = {OWN_SCOPE} AND answer = 'opened'"),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT", "DELETE"),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT", "DELETE"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT", "DELETE"),
+        # `FOR UPDATE` needs it; a trigger rejects every change
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["created_at"]),
     )
 
     scope: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -341,6 +398,10 @@ class Seal(Base):
     __table_args__ = (
         CheckConstraint("(position IS NULL) = (hash IS NULL)", name="linked_has_hash"),
         UniqueConstraint("position"),
+        *staff_and_system(),
+        # only triggers and `link_seals` write seals; they have the rights of the owner
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -353,6 +414,12 @@ class Seal(Base):
     position: Mapped[int | None] = mapped_column(BigInteger)
     hash: Mapped[bytes | None] = mapped_column(LargeBinary)
 
+
+# The policies of these tables read `accounts`, so `create_all` must create `accounts` first. They have no foreign keys.
+for _model in (Entry, Transfer):
+    assert isinstance(_model.__table__, Table)
+    assert isinstance(Account.__table__, Table)
+    _model.__table__.add_is_dependent_on(Account.__table__)
 
 LEDGER_TABLES: Final = frozenset(
     each.__tablename__ for each in (Account, AuditEvent, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)

@@ -142,6 +142,7 @@ async def pay(
         scope=caller,
         where=OWN_ORDERS.criterion(principal),
         customer_id=OWN_PAYING_ACCOUNTS.find_customer(principal),
+        posted_by=principal.customer_id,
     )
     try:
         payment = await pay_once()

@@ -10,13 +10,15 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import JsonView, MatchResult, bulk, lock_one
+from howdah import JsonView, MatchResult, NotFound, bulk, lock_one
+from howdah.tenancy import role_in
 from shop.ledger.models import Account
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
 from shop.ledger.service import find_replay, post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
 from shop.orders.rules import is_visible
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
+from shop.roles import SYSTEM_ROLE
 from shop.web.access import Viewer
 
 ORDER_VIEW: Final = JsonView(Order, OrderOut)
@@ -87,6 +89,7 @@ async def pay_order(
     scope: str = "",
     where: ColumnElement[bool] | None = None,
     customer_id: UUID | None = None,
+    posted_by: UUID | None = None,
 ) -> Payment:
     """Transfer the order's total between the accounts and mark the order as paid, both or neither.
 
@@ -97,32 +100,36 @@ async def pay_order(
     raises `OrderNotPayable` if the first call has paid the order. Also raises `NotFound` and `KeyInUse` (see
     `post_transfers`).
 
-    The order must meet the criterion `where`. A customer pays from an account of their own, to an account without an
-    owner. Other accounts are refused like unknown ones.
+    The order must meet the criterion `where`. With `customer_id`, this customer pays from an account of their own, to
+    an account without an owner. Other accounts are refused like unknown ones. `posted_by` is that of `TransferRequest`:
+    the trigger of `transfers` compares it with the owner of the account once more.
     """
-    order = await lock_one(db, Order, order_id, where=where)
-    if customer_id is not None and not await _may_pay(db, customer_id, from_account_id, to_account_id):
-        return Payment(order, TransferResult(refusal=Refusal.UNKNOWN_ACCOUNT))
-    request = TransferRequest(
-        from_account_id,
-        to_account_id,
-        order.total_cents,
-        currency=order.currency,
-        description=f"order {order_id}",
-        key=key,
-        scope=scope,
-        posted_by=customer_id,
-    )
-    if key is not None and (before := await find_replay(db, request)) is not None:
-        return Payment(order, before)
-    if order.status is not OrderStatus.PENDING or order.transfer_id is not None or order.total_cents == 0:
-        raise OrderNotPayable(order)
-    [result] = await post_transfers(db, [request])
-    if result.refusal is None:
-        order.transfer_id = result.unwrap().id
-        order.status = OrderStatus.PAID
-        await db.flush()
-    return Payment(order, result)
+    # with the role of the session, to which row-level security shows no order of another customer
+    if await db.scalar(select(Order.id).where(Order.id == order_id)) is None:
+        raise NotFound(Order, [order_id])
+    async with role_in(db, SYSTEM_ROLE):  # customers may not change orders, nor post transfers
+        order = await lock_one(db, Order, order_id, where=where)
+        if customer_id is not None and not await _may_pay(db, customer_id, from_account_id, to_account_id):
+            return Payment(order, TransferResult(refusal=Refusal.UNKNOWN_ACCOUNT))
+        request = TransferRequest(
+            from_account_id,
+            to_account_id,
+            order.total_cents,
+            currency=order.currency,
+            description=f"order {order_id}",
+            key=key,
+            scope=scope,
+            posted_by=posted_by,
+        )
+        if key is not None and (before := await find_replay(db, request)) is not None:
+            return Payment(order, before)
+        if order.status is not OrderStatus.PENDING or order.transfer_id is not None or order.total_cents == 0:
+            raise OrderNotPayable(order)
+        [result] = await post_transfers(db, [request])
+        if result.refusal is None:
+            order.transfer_id = result.unwrap().id
+            order.status = OrderStatus.PAID
+        return Payment(order, result)
 
 
 async def _may_pay(db: AsyncSession, customer_id: UUID, from_account_id: UUID, to_account_id: UUID) -> bool:

@@ -19,12 +19,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from shop.app import create_app
+from shop.postgres import as_service_login
 from shop_tests.support.identity import ADMIN, SIGNING_KEYS, TEST_SETTINGS, sign_in
 
 
 def create_service(url: str, **settings: Any) -> FastAPI:
-    """The application of Shop, which accepts the tokens of `sign_in`."""
-    return create_app(url, TEST_SETTINGS.model_copy(update=settings))
+    """The application of Shop, which accepts the tokens of `sign_in`. It logs in as `shop_service`."""
+    return create_app(as_service_login(url), TEST_SETTINGS.model_copy(update=settings))
 
 
 @asynccontextmanager
@@ -89,11 +90,15 @@ def _server(app: FastAPI) -> uvicorn.Server:
 
 @asynccontextmanager
 async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
+    """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready.
+
+    `url` has the login of the owner. The service migrates with it, and logs in as `shop_service`.
+    """
     with _listening() as unused:
         port = unused.getsockname()[1]
     defaults = {
-        "SHOP_DATABASE_URL": url,
+        "SHOP_DATABASE_URL": as_service_login(url),
+        "SHOP_OWNER_DATABASE_URL": url,
         "SHOP_SIGNING_KEYS": SIGNING_KEYS,
         "SHOP_LOG_FORMAT": "json",
         "SHOP_SHUTDOWN_PAUSE": "0",

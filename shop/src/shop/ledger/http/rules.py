@@ -35,14 +35,6 @@ class OwnTransfers:
         return None if principal.is_staff else principal.user_id
 
 
-class OwnDebits:
-    """Customers move only their own money: see `TransferRequest.posted_by`."""
-
-    def find_customer(self, principal: Principal) -> UUID | None:
-        """The customer on whose behalf the principal posts, or None if it moves the money of everyone."""
-        return None if principal.is_staff else principal.user_id
-
-
 class OwnBalances:
     """A customer sees the balance and the entry number of a transfer only on the side of their own account."""
 
@@ -80,5 +72,4 @@ OPENING_FIELDS: Final = CustomerFields("name", "currency", "user_id", "metadata"
 # Closing an account belongs to operators, too: a customer could close an account that an operator has frozen.
 CHANGE_FIELDS: Final = CustomerFields("name", "metadata")
 OWN_TRANSFERS: Final = OwnTransfers()
-OWN_DEBITS: Final = OwnDebits()
 OWN_BALANCES: Final = OwnBalances()

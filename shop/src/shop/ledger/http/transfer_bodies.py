@@ -8,7 +8,6 @@ from uuid import UUID
 
 from howdah import NotFound
 from shop.identity.principals import Principal
-from shop.ledger.http.rules import OWN_DEBITS
 from shop.ledger.models import Transfer
 from shop.ledger.requests import NamedTransfer, TransferRequest
 from shop.ledger.transfer_schemas import AnyTransferIn, PostingIn, ReversalIn, TransferIn, VoidingIn
@@ -37,7 +36,7 @@ def build_request(
     `transfers_by_id` has the transfers that exist and that the principal may see. Raises `NotFound` if the body names
     another one.
     """
-    scope, posted_by = principal.key, OWN_DEBITS.find_customer(principal)
+    scope, posted_by = principal.key, principal.customer_id
     match body:
         case TransferIn():
             return TransferRequest(

@@ -41,6 +41,8 @@ BEGIN
 END
 $$;
 
+REVOKE ALL ON FUNCTION seal_audit_events FROM PUBLIC;  -- the comment in seals.sql says why
+
 CREATE OR REPLACE FUNCTION reject_audit_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'audit events are never changed or deleted'

@@ -8,8 +8,12 @@
 -- - a transfer with `posted_by`, on behalf of a customer, debits an account of this customer, or posts a hold that the
 --   customer has settled. (A trigger on pending_transfers ensures that this is the payee.)
 -- The CHECK constraints of accounts compare the new balances with the limits.
+--
+-- The function has the rights of its owner (SECURITY DEFINER), so that no role of the service needs a right to insert
+-- entries or to change a balance. Nobody may execute it: otherwise a role could attach it to a table of its own.
+-- PostgreSQL doesn't check this right when a trigger fires.
 
-CREATE OR REPLACE FUNCTION post_transfers() RETURNS trigger LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION post_transfers() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 -- These settings allow only hash joins, and find accounts by their key. A connection plans the statement once, perhaps
 -- for one transfer, and may use the plan for a thousand transfers later.
 SET enable_seqscan = off
@@ -96,6 +100,8 @@ BEGIN
     EXECUTE format('ALTER FUNCTION post_transfers SET search_path = %I, pg_temp', current_schema());
 END
 $$;
+
+REVOKE ALL ON FUNCTION post_transfers FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER post_transfers AFTER INSERT ON transfers REFERENCING NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION post_transfers();

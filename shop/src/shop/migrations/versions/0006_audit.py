@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql
 from howdah.alembic import run_sql_files
 
 revision = "0006"
-down_revision = "0002"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
