@@ -159,7 +159,7 @@ async def test_transfers_are_listed_by_reversal_and_group(client: httpx.AsyncCli
 async def test_transfers_are_listed_by_the_keys_of_the_requesting_principal(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     accounts = {"from_account_id": a["id"], "to_account_id": b["id"]}
-    headers = {who: sign_in(Role.OPERATOR) for who in ("web", "mobile", "other")}
+    headers = {who: sign_in(Role.ADMIN) for who in ("web", "mobile", "other")}
 
     async def create_as(who: str, key: str, path: str = "/transfers", **body: Any) -> dict[str, Any]:
         return await create(client, path, body, headers={"Idempotency-Key": key} | headers[who])
