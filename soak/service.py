@@ -18,6 +18,7 @@ from uuid import uuid4
 import httpx
 
 from shop.postgres import as_service_login
+from soak.identity import SIGNING_KEYS
 
 SHOP: Final = (sys.executable, "-c", "from shop.cli import main; main()")
 """The command `shop`, run by the current Python interpreter."""
@@ -42,6 +43,7 @@ class Service:
         self._environment = os.environ | {
             "SHOP_DATABASE_URL": as_service_login(database_url),
             "SHOP_OWNER_DATABASE_URL": database_url,
+            "SHOP_SIGNING_KEYS": SIGNING_KEYS,
             "SHOP_LOG_FORMAT": "json",
             "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
             **settings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
@@ -13,14 +12,10 @@ import structlog
 from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, read_whole_catalog
 from shop import migrations
-from shop.app import create_app
-from shop.identity.principals import Role
 from shop.postgres import as_service_login
-from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE, role_statements
 from shop.tables import create_tables
 from shop_tests.support.empty_database import empty_database
-from shop_tests.support.http_service import client_of, serve_in_thread
-from shop_tests.support.identity import TEST_SETTINGS, sign_in
+from shop_tests.support.http_service import client_of, create_service, serve_in_thread
 from shop_tests.support.openapi import assert_matches_openapi
 from shop_tests.support.trigger_bypass import empty_tables
 
@@ -39,20 +34,7 @@ def _plain_log() -> None:
 
 @pytest.fixture(scope="session")
 def migrate() -> Callable[[str], None]:
-    def run(url: str) -> None:
-        migrations.upgrade(url)
-        asyncio.run(_grant_everything(url))
-
-    return run
-
-
-async def _grant_everything(url: str) -> None:
-    """Until a migration creates the roles with their rights."""
-    roles = ", ".join((SERVICE_LOGIN, CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE))
-    async with Database(url) as database, database.begin() as session:
-        connection = await session.connection()
-        for statement in (*role_statements(), f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {roles}"):
-            await connection.exec_driver_sql(statement)
+    return migrations.upgrade
 
 
 @pytest.fixture
@@ -79,7 +61,7 @@ def service_url(database_url: str) -> str:
 @pytest.fixture(scope="session")
 def service(service_url: str) -> Iterator[str]:
     """The address of a service that all tests of this pytest worker share."""
-    with serve_in_thread(create_app(service_url, TEST_SETTINGS)) as address:
+    with serve_in_thread(create_service(service_url)) as address:
         yield address
 
 
@@ -98,6 +80,5 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
 @pytest_asyncio.fixture
 async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
     """A client of that service, signed in as an admin. It compares each response with the OpenAPI description."""
-    options = {"headers": sign_in(Role.ADMIN), "event_hooks": {"response": [assert_matches_openapi]}}
-    async with client_of(service, **options) as client:
+    async with client_of(service, event_hooks={"response": [assert_matches_openapi]}) as client:
         yield client

@@ -29,6 +29,7 @@ from howdah._connections.options import (
 from howdah._connections.pool import BoundedPool, PoolState, PoolStatus, count_open_connections
 from howdah._connections.sessions import new_session_factory, set_read_only
 from howdah._connections.settings import (
+    NO_SETTINGS,
     SettingValue,
     TransactionSettings,
     apply_in_block,
@@ -385,11 +386,12 @@ class Database:
         `with_settings` stay, unless they are given again. Raises `TypeError` and `ValueError` for a value that is None
         or empty, and for a setting that this library relies on (`timezone`, …).
         """
-        present = self._settings or TransactionSettings()
+        present = NO_SETTINGS if self._settings is None else self._settings
         merged = present.merge(settings or {}, role, search_path, schema_translate_map or {})
-        if merged == TransactionSettings():
+        if not merged.sql and not merged.schema_translate_map:
             raise ValueError("with_settings() needs a setting, a role or schemas: use the Database itself without them")
-        scoped = copy(self)
+        scoped: Database = object.__new__(type(self))  # faster than copy(), because each request does it
+        scoped.__dict__.update(self.__dict__)
         scoped._settings = merged
         scoped.engine = scoped._engine_with({})
         if isinstance(self._bind, AsyncEngine):

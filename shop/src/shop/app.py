@@ -14,6 +14,9 @@ from fastapi import FastAPI
 from howdah import Database, JsonView
 from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
+from shop.audit.dependencies import audit_event_reader
+from shop.audit.routes import router as audit_routes
+from shop.audit.service import AUDIT_EVENT_VIEW
 from shop.identity.authenticating import build_authenticate
 from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
@@ -42,6 +45,7 @@ _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
     (order_reader, ORDER_VIEW),
     (order_with_items_reader, ORDER_WITH_ITEMS_VIEW),
     (user_with_orders_reader, USER_WITH_ORDERS_VIEW),
+    (audit_event_reader, AUDIT_EVENT_VIEW),
 )
 
 _DESCRIPTION = """
@@ -81,8 +85,9 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             max_wait_seconds=chosen.max_request_wait,
         ),
     )
-    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
-        app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
+    responses = describe_problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE)
+    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes):
+        app.include_router(router, responses=responses)
     for problems in (ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

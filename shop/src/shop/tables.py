@@ -3,6 +3,7 @@
 import asyncio
 
 from howdah import Base, Database
+from shop.audit.models import AuditEvent
 from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
@@ -10,6 +11,7 @@ from shop.web.models import IdempotentRequest
 
 __all__ = [
     "Account",
+    "AuditEvent",
     "Base",
     "Entry",
     "IdempotencyKey",

@@ -36,6 +36,15 @@ class Principal:
         return f"user:{self.user_id}"
 
     @property
+    def customer_id(self) -> UUID | None:
+        """The customer on whose behalf the principal acts. None for operators and admins.
+
+        The database checks it: it is the setting of row-level security, and `posted_by` of a transfer. So it must not
+        depend on the rules of a feature.
+        """
+        return self.user_id if self.role is Role.CUSTOMER else None
+
+    @property
     def is_staff(self) -> bool:
         """True for operators and admins, who see the rows of every user."""
         return self.role is not Role.CUSTOMER

@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from howdah import Database, JsonViewReader
 from howdah.fastapi import NotAuthenticated, Resource, find_principal, get_database, session_from
 from shop.identity.principals import Principal
-from shop.roles import USER_SETTING
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, USER_SETTING
 
 SYSTEM_DATABASE: Final = "system"
 """The `Database` of the ledger, of sign-ins and of periodic jobs. No route gives its rows to a client unchecked."""
@@ -42,10 +42,13 @@ async def get_principal_database(
     principal: CurrentPrincipal,
     database: Annotated[Database, Depends(get_database)],
 ) -> Database:
-    """The database as the principal sees it: a customer sees only their own rows, by row-level security."""
+    """The database as the principal sees it: a customer sees only their own rows, by row-level security.
+
+    The role decides what the principal may do: see `shop.policies` and the grants of the models.
+    """
     if principal.is_staff:
-        return database.with_settings({"app.is_staff": "true"})
-    return database.with_settings({USER_SETTING: str(principal.user_id)})
+        return database.with_settings(role=STAFF_ROLE)
+    return database.with_settings({USER_SETTING: principal.user_id}, role=CUSTOMER_ROLE)
 
 
 PrincipalDatabase = Annotated[Database, Depends(get_principal_database)]
