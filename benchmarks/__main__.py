@@ -25,6 +25,7 @@ from benchmarks.pages import Pages
 from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
 from benchmarks.retail_import import RetailImport
+from benchmarks.roles import Roles
 from benchmarks.runner import Options, run_comparisons
 from benchmarks.slow_clients import SlowClients
 from benchmarks.summary import Summary
@@ -42,6 +43,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Pages,
     Summary,
     Overhead,
+    Roles,
     Pool,
     PoolWaits,
     GetUser,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import asyncpg
 import pytest
-from sqlalchemy import make_url, select, text
+from sqlalchemy import Select, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah import AsyncRepository, ConnectionFailed, Database, InvalidStatement, JsonViewReader, bulk, run_transaction
@@ -218,6 +218,47 @@ async def test_two_databases_of_a_process_keep_their_roles_and_rights(roles: Rol
             assert found[3] == roles.reader
         async with writer.begin() as session:
             await bulk.delete_where(session, Note, Note.id >= 0)
+
+
+async def test_one_connection_shows_each_role_only_its_rows(roles: Roles, database_url: str) -> None:
+    """PostgreSQL plans a prepared statement again if its policies depend on another role than that of the plan."""
+    rows = [{"id": n, "tenant_id": n % 2} for n in range(10)]
+    policies = (
+        "ALTER TABLE notes ENABLE ROW LEVEL SECURITY",
+        f"CREATE POLICY all_rows ON notes TO {roles.writer} USING (true)",
+        f"CREATE POLICY own ON notes TO {roles.reader} USING (tenant_id = current_setting('app.tenant_id')::int)",
+    )
+    async with Database(database_url) as owner, owner.begin() as session:
+        await bulk.insert_many(session, Note, rows)
+        for each in policies:
+            await (await session.connection()).exec_driver_sql(each)
+    try:
+        async with (
+            Database(roles.url, role=roles.writer, pool_size=1, max_overflow=0) as database,
+            NoteView.open(database) as notes,
+        ):
+            scoped = [database.with_settings({"app.tenant_id": n}, role=roles.reader) for n in (0, 1)]
+            query = select(Note.tenant_id).where(Note.id >= 0)
+            for _ in range(8):  # PostgreSQL may use a generic plan after five executions
+                assert len(await database.read(lambda connection: _all(connection, query))) == 10
+                for tenant, own in enumerate(scoped):
+                    assert set(await own.read(lambda connection: _all(connection, query))) == {tenant}
+                    found = await notes.scoped(own).get_many([tenant, tenant + 2])
+                    assert len(found) == 2
+                    assert await notes.scoped(own).get_many([1 - tenant]) == []
+                    async with own.session() as session:
+                        assert set(await session.scalars(query)) == {tenant}
+                async with database.session() as session:
+                    assert len((await session.scalars(query)).all()) == 10
+    finally:
+        async with Database(database_url) as owner, owner.begin() as session:
+            for each in ("DROP POLICY own ON notes", "DROP POLICY all_rows ON notes", "DELETE FROM notes"):
+                await session.execute(text(each))
+            await session.execute(text("ALTER TABLE notes DISABLE ROW LEVEL SECURITY"))
+
+
+async def _all(connection: AsyncConnection, query: Select[Any]) -> Sequence[Any]:
+    return (await connection.scalars(query)).all()
 
 
 async def test_a_connection_that_replaces_a_lost_one_has_the_role(

@@ -29,8 +29,6 @@ from shop.settings import Settings
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "operations" / "roles.md"
 START_SECONDS: Final = 30
-# until a migration grants it
-RIGHTS: Final = """psql -q "$SHOP_OWNER_DATABASE_URL" -c 'GRANT SELECT ON alembic_version TO shop_system'"""
 
 
 async def execute(url: str, *statements: str) -> None:
@@ -165,7 +163,7 @@ async def test_the_steps_of_the_page_set_up_an_external_server(external: Embedde
     owner_password = "owner-password-of-this-test"
     query(external, f"ALTER ROLE shop_owner PASSWORD '{owner_password}'")
     port = find_unused_port()
-    script = f"{migrate}\n{set_password}\n{RIGHTS}\n{serve.replace('shop serve', 'exec shop serve')}"
+    script = f"{migrate}\n{set_password}\n{serve.replace('shop serve', 'exec shop serve')}"
     service = shell(external, script, OWNER_PASSWORD=owner_password, PORT=str(port), SHOP_SHUTDOWN_PAUSE="0")
     try:
         await until_ready(service, port)
