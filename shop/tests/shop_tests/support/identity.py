@@ -19,6 +19,9 @@ SIGNING_KEYS: Final = new_key()
 TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(SIGNING_KEYS))
 TEST_SIGNER: Final = TokenSigner(parse_keyring(SIGNING_KEYS))
 
+ADMIN: Final = Principal(UUID(int=0xAD), Role.ADMIN)
+"""The principal of clients that `client_of` creates, unless another one is given."""
+
 
 def sign_in(role: Role = Role.CUSTOMER, user_id: UUID | str | None = None) -> dict[str, str]:
     """The header of a principal with this role. By default it is a new user, without a row in `users`."""
