@@ -27,7 +27,10 @@ class SignInSession(UUIDv7PrimaryKey, Base):
     """A sign-in. Verifiers of access tokens read `revoked_at`."""
 
     __tablename__ = "sign_in_sessions"
-    __table_args__ = (Index("ix_sign_in_sessions_revoked_at", "revoked_at", postgresql_where="revoked_at IS NOT NULL"),)
+    __table_args__ = (
+        Index("ix_sign_in_sessions_user_id_created_at", "user_id", "created_at"),
+        Index("ix_sign_in_sessions_revoked_at", "revoked_at", postgresql_where="revoked_at IS NOT NULL"),
+    )
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())

@@ -37,6 +37,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sign_in_sessions")),
     )
+    op.create_index("ix_sign_in_sessions_user_id_created_at", "sign_in_sessions", ["user_id", "created_at"])
     op.create_index(
         "ix_sign_in_sessions_revoked_at", "sign_in_sessions", ["revoked_at"], postgresql_where="revoked_at IS NOT NULL"
     )
