@@ -34,7 +34,7 @@ _JWS: Final = jwt.PyJWS(algorithms=[_ALGORITHM])
 
 # A token has about 350 characters. A longer text is rejected before anything is computed from it.
 _MAX_CHARACTERS: Final = 1_024
-# About 700 bytes each.
+# About 540 bytes each.
 _MAX_CACHED: Final = 10_000
 
 _INVALID: Final = "the access token is invalid: sign in again"
