@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from secrets import token_hex
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -14,7 +13,10 @@ from fastapi import FastAPI
 from howdah import JsonView
 from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
+from shop.identity.api_keys.routes import router as api_key_routes
+from shop.identity.api_keys.verification import DELETE_OLD_KEYS, WRITE_LAST_USED, api_key_verifier
 from shop.identity.authenticating import build_authenticate
+from shop.identity.revocation import POLL_REVOCATIONS, revocations
 from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
@@ -55,8 +57,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
     The connection pool is opened at startup, and closed at shutdown.
     """
     chosen = settings if settings is not None else Settings()
-    keys = chosen.signing_keys.get_secret_value() if chosen.signing_keys is not None else f"default:{token_hex(32)}"
-    tokens = TokenSigner(dict(each.split(":", 1) for each in keys.split(",")))
+    tokens = TokenSigner(chosen.signing_keyring)
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION)
     configure_app(
         app,
@@ -66,8 +67,15 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         resources=[
             *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
             ledger.using(partial(Ledger, submit_timeout=chosen.submit_timeout)),
+            revocations,
+            api_key_verifier,
         ],
-        jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
+        jobs=[
+            *build_jobs(ledger, key_retention_days=chosen.key_retention_days),
+            POLL_REVOCATIONS,
+            WRITE_LAST_USED,
+            DELETE_OLD_KEYS,
+        ],
         readiness_checks=[migrations.find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
@@ -79,7 +87,7 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             max_wait_seconds=chosen.max_request_wait,
         ),
     )
-    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
+    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes, api_key_routes):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
     for problems in (ledger_problems, order_problems):
         problems.add_problem_handlers(app)

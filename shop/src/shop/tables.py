@@ -3,6 +3,8 @@
 import asyncio
 
 from howdah import Base, Database
+from shop.identity.api_keys.models import ApiKey
+from shop.identity.models import Credential, SignInSession
 from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
@@ -10,7 +12,9 @@ from shop.web.models import IdempotentRequest
 
 __all__ = [
     "Account",
+    "ApiKey",
     "Base",
+    "Credential",
     "Entry",
     "IdempotencyKey",
     "IdempotentRequest",
@@ -18,6 +22,7 @@ __all__ = [
     "OrderItem",
     "PendingTransfer",
     "Seal",
+    "SignInSession",
     "Transfer",
     "User",
     "create_tables",
