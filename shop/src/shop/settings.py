@@ -22,7 +22,7 @@ from shop.keyrings import MissingSecret, missing_secret, parse_keyring
 
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
-KEYRINGS: Final = ("signing_keys",)
+KEYRINGS: Final = ("signing_keys", "encryption_keys")
 """The settings that are keyrings: `shop.keyrings`. A service doesn't start without them."""
 
 _SECRETS_DIR: Final = "SHOP_SECRETS_DIR"
@@ -45,6 +45,29 @@ class Settings(BaseSettings):
         default=None,
         description="The keys of access tokens, as `id:secret,id:secret`. The first one signs; all of them verify. "
         "`shop new-secret` makes one",
+    )
+    encryption_keys: SecretStr | None = Field(
+        default=None,
+        description="The keys of the secrets of authenticator apps, as `id:secret,id:secret`. The first one encrypts; "
+        "all of them decrypt",
+    )
+    argon2_memory_kib: int = Field(default=19_456, ge=8, description="The memory of one password hash (Argon2id)")
+    argon2_iterations: int = Field(default=2, ge=1)
+    argon2_threads: int = Field(default=2, ge=1, description="How many passwords are hashed at once")
+    session_idle_days: float = Field(
+        default=14.0, gt=0, description="A customer's session ends if it isn't refreshed for this time"
+    )
+    session_days: float = Field(default=90.0, gt=0, description="The longest session of a customer")
+    smtp_url: SecretStr | None = Field(
+        default=None,
+        description="The mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465. "
+        "By default mails are written to the console",
+    )
+    mail_from: str = Field(default="Shop <shop@localhost>", description="The sender of mails")
+    web_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="The address of the web client. The links in mails begin with it",
     )
     data_dir: Path | None = Field(default=None, description="The directory with the data of the embedded server")
     host: str = "127.0.0.1"
@@ -117,6 +140,13 @@ class Settings(BaseSettings):
         if self.signing_keys is None:
             raise missing_secret("SHOP_SIGNING_KEYS")
         return parse_keyring(self.signing_keys.get_secret_value())
+
+    @property
+    def encryption_keyring(self) -> Mapping[str, str]:
+        """The keys of the secrets of authenticator apps. Raises `MissingSecret`."""
+        if self.encryption_keys is None:
+            raise missing_secret("SHOP_ENCRYPTION_KEYS")
+        return parse_keyring(self.encryption_keys.get_secret_value())
 
     def check_secrets(self) -> None:
         """Raise `MissingSecret` if a secret isn't set that nobody makes: see `shop.generated_secrets`."""

@@ -4,7 +4,14 @@ import asyncio
 
 from howdah import Base, Database
 from shop.identity.api_keys.models import ApiKey
-from shop.identity.models import Credential, SignInSession
+from shop.identity.models import (
+    Credential,
+    OneTimeToken,
+    RefreshToken,
+    SignInSession,
+    SignInThrottle,
+    TotpDevice,
+)
 from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
@@ -18,11 +25,15 @@ __all__ = [
     "Entry",
     "IdempotencyKey",
     "IdempotentRequest",
+    "OneTimeToken",
     "Order",
     "OrderItem",
     "PendingTransfer",
+    "RefreshToken",
     "Seal",
     "SignInSession",
+    "SignInThrottle",
+    "TotpDevice",
     "Transfer",
     "User",
     "create_tables",

@@ -16,7 +16,12 @@ from shop.settings import Settings
 SIGNING_KEYS: Final = new_key()
 """The environment variable `SHOP_SIGNING_KEYS` of a service in another process."""
 
-TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(SIGNING_KEYS))
+TEST_SETTINGS: Final = Settings(
+    signing_keys=SecretStr(SIGNING_KEYS),
+    encryption_keys=SecretStr(new_key()),
+    argon2_memory_kib=8,
+    argon2_iterations=1,
+)
 TEST_SIGNER: Final = TokenSigner(parse_keyring(SIGNING_KEYS))
 
 ADMIN: Final = Principal(UUID(int=0xAD), Role.ADMIN)
