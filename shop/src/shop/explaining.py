@@ -19,6 +19,7 @@ _CORRECTABLE: Final = {
     "CannotServe": "shop.service_login",
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
+    "MissingSecret": "shop.keyrings",
     "MissingUrl": "shop.postgres",
     "OtherServerRuns": "shop.postgres",
     "SchemaMismatch": "shop.ledger.schema",

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, MetaData, Table, event
 
 from howdah import Base
-from howdah.tenancy import RowPolicy, grants_of
+from howdah.tenancy import RowPolicy, TableGrant, grants_of
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE, USER_SETTING, role_statements
 
 # After a transaction with the setting, PostgreSQL returns '' for it in the same session.
@@ -39,6 +39,14 @@ def staff_and_system() -> tuple[RowPolicy, RowPolicy]:
     return (
         RowPolicy("staff", using="true", roles=[STAFF_ROLE]),
         RowPolicy("system", using="true", roles=[SYSTEM_ROLE]),
+    )
+
+
+def system_only() -> tuple[RowPolicy, TableGrant]:
+    """Only the system reads and writes the table: passwords, sessions, tokens."""
+    return (
+        RowPolicy("system", using="true", roles=[SYSTEM_ROLE]),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT", "UPDATE", "DELETE"),
     )
 
 

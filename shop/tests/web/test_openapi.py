@@ -12,11 +12,12 @@ import pytest
 
 from shop.app import create_app
 from shop_tests.support.factories import make_user
+from shop_tests.support.identity import TEST_SETTINGS
 
 
 @pytest.fixture(scope="module")
 def description() -> dict[str, Any]:
-    return create_app("postgresql://unused/").openapi()
+    return create_app("postgresql://unused/", TEST_SETTINGS).openapi()
 
 
 def operations(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -28,7 +28,8 @@ class User(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
         *staff_and_system(),
         TableGrant(CUSTOMER_ROLE, "SELECT"),
         TableGrant(CUSTOMER_ROLE, "UPDATE", columns=["name", "country", "updated_at", "version"]),
-        TableGrant(STAFF_ROLE, "SELECT", "INSERT", "UPDATE", "DELETE"),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT", "DELETE"),
+        TableGrant(STAFF_ROLE, "UPDATE", columns=["email", "name", "country", "updated_at", "version"]),
         TableGrant(SYSTEM_ROLE, "SELECT", "INSERT", "UPDATE"),
     )
 

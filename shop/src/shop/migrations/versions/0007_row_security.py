@@ -19,14 +19,21 @@ depends_on = None
 
 _TABLES = (
     "accounts",
+    "api_keys",
     "audit_events",
+    "credentials",
     "entries",
     "idempotency_keys",
     "idempotent_requests",
+    "one_time_tokens",
     "order_items",
     "orders",
     "pending_transfers",
+    "refresh_tokens",
     "seals",
+    "sign_in_sessions",
+    "sign_in_throttles",
+    "totp_devices",
     "transfers",
     "users",
 )

@@ -14,6 +14,22 @@ GRANT UPDATE (name, metadata, state, overdraft_limit, balance_limit, updated_at)
 GRANT SELECT, INSERT ON accounts TO shop_system;
 GRANT UPDATE (held, updated_at) ON accounts TO shop_system;
 
+ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY;
+ALTER TABLE api_keys FORCE ROW LEVEL SECURITY;
+CREATE POLICY customers_read ON api_keys FOR SELECT TO shop_customer USING (user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid));
+CREATE POLICY customers_insert ON api_keys FOR INSERT TO shop_customer WITH CHECK (user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid));
+CREATE POLICY customers_update ON api_keys FOR UPDATE TO shop_customer USING (user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid));
+CREATE POLICY staff ON api_keys TO shop_staff USING (true);
+CREATE POLICY system ON api_keys TO shop_system USING (true);
+GRANT SELECT (id, user_id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at) ON api_keys TO shop_customer;
+GRANT INSERT ON api_keys TO shop_customer;
+GRANT UPDATE (revoked_at) ON api_keys TO shop_customer;
+GRANT SELECT (id, user_id, name, prefix, scopes, created_at, expires_at, last_used_at, revoked_at) ON api_keys TO shop_staff;
+GRANT INSERT ON api_keys TO shop_staff;
+GRANT UPDATE (revoked_at) ON api_keys TO shop_staff;
+GRANT SELECT, DELETE ON api_keys TO shop_system;
+GRANT UPDATE (last_used_at, revoked_at) ON api_keys TO shop_system;
+
 ALTER TABLE audit_events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE audit_events FORCE ROW LEVEL SECURITY;
 CREATE POLICY customers_insert ON audit_events FOR INSERT TO shop_customer WITH CHECK (actor_user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid) AND actor_role = 'customer');
@@ -22,6 +38,11 @@ CREATE POLICY system ON audit_events TO shop_system USING (true);
 GRANT INSERT ON audit_events TO shop_customer;
 GRANT SELECT, INSERT ON audit_events TO shop_staff;
 GRANT SELECT, INSERT ON audit_events TO shop_system;
+
+ALTER TABLE credentials ENABLE ROW LEVEL SECURITY;
+ALTER TABLE credentials FORCE ROW LEVEL SECURITY;
+CREATE POLICY system ON credentials TO shop_system USING (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON credentials TO shop_system;
 
 ALTER TABLE entries ENABLE ROW LEVEL SECURITY;
 ALTER TABLE entries FORCE ROW LEVEL SECURITY;
@@ -58,6 +79,11 @@ GRANT UPDATE (fingerprint, status, headers, body) ON idempotent_requests TO shop
 GRANT SELECT, INSERT, DELETE ON idempotent_requests TO shop_system;
 GRANT UPDATE (fingerprint, status, headers, body) ON idempotent_requests TO shop_system;
 
+ALTER TABLE one_time_tokens ENABLE ROW LEVEL SECURITY;
+ALTER TABLE one_time_tokens FORCE ROW LEVEL SECURITY;
+CREATE POLICY system ON one_time_tokens TO shop_system USING (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON one_time_tokens TO shop_system;
+
 ALTER TABLE order_items ENABLE ROW LEVEL SECURITY;
 ALTER TABLE order_items FORCE ROW LEVEL SECURITY;
 CREATE POLICY customers_read ON order_items FOR SELECT TO shop_customer USING (EXISTS (SELECT FROM orders WHERE orders.id = order_items.order_id AND orders.user_id = CAST(NULLIF(current_setting('app.user_id', true), '') AS uuid)));
@@ -90,12 +116,32 @@ GRANT SELECT ON pending_transfers TO shop_staff;
 GRANT SELECT, INSERT ON pending_transfers TO shop_system;
 GRANT UPDATE (state, settled_at, settled_by) ON pending_transfers TO shop_system;
 
+ALTER TABLE refresh_tokens ENABLE ROW LEVEL SECURITY;
+ALTER TABLE refresh_tokens FORCE ROW LEVEL SECURITY;
+CREATE POLICY system ON refresh_tokens TO shop_system USING (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON refresh_tokens TO shop_system;
+
 ALTER TABLE seals ENABLE ROW LEVEL SECURITY;
 ALTER TABLE seals FORCE ROW LEVEL SECURITY;
 CREATE POLICY staff ON seals TO shop_staff USING (true);
 CREATE POLICY system ON seals TO shop_system USING (true);
 GRANT SELECT ON seals TO shop_staff;
 GRANT SELECT ON seals TO shop_system;
+
+ALTER TABLE sign_in_sessions ENABLE ROW LEVEL SECURITY;
+ALTER TABLE sign_in_sessions FORCE ROW LEVEL SECURITY;
+CREATE POLICY system ON sign_in_sessions TO shop_system USING (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON sign_in_sessions TO shop_system;
+
+ALTER TABLE sign_in_throttles ENABLE ROW LEVEL SECURITY;
+ALTER TABLE sign_in_throttles FORCE ROW LEVEL SECURITY;
+CREATE POLICY system ON sign_in_throttles TO shop_system USING (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON sign_in_throttles TO shop_system;
+
+ALTER TABLE totp_devices ENABLE ROW LEVEL SECURITY;
+ALTER TABLE totp_devices FORCE ROW LEVEL SECURITY;
+CREATE POLICY system ON totp_devices TO shop_system USING (true);
+GRANT SELECT, INSERT, UPDATE, DELETE ON totp_devices TO shop_system;
 
 ALTER TABLE transfers ENABLE ROW LEVEL SECURITY;
 ALTER TABLE transfers FORCE ROW LEVEL SECURITY;
@@ -114,5 +160,6 @@ CREATE POLICY staff ON users TO shop_staff USING (true);
 CREATE POLICY system ON users TO shop_system USING (true);
 GRANT SELECT ON users TO shop_customer;
 GRANT UPDATE (name, country, updated_at, version) ON users TO shop_customer;
-GRANT SELECT, INSERT, UPDATE, DELETE ON users TO shop_staff;
+GRANT SELECT, INSERT, DELETE ON users TO shop_staff;
+GRANT UPDATE (email, name, country, updated_at, version) ON users TO shop_staff;
 GRANT SELECT, INSERT, UPDATE ON users TO shop_system;
