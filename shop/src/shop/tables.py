@@ -20,8 +20,8 @@ from shop.web.models import IdempotentRequest
 
 __all__ = [
     "Account",
-    "AuditEvent",
     "ApiKey",
+    "AuditEvent",
     "Base",
     "Credential",
     "Entry",
