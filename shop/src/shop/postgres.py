@@ -198,6 +198,7 @@ def open_database(
         lock_timeout=settings.lock_timeout,
         application_name=application_name,
         role=role,
+        copy=False,  # PostgreSQL rejects COPY for a role that row-level security applies to
     )
 
 
