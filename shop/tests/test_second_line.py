@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -14,17 +14,21 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
-from howdah import Database, InvalidStatement
+from howdah import Database, InvalidStatement, paginate
 from howdah.fastapi import AccessRule
 from howdah.tenancy import grants_of, policies_of, role_in
 from shop import migrations
 from shop.ledger import group_commit, posting
+from shop.ledger.account_queries import select_entries
 from shop.ledger.http.rules import CustomerFields, OwnTransfers
+from shop.ledger.transfer_queries import select_transfers
 from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE
 from shop.tables import Base
 from shop.web.access import OwnRows, Permission
 from shop_tests.support.factories import make_account
 from shop_tests.support.http_service import create_service, http_client
+from shop_tests.support.large_ledger import create_large_ledger
+from shop_tests.support.query_plans import explain
 from shop_tests.support.second_line import (
     AMOUNT,
     SECRET,
@@ -210,3 +214,20 @@ async def test_an_own_temporary_table_is_refused_in_a_migrated_database(empty_ur
     async with database, database.with_settings(role=CUSTOMER_ROLE).session() as session:
         with pytest.raises(InvalidStatement, match="permission denied to create temporary tables"):
             await session.execute(text("CREATE TEMPORARY TABLE accounts (id uuid)"))
+
+
+async def test_the_policies_leave_a_customers_lists_their_indexes(session: AsyncSession) -> None:
+    account_id, user_id = await create_large_ledger(session), uuid4()
+    await session.execute(
+        text("UPDATE accounts SET user_id = :user WHERE id = :id"), {"user": user_id, "id": account_id}
+    )
+    await session.execute(text("SELECT set_config('app.user_id', :id, true)"), {"id": str(user_id)})
+    async with role_in(session, CUSTOMER_ROLE):
+        for query in (
+            select_entries(account_id),
+            select_transfers(scope="", account_id=account_id, customer=user_id),
+            select_transfers(scope="", customer=user_id),
+        ):
+            nodes = await explain(session, lambda query=query: paginate(session, query, limit=20))
+            scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
+            assert scanned <= {"accounts", "pending_transfers"}  # these are small here
