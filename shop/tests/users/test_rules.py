@@ -14,6 +14,7 @@ from shop.users import rules
 from shop_tests.support.factories import make_order, make_user
 from shop_tests.support.identity import sign_in
 from shop_tests.support.problems import assert_problem, assert_same_problem
+from shop_tests.support.row_security import disable_row_security
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 GRACE = {"email": "grace@example.com", "name": "Grace"}
@@ -116,6 +117,7 @@ async def test_control_without_the_rule_a_customer_reads_and_lists_others(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await make_user(client), await make_user(client)
+    disable_row_security(monkeypatch)
     monkeypatch.setattr(rules.OWN_USERS, "find_customer", lambda principal: None)
     own = as_customer(ada)
     assert len((await client.get("/users", headers=own)).json()["items"]) == 2
