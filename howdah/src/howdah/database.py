@@ -17,6 +17,7 @@ from howdah._connections.aborted_transactions import raise_errors_again
 from howdah._connections.discarding import check_server, discard_unusable_connections
 from howdah._connections.driver import CloseLimit
 from howdah._connections.kept import KeptConnections
+from howdah._connections.names import SettingValue
 from howdah._connections.options import (
     COMMIT_EACH,
     EngineOptions,
@@ -30,7 +31,6 @@ from howdah._connections.pool import BoundedPool, PoolState, PoolStatus, count_o
 from howdah._connections.sessions import new_session_factory, set_read_only
 from howdah._connections.settings import (
     NO_SETTINGS,
-    SettingValue,
     TransactionSettings,
     apply_in_block,
     apply_in_session,

@@ -119,7 +119,7 @@ def create_admin_command(
 
     from shop import migrations
     from shop.identity.bootstrap import create_admin, describe_one_time_sign_in
-    from shop.postgres import open_database, open_running_location, report_location
+    from shop.postgres import open_owner_database, open_running_location, report_location
     from shop.settings import Settings
     from shop.users.schemas import Email
 
@@ -131,7 +131,7 @@ def create_admin_command(
         raise typer.BadParameter(error.errors()[0]["msg"], param_hint="EMAIL") from error
 
     async def run(url: str) -> str:
-        async with open_database(url, settings, application_name="shop create-admin") as database:
+        async with open_owner_database(url, settings, application_name="shop create-admin") as database:
             return await create_admin(database, email)
 
     with open_running_location(settings) as location:

@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from howdah._connections.driver import CloseLimit
 from howdah._connections.hosts import Hosts
+from howdah._connections.names import check_role_name, quote_literal
 from howdah._connections.pool import CONNECTION_ERRORS
-from howdah._connections.settings import SettingsConnection, check_role_name, quote_literal
+from howdah._connections.settings import SettingsConnection
 
 Pooler = Literal["transaction"]
 

@@ -7,13 +7,10 @@ which appends them to its BEGIN. PostgreSQL undoes them at the end of the transa
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any, Final, TypeAlias, TypeVar
-from uuid import UUID
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import Connection, Engine, event
@@ -21,6 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from howdah._connections.driver import BoundedConnection
+from howdah._connections.names import (
+    SettingValue,
+    check_identifier,
+    check_role_name,
+    check_setting_name,
+    check_value,
+    quote_identifier,
+    quote_literal,
+    quote_setting,
+)
 from howdah._driver_errors import DRIVER_ERRORS, mark_rejected_settings
 from howdah._error_translation import raise_for_statement
 from howdah._sqlalchemy import forget_transaction
@@ -28,7 +35,6 @@ from howdah._sqlalchemy import forget_transaction
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
 ResultT = TypeVar("ResultT")
-SettingValue: TypeAlias = str | int | UUID
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _EXPLANATION: Final = (
@@ -38,24 +44,6 @@ _EXPLANATION: Final = (
 
 # The execution option of an engine whose transactions begin with settings.
 SETTINGS_OPTION: Final = "howdah_settings"
-
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
-_BY_KEYWORD: Final = {"role": "role=...", "search_path": "search_path=[...]"}
-_BY_METHOD: Final = "session(isolation_level=..., read_only=...)"
-# Settings that this library relies on, and settings that switch a protection off.
-_REJECTED: Final = {
-    **dict.fromkeys(
-        ("client_encoding", "datestyle", "extra_float_digits", "intervalstyle", "standard_conforming_strings"),
-        "the library depends on its present value",
-    ),
-    "timezone": "all sessions are in UTC",
-    "row_security": "it would disable row-level security, or make queries fail",
-    "session_authorization": "use role=... instead",
-    "session_replication_role": "it would switch off triggers and foreign keys",
-    "transaction_isolation": f"use {_BY_METHOD}",
-    "transaction_read_only": f"use {_BY_METHOD}",
-    "transaction_deferrable": f"use {_BY_METHOD}",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +60,7 @@ class TransactionSettings:
     def __post_init__(self) -> None:
         # SET takes no snapshot, unlike SELECT set_config(...). So LOCK TABLE can still be the first statement of a
         # REPEATABLE READ transaction.
-        parts = [f"SET LOCAL {_quote_setting(name)} = {quote_literal(value)}" for name, value in self.values]
+        parts = [f"SET LOCAL {quote_setting(name)} = {quote_literal(value)}" for name, value in self.values]
         if self.search_path:
             parts.append(f"SET LOCAL search_path = {', '.join(map(quote_literal, self.search_path))}")
         if self.role is not None:  # last, because the role may not be allowed to change the other settings
@@ -89,7 +77,7 @@ class TransactionSettings:
         """A copy with these settings added or replaced. Raises `TypeError` and `ValueError`."""
         if isinstance(search_path, str):
             raise TypeError(f"search_path must be a list of schemas, not the text {search_path!r}")
-        checked = {check_setting_name(name): _check_value(name, each) for name, each in values.items()}
+        checked = {check_setting_name(name): check_value(name, each) for name, each in values.items()}
         for each in search_path:
             check_identifier("search_path", each)
         if role is not None:
@@ -105,7 +93,7 @@ class TransactionSettings:
         """The names and values for `set_config`, in the order in which they must be set."""
         found = list(self.values)
         if self.search_path:
-            found.append(("search_path", ", ".join(map(_quote_identifier, self.search_path))))
+            found.append(("search_path", ", ".join(map(quote_identifier, self.search_path))))
         if self.role is not None:
             found.append(("role", self.role))
         return found
@@ -333,72 +321,3 @@ async def apply_in_block(connection: AsyncConnection, settings: TransactionSetti
                 await connection.execution_options(schema_translate_map=earlier_map)
             raise
         await connection.run_sync(lambda _connection: restore())
-
-
-# --- Names and values ------------------------------------------------------------------------------------------------
-
-
-def quote_literal(value: str) -> str:
-    """The value as an SQL string constant, which is valid with any `standard_conforming_strings`."""
-    quoted = "'" + value.replace("'", "''") + "'"
-    return "E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
-
-
-def _quote_identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-@lru_cache(maxsize=256)
-def _quote_setting(name: str) -> str:
-    return ".".join(map(_quote_identifier, name.split(".")))
-
-
-@lru_cache(maxsize=256)  # the names are constants of the application
-def check_setting_name(name: object) -> str:
-    """The name in lower case. Raises `ValueError` for an invalid name, or for a setting that can't be set."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} isn't the name of a setting: use letters, digits and '_', such as 'app.tenant_id'")
-    folded = name.lower()
-    if folded in _BY_KEYWORD:
-        raise ValueError(f"{name!r} can't be set here: pass {_BY_KEYWORD[folded]} to with_settings()")
-    if folded in _REJECTED:
-        raise ValueError(f"{name!r} can't be set for a transaction: {_REJECTED[folded]}")
-    return folded
-
-
-def _check_value(name: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | UUID):
-        raise TypeError(
-            f"the setting {name!r} must be a str, int or UUID, not {type(value).__name__}: reject a caller without "
-            "a value before you call with_settings()"
-        )
-    text = str(value)
-    if not text and "." in name:
-        raise ValueError(f"the setting {name!r} is empty, which PostgreSQL can't tell from a setting that isn't set")
-    _check_text(f"the setting {name!r}", text)
-    return text
-
-
-def check_identifier(kind: str, value: object) -> None:
-    """Raise `TypeError` or `ValueError` if the value can't be the name of a role or a schema."""
-    if not isinstance(value, str):
-        raise TypeError(f"{kind} must be a name, not a {type(value).__name__}")
-    if not value or len(value.encode(errors="replace")) > 63:
-        raise ValueError(f"{kind} must be a name of 1 to 63 bytes, not {value!r}")
-    _check_text(kind, value)
-
-
-def check_role_name(role: object) -> None:
-    """Raise `TypeError` or `ValueError` if transactions can't have this role."""
-    check_identifier("role", role)
-    if str(role).lower() == "none":
-        raise ValueError("role can't be 'none': PostgreSQL would use the login role. Leave role out instead")
-
-
-def _check_text(what: str, text: str) -> None:
-    if "\x00" in text:
-        raise ValueError(f"{what} contains a NUL character, which PostgreSQL can't store")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} isn't valid Unicode: it contains a surrogate") from error

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from sqlalchemy import DDL, Connection, Table, event
 
-from howdah._connections.settings import check_identifier
+from howdah._connections.names import check_identifier
 from howdah._sqlalchemy import TableItem
 from howdah.tenancy.policies import quote_name, quote_table
 

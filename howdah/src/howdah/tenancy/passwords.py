@@ -8,7 +8,7 @@ import hmac
 import os
 from typing import Final
 
-from howdah._connections.settings import check_identifier, quote_literal
+from howdah._connections.names import check_identifier, quote_literal
 from howdah.tenancy.policies import quote_name
 
 MIN_PASSWORD_CHARACTERS: Final = 16

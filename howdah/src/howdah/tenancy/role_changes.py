@@ -10,7 +10,8 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from howdah._connections.settings import SETTINGS_COMMENT, check_identifier
+from howdah._connections.names import check_identifier
+from howdah._connections.settings import SETTINGS_COMMENT
 from howdah.errors import DatabaseError
 
 # The earlier role is read before it is replaced.

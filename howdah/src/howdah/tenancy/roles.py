@@ -14,7 +14,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah._connections.settings import check_identifier, quote_literal
+from howdah._connections.names import check_identifier, quote_literal
 from howdah.tenancy.policies import quote_name
 from howdah.tenancy.role_checks import check_attributes
 
