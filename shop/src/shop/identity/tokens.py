@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import orjson
 from joserfc import jws
@@ -80,14 +80,16 @@ class TokenSigner:
         self._keys_by_header = {_first_segment(key_id): key for key_id, key in imported.items()}
 
     def sign(self, principal: Principal, *, now: datetime | None = None) -> str:
-        """An access token for this session."""
+        """An access token for the session of the principal. Raises `ValueError` without one: it couldn't be revoked."""
+        if principal.session_id is None:
+            raise ValueError("an access token belongs to a session: the principal has none")
         issued_at = int(self._clock() if now is None else now.timestamp())
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": str(principal.user_id),
             "role": principal.role,
-            "sid": str(principal.session_id or uuid4()),
+            "sid": str(principal.session_id),
             "iat": issued_at,
             "exp": issued_at + self._lifetime,
         }
