@@ -387,3 +387,9 @@ async def test_old_keys_are_deleted(stored: Database) -> None:
         long_ago = func.statement_timestamp() - timedelta(days=91)
         await session.execute(update(ApiKey).where(ApiKey.prefix == revoked.prefix).values(revoked_at=long_ago))
     assert await delete_old_keys(stored, older_than=timedelta(days=90)) == 2
+
+
+def test_the_hash_of_a_key_is_not_selected_with_its_row() -> None:
+    # the roles of customers and of the staff have no right to read it
+    assert "prefix" in str(select(ApiKey))
+    assert "secret_hash" not in str(select(ApiKey))
