@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -228,6 +229,6 @@ async def test_the_policies_leave_a_customers_lists_their_indexes(session: Async
             select_transfers(scope="", account_id=account_id, customer=user_id),
             select_transfers(scope="", customer=user_id),
         ):
-            nodes = await explain(session, lambda query=query: paginate(session, query, limit=20))
+            nodes = await explain(session, partial(paginate, session, query, limit=20))
             scanned = {node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"}
             assert scanned <= {"accounts", "pending_transfers"}  # these are small here
