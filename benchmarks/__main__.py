@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import results
+from benchmarks.authentication import Authentication
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
@@ -25,6 +26,7 @@ from benchmarks.pages import Pages
 from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
 from benchmarks.retail_import import RetailImport
+from benchmarks.roles import Roles
 from benchmarks.runner import Options, run_comparisons
 from benchmarks.slow_clients import SlowClients
 from benchmarks.summary import Summary
@@ -42,10 +44,12 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Pages,
     Summary,
     Overhead,
+    Roles,
     Pool,
     PoolWaits,
     GetUser,
     Servers,
+    Authentication,
     Transfers,
     TransfersOverHttp,
     SlowClients,

@@ -248,7 +248,7 @@ def _measure_check(server: ShopServer) -> CheckRun:
     output_file = server.folder / "check.output"
     with output_file.open("wb") as output:  # a full pipe would block the process
         process = subprocess.Popen(
-            [*SHOP, "check"], env=os.environ | {"SHOP_DATABASE_URL": server.url}, stdout=output, stderr=output
+            [*SHOP, "check"], env=os.environ | {"SHOP_OWNER_DATABASE_URL": server.url}, stdout=output, stderr=output
         )
         client = psutil.Process(process.pid)
         while process.poll() is None:

@@ -17,6 +17,9 @@ from uuid import uuid4
 
 import httpx
 
+from shop.postgres import as_service_login
+from soak.identity import SIGNING_KEYS
+
 SHOP: Final = (sys.executable, "-c", "from shop.cli import main; main()")
 """The command `shop`, run by the current Python interpreter."""
 
@@ -27,8 +30,8 @@ _STOP_TIMEOUT_SECONDS = 60
 class Service:
     """`shop serve` on a free port. After a restart the port is the same.
 
-    `settings` are environment variables. `open_log` opens a file descriptor for the log of a new process; by default
-    the process writes to the file `log`.
+    `database_url` has the login of the owner. `settings` are environment variables. `open_log` opens a file descriptor
+    for the log of a new process; by default the process writes to the file `log`.
     """
 
     def __init__(
@@ -38,7 +41,10 @@ class Service:
             self.port: int = unused.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self._environment = os.environ | {
-            "SHOP_DATABASE_URL": database_url,
+            "SHOP_DATABASE_URL": as_service_login(database_url),
+            "SHOP_OWNER_DATABASE_URL": database_url,
+            "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+            "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
             "SHOP_LOG_FORMAT": "json",
             "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
             **settings,

@@ -60,6 +60,9 @@ async def test_sqlalchemy_can_connect_with_the_url(used_data: Path, home: Path, 
 def test_a_plain_path_is_in_the_url_unchanged(used_data: Path) -> None:
     with EmbeddedPostgres(used_data) as server:
         assert server.url() == f"postgresql+asyncpg://postgres@/postgres?host={used_data}"
+        query(server, "CREATE ROLE app LOGIN")
+        assert query(server, "SELECT 1") == "1"
+        assert server.url("shop", user="app") == f"postgresql+asyncpg://app@/shop?host={used_data}"
 
 
 def test_there_is_no_url_before_the_start(used_data: Path) -> None:

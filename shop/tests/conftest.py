@@ -12,10 +12,10 @@ import structlog
 from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, read_whole_catalog
 from shop import migrations
-from shop.app import create_app
+from shop.postgres import as_service_login
 from shop.tables import create_tables
 from shop_tests.support.empty_database import empty_database
-from shop_tests.support.http_service import client_of, serve_in_thread
+from shop_tests.support.http_service import client_of, create_service, serve_in_thread
 from shop_tests.support.openapi import assert_matches_openapi
 from shop_tests.support.trigger_bypass import empty_tables
 
@@ -53,9 +53,15 @@ def created_catalog(postgres_url: str) -> dict[str, CatalogEntry]:
 
 
 @pytest.fixture(scope="session")
-def service(database_url: str) -> Iterator[str]:
+def service_url(database_url: str) -> str:
+    """The URL of the same database as `database_url`, with the login of the service."""
+    return as_service_login(database_url)
+
+
+@pytest.fixture(scope="session")
+def service(service_url: str) -> Iterator[str]:
     """The address of a service that all tests of this pytest worker share."""
-    with serve_in_thread(create_app(database_url)) as address:
+    with serve_in_thread(create_service(service_url)) as address:
         yield address
 
 
@@ -73,6 +79,6 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
 
 @pytest_asyncio.fixture
 async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of that service, which compares each response with the OpenAPI description."""
+    """A client of that service, signed in as an admin. It compares each response with the OpenAPI description."""
     async with client_of(service, event_hooks={"response": [assert_matches_openapi]}) as client:
         yield client

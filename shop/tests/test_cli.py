@@ -19,6 +19,8 @@ from howdah import Database
 from shop.cli import app
 from shop.demo import create_demo
 from shop.ledger.check import STEPS
+from shop.postgres import as_service_login
+from shop_tests.support.identity import SIGNING_KEYS
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
@@ -33,7 +35,12 @@ def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProce
     """Run the command in another process. `serve` needs one: it sets a signal handler and the garbage collector."""
     return subprocess.run(
         [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
-        env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},
+        env={
+            **os.environ,
+            "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+            "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+            **{f"SHOP_{name}": value for name, value in variables.items()},
+        },
         capture_output=True,
         text=True,
         timeout=60,
@@ -75,7 +82,7 @@ def test_an_unreachable_database_is_reported_in_one_line(
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "retail.csv"
     file.write_text("Invoice,StockCode,Description,Quantity,InvoiceDate,Price,Customer ID,Country\n")
-    finished = shop(*command.replace("FILE", str(file)).split(), DATABASE_URL=NOWHERE)
+    finished = shop(*command.replace("FILE", str(file)).split(), OWNER_DATABASE_URL=NOWHERE)
     assert finished.exit_code == 1
     database, problem = finished.stderr.splitlines()
     assert database == "database: shop on 127.0.0.1:1"
@@ -133,22 +140,39 @@ def test_a_used_port_is_reported_in_one_line() -> None:
     )
 
 
+def test_serve_refuses_the_login_of_the_owner_in_one_line(committed_url: str) -> None:
+    finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
+    assert finished.returncode == 1
+    problem = finished.stderr.splitlines()[-1]
+    assert problem.startswith("the service doesn't start: the role 'postgres' is a superuser, and policies don't apply")
+    assert "Traceback" not in finished.stderr
+
+
+def test_create_login_names_the_variable_that_is_missing() -> None:
+    finished = shop("create-login", OWNER_DATABASE_URL=NOWHERE)
+    assert finished.exit_code == 1
+    assert finished.stderr.splitlines()[-1].startswith("SHOP_DATABASE_URL isn't set")
+    finished = shop("create-login", DATABASE_URL=NOWHERE)
+    assert finished.stderr.splitlines()[-1].endswith("set SHOP_OWNER_DATABASE_URL")
+    assert "secret" not in finished.output
+
+
 def test_an_unknown_revision_is_reported_in_one_line(committed_url: str) -> None:
-    finished = shop("migrate", "--downgrade", "nonsense", DATABASE_URL=committed_url)
+    finished = shop("migrate", "--downgrade", "nonsense", OWNER_DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert finished.stderr.splitlines()[-1] == "Can't locate revision identified by 'nonsense'"
 
 
 def test_check_reports_no_faults_or_ends_with_exit_code_1(committed_url: str) -> None:
-    assert shop("create-demo", "--users", "3", DATABASE_URL=committed_url).exit_code == 0
-    finished = shop("check", DATABASE_URL=committed_url)
+    assert shop("create-demo", "--users", "3", OWNER_DATABASE_URL=committed_url).exit_code == 0
+    finished = shop("check", OWNER_DATABASE_URL=committed_url)
     assert finished.exit_code == 0
     counts, seal, verdict = finished.stdout.splitlines()
     assert (counts, verdict) == ("4 accounts, 3 transfers, 6 entries", "no faults found")
     assert re.fullmatch(r"the seal of the ledger is [1-9]\d*:[0-9a-f]{64}", seal)
     assert f"{len(STEPS)}/{len(STEPS)}" in finished.stderr
     execute(committed_url, "UPDATE accounts SET held = 1 WHERE purpose IS NULL")
-    finished = shop("check", DATABASE_URL=committed_url)
+    finished = shop("check", OWNER_DATABASE_URL=committed_url)
     assert (finished.exit_code, finished.stdout.splitlines()) == (1, [counts, seal])
     assert "held amounts differ from the pending transfers:\n  account " in finished.stderr
     assert finished.stderr.count(": 1 held, 0 pending\n") == 3
@@ -156,23 +180,25 @@ def test_check_reports_no_faults_or_ends_with_exit_code_1(committed_url: str) ->
 
 def test_check_compares_the_ledger_with_an_earlier_seal(committed_url: str) -> None:
     add_demo(committed_url, users=2, seed=1)
-    seal = shop("check", DATABASE_URL=committed_url).stdout.splitlines()[1].split()[-1]
+    seal = shop("check", OWNER_DATABASE_URL=committed_url).stdout.splitlines()[1].split()[-1]
     add_demo(committed_url, users=2, seed=2)
-    assert shop("check", "--seal", seal, DATABASE_URL=committed_url).exit_code == 0
-    finished = shop("check", "--seal", f"1{seal}", DATABASE_URL=committed_url)
+    assert shop("check", "--seal", seal, OWNER_DATABASE_URL=committed_url).exit_code == 0
+    finished = shop("check", "--seal", f"1{seal}", OWNER_DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert f"the chain of seals doesn't contain this seal:\n  1{seal}\n" in finished.stderr
 
 
 def test_an_invalid_seal_is_reported_before_the_database_is_read() -> None:
-    finished = shop("check", "--seal", "nonsense", DATABASE_URL=NOWHERE)
+    finished = shop("check", "--seal", "nonsense", OWNER_DATABASE_URL=NOWHERE)
     assert finished.exit_code == 2
     assert "POSITION:HASH" in finished.stderr
 
 
 def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
     execute(committed_url, "ALTER TABLE transfers DISABLE TRIGGER post_transfers")
-    finished = shop_process("serve", "--port", "0", DATABASE_URL=committed_url)
+    finished = shop_process(
+        "serve", "--port", "0", DATABASE_URL=as_service_login(committed_url), OWNER_DATABASE_URL=committed_url
+    )
     assert finished.returncode == 1
     assert finished.stderr.splitlines()[-1].startswith(
         "the database differs from the ledger's schema: trigger post_transfers on transfers: disabled. Restore"
@@ -190,7 +216,7 @@ def test_a_database_without_a_trigger_is_not_served(committed_url: str) -> None:
 )
 def test_check_continues_if_a_function_or_table_is_missing(committed_url: str, change: str, missing: str) -> None:
     execute(committed_url, change)
-    finished = shop("check", "--seal", "1:" + 64 * "a", DATABASE_URL=committed_url)
+    finished = shop("check", "--seal", "1:" + 64 * "a", OWNER_DATABASE_URL=committed_url)
     assert finished.exit_code == 1
     assert missing in finished.stderr
     assert "the chain of seals doesn't contain this seal:" in finished.stderr

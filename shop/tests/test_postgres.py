@@ -11,7 +11,13 @@ from howdah.embedded import EmbeddedPostgres
 from howdah_tests.support.embedded_servers import open_folder
 from shop import postgres
 from shop.cli import app
-from shop.postgres import describe_location, find_running_services
+from shop.postgres import (
+    MissingUrl,
+    describe_location,
+    find_running_services,
+    open_location,
+    open_service_location,
+)
 from shop.settings import Settings
 
 
@@ -20,6 +26,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedPostgres]:
     """The running server of a service with its own data directory. No other server is found."""
     monkeypatch.delenv("SHOP_DATA_DIR", raising=False)
     monkeypatch.delenv("SHOP_DATABASE_URL", raising=False)
+    monkeypatch.delenv("SHOP_OWNER_DATABASE_URL", raising=False)
     with open_folder() as folder:
         monkeypatch.setattr("howdah.embedded.server.default_data_dir", lambda _version: folder / "default")
         monkeypatch.setattr(postgres, "running_data_dirs", lambda: [folder / "service"])
@@ -62,6 +69,34 @@ def test_a_server_without_a_database_of_shop_is_no_service(monkeypatch: pytest.M
             assert find_running_services() == [folder / "data"]
 
 
+def test_the_logins_of_the_embedded_server_follow_from_each_other(service: EmbeddedPostgres) -> None:
+    settings = Settings(data_dir=service.data_dir)
+    with open_service_location(settings) as location, open_location(settings) as of_owner:
+        assert location.owner_url == of_owner.url == service.url("shop")
+        assert location.url == service.url("shop", user="shop_service")
+
+
+def test_a_url_of_the_wrong_login_is_not_used() -> None:
+    only_service = Settings(database_url="postgresql://shop_service@db/shop")
+    only_owner = Settings(owner_database_url="postgresql://owner:secret@db/shop")
+    with pytest.raises(MissingUrl, match="set SHOP_OWNER_DATABASE_URL"), open_location(only_service):
+        pass
+    of_the_service = "set SHOP_DATABASE_URL to a URL that logs in as shop_service"
+    with pytest.raises(MissingUrl, match=of_the_service), open_service_location(only_owner):
+        pass
+    with open_service_location(only_service) as location:
+        assert location.owner_url is None
+    with open_location(only_owner) as of_owner:
+        assert of_owner.url == "postgresql+asyncpg://owner:secret@db/shop"
+        assert "secret" not in repr(of_owner)
+
+
+def test_the_service_and_the_owner_may_have_different_addresses() -> None:
+    settings = Settings(database_url="postgresql://pooler/shop", owner_database_url="postgresql://db/shop")
+    assert describe_location(settings) == "shop on db"
+    assert describe_location(settings, is_service=True) == "shop on pooler"
+
+
 @pytest.mark.parametrize(
     ("url", "where"),
     [
@@ -72,3 +107,4 @@ def test_a_server_without_a_database_of_shop_is_no_service(monkeypatch: pytest.M
 )
 def test_a_location_is_described_without_its_password(url: str, where: str) -> None:
     assert describe_location(Settings(database_url=url)) == where
+    assert describe_location(Settings(owner_database_url=url), is_service=True) == where

@@ -29,6 +29,8 @@ def test_each_setting_is_read_from_an_environment_variable(monkeypatch: pytest.M
         ("DATABASE_URL", "somewhere"),
         ("DATABASE_URL", "mysql://db/shop"),
         ("DATABASE_URL", "postgresql://db:port/shop"),
+        ("OWNER_DATABASE_URL", "mysql://db/shop"),
+        ("SYSTEM_POOL_SIZE", "3"),
     ],
 )
 def test_an_invalid_setting_is_rejected(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -41,6 +43,12 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SHOP_DATABASE_URL", "")
     monkeypatch.setenv("SHOP_DATA_DIR", "")
     assert (Settings().database_url, Settings().data_dir) == (None, None)
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = Settings(database_url="postgresql://a:secret@db/a", owner_database_url="postgresql://b:secret@db/a")
+    assert "secret" not in repr(settings)
+    assert "secret" not in str(settings)
 
 
 async def test_the_timeouts_are_set_on_the_server(committed_url: str) -> None:

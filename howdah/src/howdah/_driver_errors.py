@@ -27,6 +27,12 @@ _CLOSED_WHILE_IDLE: Final = (
 )
 
 
+# The attribute of a driver's error that has the explanation of `mark_rejected_settings`.
+_REJECTED_SETTINGS: Final = "howdah_rejected_settings"
+# An invalid or unknown setting, a role that doesn't exist, and a missing right.
+_CLASSES_OF_REJECTED_SETTINGS: Final = ("22", "42")
+
+
 def driver_error(error: BaseException) -> BaseException | None:
     """asyncpg's own error, which SQLAlchemy's adapter wraps and keeps as the cause."""
     if isinstance(error, DRIVER_ERRORS):
@@ -41,6 +47,22 @@ def root_error(error: BaseException) -> BaseException | None:
     if isinstance(driver, asyncpg.ConnectionDoesNotExistError) and isinstance(driver.__cause__, asyncpg.PostgresError):
         driver = driver.__cause__
     return driver  # type: ignore[no-any-return]  # asyncpg has no types
+
+
+def mark_rejected_settings(error: BaseException, explanation: str) -> None:
+    """If PostgreSQL has rejected a setting or a role, let the text of the error end with the explanation.
+
+    `error` is that of a BEGIN with settings, or of a connection. It may also have another cause, such as a shutdown.
+    """
+    root = root_error(error)
+    if root is not None and (message_field(root, "sqlstate") or "")[:2] in _CLASSES_OF_REJECTED_SETTINGS:
+        setattr(root, _REJECTED_SETTINGS, explanation)
+
+
+def rejected_settings(error: BaseException) -> str | None:
+    """The explanation of `mark_rejected_settings`. None for other errors."""
+    explanation = getattr(root_error(error), _REJECTED_SETTINGS, None)
+    return explanation if isinstance(explanation, str) else None
 
 
 def message_field(error: BaseException, name: str) -> str | None:

@@ -8,7 +8,7 @@ import asyncpg
 from sqlalchemy import Connection
 from sqlalchemy import exc as sa
 
-from howdah._driver_errors import driver_error, message_field
+from howdah._driver_errors import driver_error, message_field, rejected_settings
 from howdah._lazy_loads import explain_missing_await
 from howdah._sqlalchemy import raise_adapted, raise_handled
 from howdah.errors import (
@@ -199,6 +199,8 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
         return InvalidText
     if isinstance(error, asyncpg.ConnectionDoesNotExistError):
         return ConnectionLost
+    if rejected_settings(error):  # most of them have the SQLSTATE of an invalid value, but no client has sent it
+        return InvalidStatement
     sqlstate = message_field(error, "sqlstate")
     if sqlstate == _NO_RIGHTS and message_field(error, "server_source_function") == _CHECK_OF_POLICIES:
         return PolicyViolation

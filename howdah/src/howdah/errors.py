@@ -69,7 +69,7 @@ import asyncpg
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
-from howdah._driver_errors import describe_closing_timeout, message_field, root_error
+from howdah._driver_errors import describe_closing_timeout, message_field, rejected_settings, root_error
 
 
 class HowdahError(Exception):
@@ -290,7 +290,9 @@ class DatabaseError(HowdahError, sa.DBAPIError):
         if self.hide_parameters and isinstance(self, InvalidValue) and not isinstance(self, TooLong):
             return f"({code}) a value was rejected; it isn't shown because of hide_parameters=True"
         # only the first argument: str() would add the DETAIL line
-        return f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
+        text = f"({code}) {error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error}"
+        explanation = rejected_settings(error)
+        return text if explanation is None else f"{text}: {explanation}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         reduced = super().__reduce__()

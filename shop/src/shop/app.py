@@ -10,9 +10,26 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
-from howdah import JsonView
+from howdah import Database, JsonView
 from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
+from shop.audit.dependencies import audit_event_reader
+from shop.audit.routes import router as audit_routes
+from shop.audit.service import AUDIT_EVENT_VIEW
+from shop.identity import problems as identity_problems
+from shop.identity.account_routes import router as sign_in_account_routes
+from shop.identity.api_keys.routes import router as api_key_routes
+from shop.identity.api_keys.verification import DELETE_OLD_KEYS, WRITE_LAST_USED, api_key_verifier
+from shop.identity.authenticating import build_authenticate
+from shop.identity.context import open_identity
+from shop.identity.dependencies import identity
+from shop.identity.mail import Mailer
+from shop.identity.maintenance import build_jobs as build_identity_jobs
+from shop.identity.oauth2_routes import router as oauth2_routes
+from shop.identity.revocation import POLL_REVOCATIONS, revocations
+from shop.identity.routes import router as sign_in_routes
+from shop.identity.staff_routes import router as staff_routes
+from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
@@ -23,7 +40,8 @@ from shop.orders import problems as order_problems
 from shop.orders.dependencies import order_reader, order_with_items_reader
 from shop.orders.routes import router as order_routes
 from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
-from shop.postgres import open_database
+from shop.postgres import open_database, open_system_database
+from shop.roles import SYSTEM_ROLE
 from shop.settings import Settings
 from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
@@ -31,12 +49,14 @@ from shop.user_orders.service import USER_WITH_ORDERS_VIEW
 from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
 from shop.users.service import USER_VIEW
+from shop.web.dependencies import SYSTEM_DATABASE
 
 _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
     (user_reader, USER_VIEW),
     (order_reader, ORDER_VIEW),
     (order_with_items_reader, ORDER_WITH_ITEMS_VIEW),
     (user_with_orders_reader, USER_WITH_ORDERS_VIEW),
+    (audit_event_reader, AUDIT_EVENT_VIEW),
 )
 
 _DESCRIPTION = """
@@ -45,22 +65,35 @@ Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457): branch on 
 """
 
 
-def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
+def create_app(database_url: str, settings: Settings | None = None, *, mailer: Mailer | None = None) -> FastAPI:
     """Create the application for this database, whose schema must be current, or newer.
 
-    The connection pool is opened at startup, and closed at shutdown.
+    The URL is that of a login which may take the roles of `shop.roles`. The connection pools are opened at startup, and
+    closed at shutdown. `mailer` replaces that of the settings.
     """
     chosen = settings if settings is not None else Settings()
+    tokens = TokenSigner(chosen.signing_keyring)
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION)
     configure_app(
         app,
         database=lambda: open_database(database_url, chosen),
+        databases={SYSTEM_DATABASE: lambda: open_system_database(database_url, chosen)},
+        authenticate=build_authenticate(tokens),
         resources=[
             *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
             ledger.using(partial(Ledger, submit_timeout=chosen.submit_timeout)),
+            identity.using(partial(open_identity, settings=chosen, signer=tokens, mailer=mailer)),
+            revocations,
+            api_key_verifier,
         ],
-        jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
-        readiness_checks=[migrations.find_schema_problem],
+        jobs=[
+            *build_jobs(ledger, key_retention_days=chosen.key_retention_days),
+            *build_identity_jobs(),
+            POLL_REVOCATIONS,
+            WRITE_LAST_USED,
+            DELETE_OLD_KEYS,
+        ],
+        readiness_checks=[_find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
         max_body_bytes=chosen.max_body_bytes,
@@ -71,8 +104,17 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             max_wait_seconds=chosen.max_request_wait,
         ),
     )
-    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
-        app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
-    for problems in (ledger_problems, order_problems):
+    responses = describe_problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE)
+    for router in (
+        *(user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes),
+        *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
+    ):
+        app.include_router(router, responses=responses)
+    for problems in (identity_problems, ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app
+
+
+async def _find_schema_problem(database: Database) -> str | None:
+    """`migrations.find_schema_problem` as a role that may read the revision."""
+    return await migrations.find_schema_problem(database.with_settings(role=SYSTEM_ROLE))

@@ -41,30 +41,43 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed."""
+    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, or if its
+    login could bypass row-level security. Without SHOP_OWNER_DATABASE_URL, the schema must be current."""
     from howdah.logs import configure_logging
     from howdah.serving import serve as serve_app
     from shop import migrations
     from shop.app import create_app
+    from shop.generated_secrets import with_generated_secrets
     from shop.memory import collect_less_often, freeze_loaded_objects
-    from shop.postgres import open_location, report_location
+    from shop.postgres import open_service_location, report_location
+    from shop.roles import SYSTEM_ROLE
+    from shop.service_login import check_service
     from shop.settings import Settings
 
     settings = Settings()
+    settings.check_secrets()
     configure_logging(settings.log_format)
     # `serve_app` handles the signal later. Until then, the exit ends the `with` block below, which stops an embedded
     # server.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     address = host or settings.host
     # The ports are bound before the migration, so that nothing is migrated if one is in use.
-    with suppress(KeyboardInterrupt), _bind(address, port, settings) as sockets, open_location(settings) as location:
+    with (
+        suppress(KeyboardInterrupt),
+        _bind(address, port, settings) as sockets,
+        open_service_location(settings) as location,
+    ):
         # on standard output, because standard error has the log, whose lines may be JSON
-        report_location(settings, lambda line: _out.print(line, highlight=False))
-        migrations.upgrade(location.url)
-        migrations.verify_schema(location.url)
-        service = create_app(location.url, settings.with_hosts_of(address))
+        report_location(settings, lambda line: _out.print(line, highlight=False), is_service=True)
+        if location.owner_url is not None:
+            migrations.upgrade(location.owner_url)
+        asyncio.run(check_service(location.url, settings, must_be_migrated=location.owner_url is None))
+        migrations.verify_schema(location.url, role=SYSTEM_ROLE)
+        service = create_app(location.url, with_generated_secrets(settings).with_hosts_of(address))
         docs_host, docs_port, *_ = sockets[-1].getsockname()
         _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
+        if settings.database_url is None and location.owner_url is not None:
+            print_first_sign_in(location.owner_url, f"http://{address}:{sockets[0].getsockname()[1]}")
         freeze_loaded_objects()
         collect_less_often()
         serve_app(
@@ -74,6 +87,58 @@ def serve(
             stop_pause=settings.shutdown_pause,
             stop_timeout=settings.shutdown_timeout,
         )
+
+
+@app.command("new-secret")
+def new_secret() -> None:
+    """Print a new key with 256 random bits, for SHOP_SIGNING_KEYS."""
+    from shop.keyrings import new_key
+
+    typer.echo(new_key())
+
+
+def print_first_sign_in(url: str, address: str) -> None:
+    """As long as no admin has a password, print how to sign in as one. Only the console gets the token, not the log."""
+    from shop.identity.bootstrap import FIRST_ADMIN, create_first_admin, describe_one_time_sign_in
+
+    token = create_first_admin(url)
+    if token is not None:
+        _out.print(f"to sign in as {FIRST_ADMIN}, once, within 15 minutes:", highlight=False)
+        _out.print(f"  {describe_one_time_sign_in(address, token)}", highlight=False, markup=False)
+
+
+@app.command("create-admin")
+def create_admin_command(
+    email: Annotated[str, typer.Argument(help="The address of a new or existing user")],
+    address: Annotated[str, typer.Option(help="The address of the service, for the printed command")] = (
+        "http://localhost:8000"
+    ),
+) -> None:
+    """Make a user an admin, and print a token to sign in with once. It also helps if no admin can sign in any more."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from shop import migrations
+    from shop.identity.bootstrap import create_admin, describe_one_time_sign_in
+    from shop.postgres import open_owner_database, open_running_location, report_location
+    from shop.settings import Settings
+    from shop.users.schemas import Email
+
+    settings = Settings()
+    report_location(settings)
+    try:
+        email = TypeAdapter(Email).validate_python(email)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"], param_hint="EMAIL") from error
+
+    async def run(url: str) -> str:
+        async with open_owner_database(url, settings, application_name="shop create-admin") as database:
+            return await create_admin(database, email)
+
+    with open_running_location(settings) as location:
+        migrations.upgrade(location.url)
+        token = asyncio.run(run(location.url))
+    _out.print(f"{email} is an admin. To sign in, once, within 15 minutes:", highlight=False)
+    _out.print(f"  {describe_one_time_sign_in(address, token)}", highlight=False, markup=False)
 
 
 @contextmanager
@@ -176,7 +241,7 @@ def check(
     from shop import migrations
     from shop.ledger.check import STEPS, check_ledger
     from shop.ledger.seals import Link, link_seals
-    from shop.postgres import open_database, open_running_location, report_location
+    from shop.postgres import open_owner_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -195,7 +260,7 @@ def check(
 
         # no timeout, because whole tables are read
         unlimited = settings.model_copy(update={"statement_timeout": None})
-        async with open_database(url, unlimited, application_name="shop check") as database:
+        async with open_owner_database(url, unlimited, application_name="shop check") as database:
             is_newer = await migrations.is_newer(database)
             with suppress(InvalidStatement):  # a missing function is reported by check_ledger
                 await link_seals(database)
@@ -230,7 +295,7 @@ def create_demo_command(
     """Create users, orders, accounts and transfers with random data."""
     from shop import migrations
     from shop.demo import create_demo
-    from shop.postgres import open_database, open_running_location, report_location
+    from shop.postgres import open_owner_database, open_running_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
@@ -238,7 +303,7 @@ def create_demo_command(
 
     async def run(url: str, progress: Progress) -> int:
         task = progress.add_task("users", total=users)
-        async with open_database(url, settings, application_name="shop create-demo") as database:
+        async with open_owner_database(url, settings, application_name="shop create-demo") as database:
             return await create_demo(database, users=users, seed=seed, advance=lambda n: progress.advance(task, n))
 
     with open_running_location(settings) as location:
@@ -247,6 +312,27 @@ def create_demo_command(
             created = asyncio.run(run(location.url, progress))
     _out.print(f"{created:,} users created, {users - created:,} existed already", highlight=False)
     _out.print(f"database: {location.where}", highlight=False)
+
+
+@app.command("create-login")
+def create_login_command() -> None:
+    """Create the roles of the service on an external server, and set the password of its login to that of
+    SHOP_DATABASE_URL. Run it again to change the password."""
+    from shop.postgres import MissingUrl, open_location, report_location
+    from shop.roles import SERVICE_LOGIN
+    from shop.service_login import create_login
+    from shop.settings import Settings
+
+    settings = Settings()
+    report_location(settings)
+    if settings.database_url is None:
+        raise MissingUrl(
+            f"SHOP_DATABASE_URL isn't set: it must be a URL that logs in as {SERVICE_LOGIN}, with the new password. "
+            "The embedded server needs no password"
+        )
+    with open_location(settings) as location:
+        asyncio.run(create_login(location.url, settings.database_url, settings))
+    _out.print(f"the service can log in as {SERVICE_LOGIN}", highlight=False)
 
 
 def progress_bar() -> Progress:

@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 # Names instead of classes, because `shop --help` imports none of these modules.
 _CORRECTABLE: Final = {
     "CannotListen": "howdah.serving.running",
+    "CannotServe": "shop.service_login",
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
+    "MissingSecret": "shop.keyrings",
+    "MissingUrl": "shop.postgres",
     "OtherServerRuns": "shop.postgres",
     "SchemaMismatch": "shop.ledger.schema",
     "UnreadableFile": "shop.importing.reading",
     "UnwritableFile": "shop.importing.rejects",
     "ValidationError": "pydantic_core",
+    "WrongPassword": "shop.service_login",
 }
 
 _err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)

@@ -6,13 +6,14 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import make_url, text
 
 from howdah import Database, HowdahError
 from howdah.embedded import EmbeddedPostgres, running_data_dirs
+from shop.roles import SERVICE_LOGIN, SYSTEM_ROLE
 from shop.settings import Settings
 
 _DATABASE = "shop"
@@ -22,36 +23,89 @@ class OtherServerRuns(Exception):
     """The default server doesn't run, but Shop's database on another embedded server does."""
 
 
+class MissingUrl(Exception):
+    """The settings have the URL of one login, but the command needs the other one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """A database. `where` is the text of `describe_location`."""
 
-    url: str
+    url: str = field(repr=False)
+    """The URL of the login that owns the tables."""
     where: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLocation:
+    """The database of a service. It has no rights to change the schema."""
+
+    url: str = field(repr=False)
+    """The URL of the service's login."""
+    owner_url: str | None = field(repr=False)
+    """The URL of the login that owns the tables, if the service may migrate the database."""
 
 
 @contextmanager
 def open_location(settings: Settings) -> Iterator[Location]:
-    """The database of these settings. It can be reached inside the `with` block.
+    """The database of these settings, for the owner of its tables. It can be reached inside the `with` block.
 
-    Without `database_url`, the embedded server is started if it isn't running, and started again if it dies. It is
-    stopped at the end of the block, unless another process uses it.
+    Without a URL, the embedded server is started if it isn't running, and started again if it dies. It is stopped at
+    the end of the block, unless another process uses it. Raises `MissingUrl` if only the service's URL is set.
     """
     where = describe_location(settings)
+    if settings.owner_database_url is not None:
+        yield Location(_with_driver(settings.owner_database_url), where)
+    elif settings.database_url is not None:
+        raise MissingUrl(
+            "SHOP_DATABASE_URL has the login of the service, but this command needs that of the owner of the tables: "
+            "set SHOP_OWNER_DATABASE_URL"
+        )
+    else:
+        with _embedded(settings) as server:
+            yield Location(server.url(_DATABASE), where)
+
+
+@contextmanager
+def open_service_location(settings: Settings) -> Iterator[ServiceLocation]:
+    """The database of these settings, for the service; see `open_location`.
+
+    Raises `MissingUrl` if only the owner's URL is set.
+    """
     if settings.database_url is not None:
-        url = make_url(settings.database_url)
-        if url.drivername in {"postgres", "postgresql"}:
-            url = url.set(drivername="postgresql+asyncpg")
-        yield Location(url.render_as_string(hide_password=False), where)
-        return
+        owner = settings.owner_database_url
+        yield ServiceLocation(_with_driver(settings.database_url), None if owner is None else _with_driver(owner))
+    elif settings.owner_database_url is not None:
+        raise MissingUrl(
+            "SHOP_OWNER_DATABASE_URL has the login of the owner of the tables, but the service must not use it: set "
+            f"SHOP_DATABASE_URL to a URL that logs in as {SERVICE_LOGIN}"
+        )
+    else:
+        with _embedded(settings) as server:
+            yield ServiceLocation(server.url(_DATABASE, user=SERVICE_LOGIN), server.url(_DATABASE))
+
+
+@contextmanager
+def _embedded(settings: Settings) -> Iterator[EmbeddedPostgres]:
+    """The embedded server with Shop's database."""
     with EmbeddedPostgres(settings.data_dir, restart=True) as server:
         server.ensure_database(_DATABASE)
-        yield Location(server.url(_DATABASE), where)
+        yield server
 
 
-def report_location(settings: Settings, print_line: Callable[[str], object] | None = None) -> None:
+def _with_driver(url: str) -> str:
+    """The URL for SQLAlchemy and Alembic, which need the name of the driver."""
+    parsed = make_url(url)
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+asyncpg")
+    return parsed.render_as_string(hide_password=False)
+
+
+def report_location(
+    settings: Settings, print_line: Callable[[str], object] | None = None, *, is_service: bool = False
+) -> None:
     """Print the database of these settings, by default on standard error."""
-    line = f"database: {describe_location(settings)}"
+    line = f"database: {describe_location(settings, is_service=is_service)}"
     if print_line is None:
         print(line, file=sys.stderr)  # noqa: T201
     else:
@@ -65,7 +119,7 @@ def open_running_location(settings: Settings) -> Iterator[Location]:
     Raises `OtherServerRuns` if the settings name no server, the default one doesn't run, and a service runs on another
     one. Otherwise a command without the service's `SHOP_DATA_DIR` would silently use a second, empty database.
     """
-    if settings.database_url is None and settings.data_dir is None:
+    if _is_embedded(settings) and settings.data_dir is None:
         default = EmbeddedPostgres()
         others = find_running_services() if default.pid is None else []
         if others:
@@ -77,13 +131,21 @@ def open_running_location(settings: Settings) -> Iterator[Location]:
         yield location
 
 
-def describe_location(settings: Settings) -> str:
-    """A text without the password: `shop on db.example.com:5432`, or `shop in <data directory> (embedded …)`."""
-    if settings.database_url is None:
+def describe_location(settings: Settings, *, is_service: bool = False) -> str:
+    """A text without the password: `shop on db.example.com:5432`, or `shop in <data directory> (embedded …)`.
+
+    It is the address of the owner's URL, or with `is_service` that of the service, which may be a pooler's.
+    """
+    if _is_embedded(settings):
         return f"{_DATABASE} in {EmbeddedPostgres(settings.data_dir).data_dir} (embedded PostgreSQL)"
-    url = make_url(settings.database_url)
+    urls = [settings.owner_database_url, settings.database_url]
+    url = make_url(next(each for each in (reversed(urls) if is_service else urls) if each is not None))
     host = url.host or url.query.get("host") or "the default host"
     return f"{url.database} on {host}{f':{url.port}' if url.port else ''}"
+
+
+def _is_embedded(settings: Settings) -> bool:
+    return settings.database_url is None and settings.owner_database_url is None
 
 
 def find_running_services() -> list[Path]:
@@ -109,8 +171,49 @@ def _has_database(data_dir: Path) -> bool:
         return False
 
 
-def open_database(url: str, settings: Settings, *, application_name: str = "shop") -> Database:
-    """The `Database` at `url`, with the pool size and the timeouts of the settings."""
+def as_service_login(url: str) -> str:
+    """The URL of the same database with the login of the service, for a server that trusts local connections."""
+    return make_url(url).set(username=SERVICE_LOGIN).render_as_string(hide_password=False)
+
+
+def open_database(
+    url: str,
+    settings: Settings,
+    *,
+    application_name: str = "shop",
+    role: str | None = None,
+    pool_size: int | None = None,
+    max_overflow: int = 10,
+) -> Database:
+    """The `Database` at `url`, with the pool size and the timeouts of the settings.
+
+    With `role` its connections take this role when they are opened.
+    """
+    return Database(
+        url,
+        pool_size=settings.pool_size if pool_size is None else pool_size,
+        max_overflow=max_overflow,
+        pool_timeout=settings.pool_timeout,
+        statement_timeout=settings.statement_timeout,
+        lock_timeout=settings.lock_timeout,
+        application_name=application_name,
+        role=role,
+        copy=False,  # PostgreSQL rejects COPY for a role that row-level security applies to
+    )
+
+
+def open_system_database(url: str, settings: Settings) -> Database:
+    """The `Database` of the ledger, of sign-ins, API keys and periodic jobs, in a pool of its own."""
+    size = settings.system_pool_size
+    return open_database(url, settings, role=SYSTEM_ROLE, pool_size=size, max_overflow=size // 2)
+
+
+def open_owner_database(url: str, settings: Settings, *, application_name: str) -> Database:
+    """The `Database` of a command that must see all rows.
+
+    If a policy would hide rows, PostgreSQL rejects the statement (`row_security = off`). Otherwise such a command would
+    find no faults in the rows that it doesn't see.
+    """
     return Database(
         url,
         pool_size=settings.pool_size,
@@ -118,4 +221,5 @@ def open_database(url: str, settings: Settings, *, application_name: str = "shop
         statement_timeout=settings.statement_timeout,
         lock_timeout=settings.lock_timeout,
         application_name=application_name,
+        connect_args={"server_settings": {"row_security": "off"}},
     )

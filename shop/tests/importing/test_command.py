@@ -32,7 +32,7 @@ def shop_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Import:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path, database_url: str) -> Result:
-        monkeypatch.setenv("SHOP_DATABASE_URL", database_url)
+        monkeypatch.setenv("SHOP_OWNER_DATABASE_URL", database_url)
         return CliRunner().invoke(app, ["import", "retail", *map(str, arguments)])
 
     return run
@@ -87,7 +87,7 @@ def test_the_summary_accounts_for_every_line(shop_import: Import, committed_url:
         f"rejected lines, with reasons: {REJECTS}\n"
     )
     database, speed = result.stderr.splitlines()
-    assert database == f"database: {describe_location(Settings(database_url=committed_url))}"
+    assert database == f"database: {describe_location(Settings(owner_database_url=committed_url))}"
     assert re.fullmatch(r"4 lines in [\d.]+ s, [\d,]+ lines/s", speed)
 
 

@@ -62,7 +62,7 @@ async def blocked_import(path: Path, url: str, database: Database) -> AsyncItera
     continues at the end of the `async with` block."""
     environment = {
         **os.environ,
-        "SHOP_DATABASE_URL": url,
+        "SHOP_OWNER_DATABASE_URL": url,
         "SHOP_LOCK_TIMEOUT": f"{TIMEOUT_SECONDS}",
         "FORCE_COLOR": "1",  # with the progress bar of a terminal
     }

@@ -39,7 +39,7 @@ async def shop_import(file: Path, url: str, folder: Path) -> tuple[str, str]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", IMPORT_AND_MEASURE, "import", "retail", file),
         cwd=folder,
-        env={**environment, "SHOP_DATABASE_URL": url},
+        env={**environment, "SHOP_OWNER_DATABASE_URL": url},
         stdout=PIPE,
         stderr=PIPE,
     )

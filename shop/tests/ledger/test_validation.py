@@ -79,6 +79,7 @@ TYPES: Final[dict[str, tuple[type, ...]]] = {
     "posts": (UUID, type(None)),
     "voids": (UUID, type(None)),
     "linked": (bool,),
+    "posted_by": (UUID, type(None)),
 }
 """The types that a field has."""
 
@@ -196,7 +197,7 @@ async def unpaid_order(session: AsyncSession) -> Order:
     session.add(user)
     await session.flush()
     items = [{"sku": "TEA", "quantity": 1, "unit_price_cents": 5}]
-    return await place_order(session, OrderIn.model_validate({"user_id": user.id, "items": items}))
+    return await place_order(session, OrderIn.model_validate({"items": items}), user.id)
 
 
 def test_every_field_of_a_request_has_its_types_in_this_file() -> None:

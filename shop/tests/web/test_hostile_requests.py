@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from shop.app import create_app
 from shop_tests.support.factories import make_account, make_order, make_user, transfer
+from shop_tests.support.identity import TEST_SETTINGS
 
-DESCRIBED = create_app("postgresql://unused/").openapi()
+DESCRIBED = create_app("postgresql://unused/", TEST_SETTINGS).openapi()
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
 

@@ -12,11 +12,12 @@ import pytest
 
 from shop.app import create_app
 from shop_tests.support.factories import make_user
+from shop_tests.support.identity import TEST_SETTINGS
 
 
 @pytest.fixture(scope="module")
 def description() -> dict[str, Any]:
-    return create_app("postgresql://unused/").openapi()
+    return create_app("postgresql://unused/", TEST_SETTINGS).openapi()
 
 
 def operations(description: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -98,7 +99,8 @@ def test_every_error_response_is_described_as_a_problem(description: dict[str, A
         if path not in ("/healthz", "/metrics"):
             assert "503" in errors
             assert "Retry-After" in errors["503"]["headers"]
-        if operation.get("parameters") or operation.get("requestBody"):
+        # the lines of a batch are rejected one by one, in a response of 200
+        if operation.get("parameters") or (operation.get("requestBody") and not path.endswith("/batch")):
             assert "422" in errors
         for error in errors.values():
             assert error["content"] == {

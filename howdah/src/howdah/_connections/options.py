@@ -13,8 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from howdah._connections.driver import CloseLimit
 from howdah._connections.hosts import Hosts
+from howdah._connections.names import check_role_name, quote_literal
 from howdah._connections.pool import CONNECTION_ERRORS
-from howdah._connections.settings import SettingsConnection, quote_literal
+from howdah._connections.settings import SettingsConnection
 
 Pooler = Literal["transaction"]
 
@@ -45,6 +46,7 @@ def driver_arguments(
     close_limit: CloseLimit,
     *,
     application_name: str,
+    role: str | None,
     read_only: bool,
     statement_timeout: float | None,
     lock_timeout: float | None,
@@ -52,6 +54,11 @@ def driver_arguments(
 ) -> dict[str, Any]:
     """The arguments of `asyncpg.connect`. `options` has those of the caller, which take precedence."""
     remaining = dict(options)
+    own_settings = remaining.pop("server_settings", {})
+    if role is not None:
+        check_role_name(role)
+        if any(name.lower() == "role" for name in own_settings):
+            raise ValueError("the role is given twice: remove it from the server_settings of connect_args")
     settings = {
         **_TEXT_SETTINGS,
         "application_name": remaining.pop("application_name", application_name),
@@ -59,7 +66,10 @@ def driver_arguments(
         **milliseconds("lock_timeout", lock_timeout),
         **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
         **({_READ_ONLY: "on"} if read_only else {}),
-        **remaining.pop("server_settings", {}),
+        **own_settings,
+        # The last one, because the role may not be allowed to change the others. As a setting of the connection it is
+        # also the role after RESET ROLE.
+        **({} if role is None else {"role": role}),
     }
     arguments = {
         "command_timeout": None if statement_timeout is None else statement_timeout + _GRACE_SECONDS,

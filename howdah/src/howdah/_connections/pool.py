@@ -18,7 +18,7 @@ from sqlalchemy.util import await_only
 from howdah._connections.driver import CloseLimit
 from howdah._connections.listeners import ListenerCheck
 from howdah._connections.slots import Priority, Slot, Slots, current_priority, pop_slot_to_use
-from howdah._driver_errors import DRIVER_ERRORS
+from howdah._driver_errors import DRIVER_ERRORS, mark_rejected_settings
 from howdah._lazy_loads import explain_missing_await
 from howdah._sqlalchemy import PoolWithReturnHook
 from howdah.errors import ConnectionFailed, PoolExhausted
@@ -29,6 +29,10 @@ CONNECTION_ERRORS: Final[tuple[type[Exception], ...]] = (OSError, AsyncAdapt_asy
 _SLOT: Final = "howdah_slot"
 
 _DISCARD_SECONDS: Final = 1.0
+
+_ROLE_EXPLANATION: Final = (
+    "Database(role={!r}) needs a role that exists, and that the login is a member of (GRANT role TO login)"
+)
 
 
 class IdleConnections(Protocol):
@@ -59,6 +63,8 @@ class PoolState:
     """The current pool of the engine."""
     max_overflow: int
     close_limit: CloseLimit
+    role: str | None = None
+    """The role that each connection takes when it is opened."""
     opened: WeakSet[Any] = field(default_factory=WeakSet)
     """The driver's connections, some of which may be closed already."""
     used: WeakSet[Any] = field(default_factory=WeakSet)
@@ -131,6 +137,8 @@ class BoundedPool(PoolWithReturnHook):
             explain_missing_await(error)
             raise
         except CONNECTION_ERRORS as error:
+            if self.state.role is not None:
+                mark_rejected_settings(error, _ROLE_EXPLANATION.format(self.state.role))
             raise ConnectionFailed(None, None, error) from error
 
     async def take_slot(self, priority: Priority) -> Slot:

@@ -7,13 +7,10 @@ which appends them to its BEGIN. PostgreSQL undoes them at the end of the transa
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias, TypeVar
-from uuid import UUID
+from typing import Any, Final, TypeVar
 
 import asyncpg
 from sqlalchemy import Connection, Engine, event
@@ -21,35 +18,32 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.orm import Session, SessionTransaction
 
 from howdah._connections.driver import BoundedConnection
-from howdah._driver_errors import DRIVER_ERRORS
+from howdah._connections.names import (
+    SettingValue,
+    check_identifier,
+    check_role_name,
+    check_setting_name,
+    check_value,
+    quote_identifier,
+    quote_literal,
+    quote_setting,
+)
+from howdah._driver_errors import DRIVER_ERRORS, mark_rejected_settings
 from howdah._error_translation import raise_for_statement
 from howdah._sqlalchemy import forget_transaction
 
 _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 
 ResultT = TypeVar("ResultT")
-SettingValue: TypeAlias = str | int | UUID
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_EXPLANATION: Final = (
+    "the transaction can't begin with its settings. A role must exist, and the login must be a member of it "
+    "(GRANT role TO login)"
+)
 
 # The execution option of an engine whose transactions begin with settings.
 SETTINGS_OPTION: Final = "howdah_settings"
-
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*")
-_BY_KEYWORD: Final = {"role": "role=...", "search_path": "search_path=[...]"}
-_BY_METHOD: Final = "session(isolation_level=..., read_only=...)"
-# Settings that this library relies on, and settings that switch a protection off.
-_REJECTED: Final = {
-    **dict.fromkeys(
-        ("client_encoding", "datestyle", "extra_float_digits", "intervalstyle", "standard_conforming_strings"),
-        "the library depends on its present value",
-    ),
-    "timezone": "all sessions are in UTC",
-    "row_security": "it would disable row-level security, or make queries fail",
-    "session_authorization": "use role=... instead",
-    "session_replication_role": "it would switch off triggers and foreign keys",
-    "transaction_isolation": f"use {_BY_METHOD}",
-    "transaction_read_only": f"use {_BY_METHOD}",
-    "transaction_deferrable": f"use {_BY_METHOD}",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +60,7 @@ class TransactionSettings:
     def __post_init__(self) -> None:
         # SET takes no snapshot, unlike SELECT set_config(...). So LOCK TABLE can still be the first statement of a
         # REPEATABLE READ transaction.
-        parts = [f"SET LOCAL {_quote_setting(name)} = {quote_literal(value)}" for name, value in self.values]
+        parts = [f"SET LOCAL {quote_setting(name)} = {quote_literal(value)}" for name, value in self.values]
         if self.search_path:
             parts.append(f"SET LOCAL search_path = {', '.join(map(quote_literal, self.search_path))}")
         if self.role is not None:  # last, because the role may not be allowed to change the other settings
@@ -83,14 +77,13 @@ class TransactionSettings:
         """A copy with these settings added or replaced. Raises `TypeError` and `ValueError`."""
         if isinstance(search_path, str):
             raise TypeError(f"search_path must be a list of schemas, not the text {search_path!r}")
-        checked = {check_setting_name(name): _check_value(name, each) for name, each in values.items()}
-        for kind, names in (("role", [] if role is None else [role]), ("search_path", search_path)):
-            for each in names:
-                check_identifier(kind, each)
-        if role is not None and role.lower() == "none":
-            raise ValueError("role can't be 'none': PostgreSQL would use the login role. Leave role out instead")
+        checked = {check_setting_name(name): check_value(name, each) for name, each in values.items()}
+        for each in search_path:
+            check_identifier("search_path", each)
+        if role is not None:
+            check_role_name(role)
         return TransactionSettings(
-            values=tuple(sorted({**dict(self.values), **checked}.items())),
+            values=tuple(sorted((dict(self.values) | checked).items())),
             role=self.role if role is None else role,
             search_path=tuple(search_path) or self.search_path,
             schema_translate_map=tuple(schema_translate_map.items()) or self.schema_translate_map,
@@ -100,7 +93,7 @@ class TransactionSettings:
         """The names and values for `set_config`, in the order in which they must be set."""
         found = list(self.values)
         if self.search_path:
-            found.append(("search_path", ", ".join(map(_quote_identifier, self.search_path))))
+            found.append(("search_path", ", ".join(map(quote_identifier, self.search_path))))
         if self.role is not None:
             found.append(("role", self.role))
         return found
@@ -110,12 +103,16 @@ class TransactionSettings:
 
         Nothing keeps a reference to the copy. Making it is much faster than `execution_options()`.
         """
-        sync = copy(engine.sync_engine)
+        sync: Engine = object.__new__(type(engine.sync_engine))  # faster than copy(), because each request does it
+        sync.__dict__.update(engine.sync_engine.__dict__)
         options: dict[str, Any] = {SETTINGS_OPTION: self}
         if self.schema_translate_map:
             options["schema_translate_map"] = dict(self.schema_translate_map)
         sync.update_execution_options(**options)
         return AsyncEngine(sync)
+
+
+NO_SETTINGS: Final = TransactionSettings()
 
 
 class SettingsConnection(BoundedConnection):
@@ -133,8 +130,9 @@ class SettingsConnection(BoundedConnection):
             status: str = await super().execute(
                 query.rstrip("; ") + settings if begins else query, *args, timeout=timeout
             )
-        except asyncpg.PostgresError:
+        except asyncpg.PostgresError as error:
             if begins:  # PostgreSQL rejected a setting; the driver doesn't know that the transaction has begun
+                mark_rejected_settings(error, _EXPLANATION)
                 await super().execute("ROLLBACK")
                 forget_transaction(self)
             raise
@@ -172,6 +170,19 @@ def listen_for_transactions(engine: Engine) -> None:
         event.listen(engine, name, end)
 
 
+def require_own_connections(engine: Engine) -> None:
+    """Close a connection that another function has opened: it may have ignored the role."""
+
+    @event.listens_for(engine, "connect")
+    def check(connection: Any, _record: Any) -> None:
+        if not _is_own(connection.driver_connection):
+            connection.driver_connection.terminate()
+            raise RuntimeError(
+                "role=... needs connections that the Database opens: remove async_creator, or pass all arguments of "
+                "async_creator_fn to asyncpg.connect"
+            )
+
+
 def _is_own(driver: Any) -> bool:
     # not isinstance(): asyncpg's metaclass makes every connection an instance of each subclass
     return issubclass(type(driver), SettingsConnection)
@@ -199,7 +210,7 @@ async def run_in_transaction(
         raise TypeError(f"with_settings() needs a connection of asyncpg, not a {type(driver).__name__}")
     _forget(driver)  # those of another transaction would be appended, and would replace these
     try:
-        await _send(connection, driver, "BEGIN ISOLATION LEVEL READ COMMITTED" + settings.sql)
+        await _send(connection, driver, _BEGIN + settings.sql)
         result = await work(connection)
         await _send(connection, driver, "COMMIT")
     except BaseException as error:
@@ -213,6 +224,8 @@ async def _send(connection: AsyncConnection, driver: Any, statement: str) -> Non
         await driver.execute(statement)
     except _DRIVER_ERRORS as error:
         failed = error
+        if statement.startswith(_BEGIN) and isinstance(error, asyncpg.PostgresError):
+            mark_rejected_settings(error, _EXPLANATION)
         await connection.run_sync(lambda sync: raise_for_statement(sync, statement.partition(";")[0], failed))
 
 
@@ -308,63 +321,3 @@ async def apply_in_block(connection: AsyncConnection, settings: TransactionSetti
                 await connection.execution_options(schema_translate_map=earlier_map)
             raise
         await connection.run_sync(lambda _connection: restore())
-
-
-# --- Names and values ------------------------------------------------------------------------------------------------
-
-
-def quote_literal(value: str) -> str:
-    """The value as an SQL string constant, which is valid with any `standard_conforming_strings`."""
-    quoted = "'" + value.replace("'", "''") + "'"
-    return "E" + quoted.replace("\\", "\\\\") if "\\" in quoted else quoted
-
-
-def _quote_identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _quote_setting(name: str) -> str:
-    return ".".join(map(_quote_identifier, name.split(".")))
-
-
-def check_setting_name(name: object) -> str:
-    """The name in lower case. Raises `ValueError` for an invalid name, or for a setting that can't be set."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} isn't the name of a setting: use letters, digits and '_', such as 'app.tenant_id'")
-    folded = name.lower()
-    if folded in _BY_KEYWORD:
-        raise ValueError(f"{name!r} can't be set here: pass {_BY_KEYWORD[folded]} to with_settings()")
-    if folded in _REJECTED:
-        raise ValueError(f"{name!r} can't be set for a transaction: {_REJECTED[folded]}")
-    return folded
-
-
-def _check_value(name: str, value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | UUID):
-        raise TypeError(
-            f"the setting {name!r} must be a str, int or UUID, not {type(value).__name__}: reject a caller without "
-            "a value before you call with_settings()"
-        )
-    text = str(value)
-    if not text and "." in name:
-        raise ValueError(f"the setting {name!r} is empty, which PostgreSQL can't tell from a setting that isn't set")
-    _check_text(f"the setting {name!r}", text)
-    return text
-
-
-def check_identifier(kind: str, value: object) -> None:
-    """Raise `TypeError` or `ValueError` if the value can't be the name of a role or a schema."""
-    if not isinstance(value, str):
-        raise TypeError(f"{kind} must be a name, not a {type(value).__name__}")
-    if not value or len(value.encode(errors="replace")) > 63:
-        raise ValueError(f"{kind} must be a name of 1 to 63 bytes, not {value!r}")
-    _check_text(kind, value)
-
-
-def _check_text(what: str, text: str) -> None:
-    if "\x00" in text:
-        raise ValueError(f"{what} contains a NUL character, which PostgreSQL can't store")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} isn't valid Unicode: it contains a surrogate") from error

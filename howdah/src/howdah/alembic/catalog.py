@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from difflib import unified_diff
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,7 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah.alembic.running import run_blocking
 from howdah.database import Database
 
+EntryT = TypeVar("EntryT")
+
 _TABLE: Final = "table "
+_RIGHTS: Final = "rights of "
 _DESCRIPTION: Final = "name, definition, problem, is_guarded"
 # PostgreSQL shows `state IN ('a', 'b')` as ARRAY['a'::character varying, 'b'::character varying]::text[]. After a
 # constraint is created from this text, PostgreSQL shows other casts. All of them are casts between text types, so they
@@ -33,7 +36,8 @@ _QUOTED_OR_CAST: Final = re.compile(r"('(?:[^']|'')*')|::character varying|::tex
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A table, column, constraint, index, trigger, policy, view, type, sequence, function, comment or setting.
+    """A table, column, constraint, index, trigger, policy, view, type, sequence, function, comment or setting, or the
+    rights of a role on a table.
 
     `problem` is set for an object that is disabled or not valid. It is None for other objects.
     `is_guarded` is false for an object that enforces no rule, such as an index that isn't unique.
@@ -78,8 +82,10 @@ def compare_catalogs(
 
     After the name and the colon, the line has `missing`, `unknown` (not expected), `changed`, or the problem of the
     found entry. With `show_changes`, the changed lines of the definition follow. Of a table that is missing, only the
-    table is described, and not its columns, constraints and triggers.
+    table is described, and not its columns, constraints and triggers. The rights on a table are compared if some are
+    expected for it.
     """
+    found = without_undeclared_rights(found, expected)
     missing_tables = [name.removeprefix(_TABLE) for name in expected if name.startswith(_TABLE) and name not in found]
     parts_of_missing = tuple(f" {word} {table}" for table in missing_tables for word in ("of", "on"))
     for name in sorted({*found, *expected}):
@@ -96,6 +102,21 @@ def compare_catalogs(
             if show_changes:
                 old, new = expected[name].definition.splitlines(), found[name].definition.splitlines()
                 yield from (f"    {line}" for line in list(unified_diff(old, new, n=0, lineterm=""))[2:])
+
+
+def without_undeclared_rights(found: Mapping[str, EntryT], expected: Mapping[str, Any]) -> dict[str, EntryT]:
+    """`found` without the rights on tables for which no rights are expected.
+
+    A project that declares no `TableGrant` gives its rights in another way, such as by `application_role_statements`.
+    """
+    declared = {_table_of_rights(name) for name in expected if name.startswith(_RIGHTS)}
+    return {
+        name: each for name, each in found.items() if not name.startswith(_RIGHTS) or _table_of_rights(name) in declared
+    }
+
+
+def _table_of_rights(name: str) -> str:
+    return name.rpartition(" on ")[2]
 
 
 def normalize(definition: str) -> str:

@@ -1,5 +1,5 @@
--- List the objects of some schemas: tables, columns, constraints, indexes, triggers, policies, views, types, sequences,
--- functions, comments and settings. Each has a definition, which doesn't contain the name of the current schema.
+-- List the objects of some schemas: tables, columns, constraints, indexes, triggers, policies, rights, views, types,
+-- sequences, functions, comments and settings. Each has a definition, which doesn't contain the name of the current schema.
 -- `problem` is set for an object that is disabled or not valid. is_guarded is false for an object that enforces no rule,
 -- such as an index that isn't unique. `subject` is the table, function or type to which the object belongs.
 --
@@ -137,6 +137,27 @@ CROSS JOIN LATERAL (
         pg_get_expr(polwithcheck, polrelid, true) AS write_criteria
 ) parts
 UNION ALL
+-- The rights of each role on a table, except those of its owner. "UPDATE (a, b)" is a right for some columns.
+SELECT
+    6, label, format('rights of %s on %s', grantee, label), rights, NULL, true,
+    format('GRANT %s ON %s TO %s', rights, ident, grantee), format('REVOKE ALL ON %s FROM %s', ident, grantee), NULL
+FROM kept CROSS JOIN LATERAL (
+    SELECT
+        CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS grantee,
+        string_agg(concat(privilege, ' (' || columns || ')', CASE WHEN can_grant THEN ' WITH GRANT OPTION' END), ', ' ORDER BY privilege, columns) AS rights
+    FROM (
+        SELECT grantee, privilege_type AS privilege, is_grantable AS can_grant, NULL AS columns FROM aclexplode(relacl)
+        UNION ALL
+        SELECT granted.grantee, granted.privilege_type, granted.is_grantable, string_agg(quote_ident(attname), ', ' ORDER BY attname)
+        FROM pg_attribute CROSS JOIN LATERAL aclexplode(attacl) AS granted
+        WHERE attrelid = kept.oid AND NOT attisdropped
+        GROUP BY granted.grantee, granted.privilege_type, granted.is_grantable
+    ) AS each
+    WHERE grantee <> kept.relowner
+    GROUP BY grantee
+) AS granted
+WHERE relkind IN ('r', 'p', 'v', 'm', 'f')
+UNION ALL
 SELECT
     7, label, format('options of %s', label), array_to_string(reloptions, ', '), NULL, false,
     format('ALTER TABLE %s SET (%s)', ident, array_to_string(reloptions, ', ')),
@@ -256,7 +277,15 @@ SELECT
             SELECT string_agg(E'\nSET ' || replace(setting, 'search_path=' || schema.name, 'search_path=$schema'), '' ORDER BY setting)
             FROM unnest(proconfig) AS setting
         ),
-        E'\nAS $$', rtrim(prosrc), '$$'
+        E'\nAS $$', rtrim(prosrc), '$$',
+        -- unless everyone may execute it, which is the default
+        E'\nEXECUTE: ' || (
+            SELECT CASE WHEN proacl IS NOT NULL THEN nullif(coalesce(string_agg(executor, ', ' ORDER BY executor), 'nobody'), 'PUBLIC') END
+            FROM (
+                SELECT CASE WHEN grantee = 0 THEN 'PUBLIC' ELSE grantee::regrole::text END AS executor
+                FROM aclexplode(proacl) WHERE grantee <> proowner
+            ) AS granted
+        )
     ), NULL, true,
     CASE WHEN prokind <> 'a' THEN replace(pg_get_functiondef(p.oid), format(' %s.%I(', schema.name, proname), format(' %s%I(', prefix, proname)) END,
     format(

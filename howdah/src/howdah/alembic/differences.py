@@ -8,7 +8,13 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from howdah.alembic.catalog import CatalogEntry, catalog_parameters, catalog_query, compare_catalogs
+from howdah.alembic.catalog import (
+    CatalogEntry,
+    catalog_parameters,
+    catalog_query,
+    compare_catalogs,
+    without_undeclared_rights,
+)
 from howdah.alembic.environment import Environment, str_url
 from howdah.alembic.running import run_blocking
 from howdah.alembic.sql_files import execute_sql_files
@@ -31,6 +37,7 @@ _KINDS: Final = (
     "trigger",
     "firing",
     "policy",
+    "rights",
     "comment",
 )
 # These are created before the tables that use them.
@@ -151,6 +158,7 @@ def changes_before(found: Schema, expected: Schema) -> Iterator[Change]:
 
 def changes_after(found: Schema, expected: Schema) -> Iterator[Change]:
     """The changes that remove the differences: drops, alterations, new objects. Not every change has a statement."""
+    found = without_undeclared_rights(found, expected)
     changed = {name for name, each in expected.items() if name in found and is_changed(found[name], each)}
     altered = {name for name in changed if expected[name].alter_sql}
     replaced = changed - altered

@@ -232,13 +232,17 @@ class EmbeddedPostgres:
                 finally:
                     self._drop_lease()
 
-    def url(self, database: str = "postgres") -> str:
-        """The URL of a database of the started server, for `Database` and SQLAlchemy's `create_async_engine`."""
+    def url(self, database: str = "postgres", *, user: str = "postgres") -> str:
+        """The URL of a database of the started server, for `Database` and SQLAlchemy's `create_async_engine`.
+
+        `user` is the login. Without a password, every role with LOGIN can connect, because only the owner of the data
+        directory reaches the socket.
+        """
         if self._socket_dir is None:
             raise EmbeddedPostgresError("the server has no URL until start(): call it first")
         # SQLAlchemy quotes the name of the database for its own parser. It would quote the slashes of the path too, and
         # Alembic's configparser rejects a %.
-        address = URL.create("postgresql+asyncpg", username="postgres", database=database).render_as_string()
+        address = URL.create("postgresql+asyncpg", username=user, database=database).render_as_string()
         return f"{address}?host={quote(str(self._socket_dir))}"
 
     def ensure_database(self, name: str) -> None:

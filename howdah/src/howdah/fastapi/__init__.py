@@ -12,7 +12,9 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 
 from __future__ import annotations
 
+from howdah.fastapi.access import PUBLIC, AccessRule, NotAllowed, allow
 from howdah.fastapi.application import configure_app
+from howdah.fastapi.authentication import Authenticate, NotAuthenticated, Principal, find_principal
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.exports import (
@@ -91,6 +93,9 @@ __all__ = [
     "NDJSON",
     "NOT_MODIFIED",
     "PROBLEM_JSON",
+    "PUBLIC",
+    "AccessRule",
+    "Authenticate",
     "BodyLimits",
     "BodyRows",
     "BodyTimeout",
@@ -109,12 +114,15 @@ __all__ = [
     "Job",
     "LoadLimit",
     "MissingHeader",
+    "NotAllowed",
+    "NotAuthenticated",
     "NotModified",
     "PageOut",
     "PageParameters",
     "Precondition",
     "PreconditionFailed",
     "PreconditionRequired",
+    "Principal",
     "Problem",
     "ProblemException",
     "RFC3339Datetime",
@@ -131,6 +139,7 @@ __all__ = [
     "UnsupportedMediaType",
     "VisibleText",
     "add_error_handlers",
+    "allow",
     "answer_batches",
     "answer_lines",
     "configure_app",
@@ -142,6 +151,7 @@ __all__ = [
     "describe_rows_body",
     "error_response",
     "export_response",
+    "find_principal",
     "finish_without_client",
     "get_database",
     "get_db",

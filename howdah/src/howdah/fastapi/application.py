@@ -19,6 +19,7 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
+from howdah.fastapi.authentication import Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
@@ -61,6 +62,7 @@ def configure_app(
     internal_port: int | None = None,
     load_limit: LoadLimit | None = _DEFAULT_LOAD_LIMIT,
     cancel_abandoned: bool = True,
+    authenticate: Authenticate | None = None,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -87,6 +89,8 @@ def configure_app(
       `/metrics` are not limited. None: no limit.
     - With `cancel_abandoned`, a request is cancelled if its client disconnects before the response starts, and before a
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
+    - `authenticate` finds the principal of a request before its body is read. Then each route needs a rule: see
+      `howdah.fastapi.access`.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
       `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
@@ -116,6 +120,8 @@ def configure_app(
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
     add_error_handlers(app)
+    if authenticate is not None:
+        app.add_middleware(AuthenticationLayer, authenticate=authenticate)
     app.add_middleware(_OwnState)
     app.router.redirect_slashes = False
     replace_docs_pages(app)

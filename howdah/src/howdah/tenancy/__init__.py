@@ -14,19 +14,29 @@ A transaction without the setting sees no row.
 
 from __future__ import annotations
 
-from howdah.tenancy.checks import NotIsolated, TenantTable, check_role, check_tenant_tables
+from howdah.tenancy.checks import TenantTable, check_tenant_tables
+from howdah.tenancy.grants import TableGrant, grant_statements, grants_of
+from howdah.tenancy.passwords import login_password_statement
 from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
-from howdah.tenancy.roles import application_role_statements, create_application_role
+from howdah.tenancy.role_changes import role_in
+from howdah.tenancy.role_checks import NotIsolated, check_role
+from howdah.tenancy.roles import application_role_statements, create_application_role, login_role_statements
 
 __all__ = [
     "NotIsolated",
     "RowPolicy",
+    "TableGrant",
     "TenantPolicy",
     "TenantTable",
     "application_role_statements",
     "check_role",
     "check_tenant_tables",
     "create_application_role",
+    "grant_statements",
+    "grants_of",
+    "login_password_statement",
+    "login_role_statements",
     "policies_of",
     "policy_statements",
+    "role_in",
 ]

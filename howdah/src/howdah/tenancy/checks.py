@@ -1,4 +1,4 @@
-"""Check that row-level security separates the tenants. The application's role and all tables are checked."""
+"""Check that row-level security separates the tenants. All tables are checked, and the application's role."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah.database import Database
-from howdah.errors import DatabaseError, HowdahError, InvalidStatement
+from howdah.errors import DatabaseError, InvalidStatement
 from howdah.tenancy.policies import quote_table
+from howdah.tenancy.role_checks import NotIsolated, check_role
 
 _NO_RIGHTS: Final = "42501"
 
@@ -24,20 +25,6 @@ _OWNERS_RIGHTS: Final = {
     "v": "the view reads with its owner's rights: WITH (security_invoker = true)",
     "m": "the materialized view has rows of all tenants: revoke the role's right to read it, or exempt it",
 }
-
-_ROLE: Final = text(
-    """
-    SELECT current_user,
-        (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
-        EXISTS (SELECT FROM pg_roles WHERE (rolbypassrls OR rolsuper) AND pg_has_role(current_user, oid, 'MEMBER')),
-        ARRAY(
-            SELECT CAST(oid AS regclass)::text FROM pg_class
-            WHERE pg_has_role(current_user, relowner, 'MEMBER') AND relkind IN ('r', 'p', 'v', 'm', 'f')
-              AND relpersistence <> 't'
-            ORDER BY 1 LIMIT 5
-        )
-    """
-)
 
 _TABLES: Final = text(
     """
@@ -84,10 +71,6 @@ _VIEWS: Final = text(
 )
 
 
-class NotIsolated(HowdahError):
-    """A role or a table that lets the rows of one tenant reach another one."""
-
-
 @dataclass(frozen=True, slots=True)
 class TenantTable:
     """A table that was checked."""
@@ -96,33 +79,6 @@ class TenantTable:
     """With its schema."""
     is_probed: bool
     """Whether it has rows that a query of another tenant could have shown. An empty table proves nothing."""
-
-
-async def check_role(database: Database) -> str:
-    """The role of this database's transactions. Raises `NotIsolated` if the policies might not apply to it.
-
-    They don't apply to a superuser, to a role with BYPASSRLS, and to a member of such a role, which can use its rights.
-    A role that owns tables, or is a member of their owner, could change the policies.
-    """
-    async with database.session(read_only=True) as session:
-        role, is_superuser, can_bypass, owned = (await session.execute(_ROLE)).one()
-    check_attributes(role, is_superuser, can_bypass)
-    if owned:
-        raise NotIsolated(
-            f"the role {role!r} owns {', '.join(owned)} and could change their policies: run the service as a role "
-            "that owns nothing (create_application_role)"
-        )
-    return str(role)
-
-
-def check_attributes(role: str, is_superuser: bool, can_bypass: bool) -> None:
-    if is_superuser:
-        raise NotIsolated(f"the role {role!r} is a superuser, and policies don't apply to it: use an application role")
-    if can_bypass:
-        raise NotIsolated(
-            f"the role {role!r} has BYPASSRLS or is a member of a role with it, so policies don't apply to it: use an "
-            "application role"
-        )
 
 
 async def check_tenant_tables(

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 from sqlalchemy import DDL, Column, Connection, Table, event
 from sqlalchemy.dialects import postgresql
 
-from howdah._connections.settings import check_setting_name, quote_literal
+from howdah._connections.names import check_setting_name, quote_literal
 from howdah._sqlalchemy import TableItem
 
 Command: TypeAlias = Literal["ALL", "SELECT", "INSERT", "UPDATE", "DELETE"]

@@ -94,18 +94,18 @@ def _import(file: Path, rejects: Path, times: TimeFormat | None) -> None:
 
 async def _check_connection(url: str, settings: Settings) -> None:
     """Raise `Unavailable` if the database can't be reached. Alembic would show a traceback."""
-    from shop.postgres import open_database
+    from shop.postgres import open_owner_database
 
-    async with open_database(url, settings, application_name="shop import") as database:
+    async with open_owner_database(url, settings, application_name="shop import") as database:
         await database.ping()
 
 
 async def _load(url: str, settings: Settings, retail: RetailFile, progress: Progress) -> Loaded:
     from shop.importing.loading import load
-    from shop.postgres import open_database
+    from shop.postgres import open_owner_database
 
     task = progress.add_task("importing lines", total=_accepted_lines(retail))
-    async with open_database(url, settings, application_name="shop import") as database:
+    async with open_owner_database(url, settings, application_name="shop import") as database:
         progress.advance(task, 0)  # starts the measurement of the rate
         return await load(database, retail, advance=lambda lines: progress.advance(task, lines))
 

@@ -29,7 +29,11 @@ class AccountIn(BaseModel):
 
     name: AccountName
     currency: Currency
-    user_id: UUID | None = Field(default=None, description="The owner of the account; null for a system account")
+    user_id: UUID | None = Field(
+        default=None,
+        description="The owner of the account; null for a system account. Customers open accounts only for themselves, "
+        "and may leave it out",
+    )
     purpose: AccountPurpose | None = Field(
         default=None,
         description="The purpose of a system account. There is at most one account for each purpose and currency",
@@ -60,6 +64,7 @@ class OpeningRefusal(StrEnum):
     UNKNOWN_USER = "unknown_user"
     PURPOSE_TAKEN = "purpose_taken"
     KEY_REUSED = "key_reused"
+    NOT_ALLOWED = "not_allowed"
 
     @property
     def explanation(self) -> str:
@@ -71,6 +76,7 @@ _EXPLANATIONS: Final[Mapping[OpeningRefusal, str]] = {
     OpeningRefusal.UNKNOWN_USER: "user_id: the user doesn't exist",
     OpeningRefusal.PURPOSE_TAKEN: "purpose: there is already an account with this purpose and currency",
     OpeningRefusal.KEY_REUSED: "the idempotency key was used for another request",
+    OpeningRefusal.NOT_ALLOWED: "only operators may set purpose, allows_negative and limits: leave them out",
 }
 
 

@@ -196,6 +196,36 @@ _CHECKS: Final = {
         ) AS rules (fault, is_violated, finding)
         WHERE is_violated
         """,
+    # `posted_by` of a posted hold is the customer who has settled it. An owner never changes.
+    "customers": """
+        SELECT fault, finding
+        FROM (
+            SELECT t.id, t.posted_by, t.from_account_id, t.to_account_id, p.settled_by, p.id IS NOT NULL AS is_hold
+            FROM transfers t LEFT JOIN pending_transfers p ON p.id = t.id WHERE t.posted_by IS NOT NULL
+        ) t
+        JOIN accounts debit ON debit.id = t.from_account_id
+        CROSS JOIN LATERAL (VALUES
+            (
+                'transfers were posted by a customer who doesn''t own the account',
+                NOT is_hold AND debit.user_id IS DISTINCT FROM t.posted_by,
+                format('transfer %s: posted by %s', t.id, t.posted_by)
+            ),
+            (
+                'posted transfers and their holds have another customer',
+                is_hold AND settled_by IS DISTINCT FROM t.posted_by,
+                format('transfer %s: posted by %s', t.id, t.posted_by)
+            )
+        ) AS rules (fault, is_violated, finding)
+        WHERE is_violated
+        UNION ALL
+        SELECT 'pending transfers were created or settled by a customer who doesn''t own the account',
+            format('transfer %s: posted by %s, settled by %s', p.id, p.posted_by, p.settled_by)
+        FROM pending_transfers p
+        JOIN accounts debit ON debit.id = p.from_account_id
+        JOIN accounts credit ON credit.id = p.to_account_id
+        WHERE (p.posted_by IS NOT NULL AND p.posted_by IS DISTINCT FROM debit.user_id)
+            OR (p.settled_by IS NOT NULL AND p.settled_by IS DISTINCT FROM credit.user_id)
+        """,
     # Times must not be ahead of the database's clock.
     "times": """
         SELECT format('%s have a time in the future', kind) AS fault, format('%s: %s', id, at) AS finding

@@ -24,6 +24,7 @@ from howdah import (
     run_transaction,
 )
 from shop.ledger.account_cache import AccountCache
+from shop.ledger.ownership import owns
 from shop.ledger.posting import PostingContext
 from shop.ledger.repository import AccountsAt, read_accounts
 from shop.ledger.requests import Refusal, TransferRequest, TransferResult
@@ -276,7 +277,7 @@ class Ledger:
         another transaction has locked an account or used a key."""
         ids = collect_account_ids(requests)
         async with self.database.autocommit() as connection:
-            await self._load_accounts(connection, ids)
+            ids -= await self._load_accounts(connection, ids, requests)
             try:
                 # Nothing may be awaited between the decision and the request for the write lock. Each decision assumes
                 # that the decisions before it are written, so the statements must be sent in the order of decision.
@@ -290,19 +291,35 @@ class Ledger:
                 self._clock.forget()  # after a failover the server may have another clock
                 raise
 
-    async def _load_accounts(self, connection: AsyncConnection, ids: Collection[UUID]) -> None:
-        """Load the accounts that are not in the cache. Read the database's clock if its last reading is too old."""
+    async def _load_accounts(
+        self, connection: AsyncConnection, ids: Collection[UUID], requests: Iterable[TransferRequest]
+    ) -> set[UUID]:
+        """Load the accounts that are not in the cache, and return the ids of accounts that don't exist. Read the
+        database's clock if its last reading is too old.
+
+        An account that a customer names and doesn't own is loaded, too, so that its refusal takes as long as that of an
+        unknown account.
+        """
         cached = self._account_cache.find(ids)
-        if len(cached) < len(ids) or self._clock.now() is None:
-            loaded, at = await read_accounts(connection, [id_ for id_ in ids if id_ not in cached])
-            self._clock.learn(at)
-            self._account_cache.add(loaded)
+        missing = {id_ for id_ in ids if id_ not in cached} if len(cached) < len(ids) else set()
+        missing.update(
+            request.from_account_id
+            for request in requests
+            if request.posted_by is not None and not owns(request.posted_by, cached.get(request.from_account_id))
+        )
+        if not missing and self._clock.now() is not None:
+            return missing
+        loaded, at = await read_accounts(connection, list(missing))
+        self._clock.learn(at)
+        self._account_cache.add(loaded)
+        return missing - loaded.keys()
 
     def _decide_on_cache(self, requests: Sequence[TransferRequest], ids: Collection[UUID]) -> _Decision | None:
-        """Decide the requests on the cached accounts, and store the new states in the cache. Return None, without a
-        change of the cache, if an account is missing, or if an expired hold may have caused a refusal."""
+        """Decide the requests on the cached accounts, and store the new states in the cache. `ids` are those of the
+        accounts that exist. Return None, without a change of the cache, if one of them is missing, or if an expired
+        hold may have caused a refusal."""
         accounts, now = self._account_cache.find(ids), self._clock.now()
-        if len(accounts) < len(ids) or now is None:  # an account doesn't exist, or the cache was invalidated
+        if len(accounts) < len(ids) or now is None:  # the cache was invalidated
             return None
         expected = expected_values(accounts.values())
         has_holds = any(account.held for account in accounts.values())

@@ -18,6 +18,7 @@ from shop.ledger.expiry import ACCOUNTS_WITH_EXPIRED_HOLDS
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import IdempotencyKey, PendingTransfer
 from shop.ledger.seals import link_seals
+from shop.web.dependencies import SYSTEM_DATABASE
 from shop.web.models import IdempotentRequest
 
 _INTERVAL: Final = timedelta(seconds=5)
@@ -39,9 +40,12 @@ def build_jobs(ledger: Resource[Ledger], *, key_retention_days: float) -> list[J
     retention = timedelta(days=key_retention_days)
     return [
         Job("void-expired-holds", every=_INTERVAL, work=void_expired, resource=ledger),
-        Job("link-seals", every=_INTERVAL, work=link_seals),
+        Job("link-seals", every=_INTERVAL, work=link_seals, database=SYSTEM_DATABASE),
         Job(
-            "delete-old-keys", every=_KEY_DELETION_INTERVAL, work=lambda database: delete_old_keys(database, retention)
+            "delete-old-keys",
+            every=_KEY_DELETION_INTERVAL,
+            work=lambda database: delete_old_keys(database, retention),
+            database=SYSTEM_DATABASE,
         ),
     ]
 

@@ -31,7 +31,20 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import Base, UUIDv7PrimaryKey, text_enum
+from howdah.tenancy import TableGrant
+from shop.audit.models import AuditEvent
 from shop.ledger.triggers import create_triggers, drop_functions
+from shop.policies import (
+    OWN_ID,
+    OWN_SCOPE,
+    customers_delete,
+    customers_insert,
+    customers_read,
+    customers_update,
+    own_account,
+    staff_and_system,
+)
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 from shop.users.models import User
 
 
@@ -78,7 +91,7 @@ class Account(UUIDv7PrimaryKey, Base):
     is at most one account for each purpose and currency.
 
     `revision` is incremented by a trigger on every change that creates no entry. Other triggers reject a change of the
-    balance without a transfer, a new account with a balance, deletion, and a change of currency.
+    balance without a transfer, a new account with a balance, deletion, and a change of owner or currency.
 
     `created_at` and `updated_at` are read from PostgreSQL's clock.
     """
@@ -98,6 +111,24 @@ class Account(UUIDv7PrimaryKey, Base):
         Index(
             "uq_accounts_purpose_currency", "purpose", "currency", unique=True, postgresql_where="purpose IS NOT NULL"
         ),
+        customers_read(f"user_id = {OWN_ID}"),
+        customers_insert(
+            f"user_id = {OWN_ID} AND purpose IS NULL AND NOT allows_negative AND overdraft_limit = 0 "
+            "AND balance_limit IS NULL AND state = 'open'"
+        ),
+        customers_update(f"user_id = {OWN_ID}"),
+        *staff_and_system(),
+        # Balances and entry counts are written by the triggers only, which have the rights of the owner.
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
+        TableGrant(CUSTOMER_ROLE, "UPDATE", columns=["name", "metadata", "updated_at"]),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
+        TableGrant(
+            STAFF_ROLE,
+            "UPDATE",
+            columns=["name", "metadata", "state", "overdraft_limit", "balance_limit", "updated_at"],
+        ),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["held", "updated_at"]),
         # leaves room on the page for the next version of a row, because balances change often
         {"postgresql_with": {"fillfactor": 70}},
     )
@@ -143,6 +174,12 @@ class Entry(Base):
     __table_args__ = (
         CheckConstraint("amount <> 0", name="amount_not_zero"),
         CheckConstraint("entry_number > 0", name="entry_number_positive"),
+        customers_read(own_account("account_id")),
+        *staff_and_system(),
+        # only the trigger `post_transfers` inserts
+        TableGrant(CUSTOMER_ROLE, "SELECT"),
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT"),
     )
 
     account_id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -172,6 +209,9 @@ class Transfer(UUIDv7PrimaryKey, Base):
     A reversal returns a part or all of the transfer `reverses_id`. `reversed_total` is a running total: the amount
     returned by this reversal and all earlier ones of that transfer. A unique index prevents two concurrent reversals
     from returning the same money.
+
+    `posted_by` is the customer on whose behalf the transfer was posted; NULL for operators and the system. A trigger
+    ensures that it is the owner of `from_account_id`. For a posted hold it is the owner of `to_account_id`.
     """
 
     __tablename__ = "transfers"
@@ -198,6 +238,11 @@ class Transfer(UUIDv7PrimaryKey, Base):
             postgresql_ops={"metadata": "jsonb_path_ops"},
             postgresql_where="metadata IS NOT NULL",
         ),
+        customers_read(own_account("from_account_id", "to_account_id")),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT"),
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
     )
 
     from_account_id: Mapped[UUID]
@@ -213,6 +258,8 @@ class Transfer(UUIDv7PrimaryKey, Base):
     reversed_total: Mapped[int | None] = mapped_column(BigInteger)
     group_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
+    # no foreign key: PostgreSQL would queue a check for every new row, and the trigger compares it with an owner
+    posted_by: Mapped[UUID | None]
 
 
 _UNPOSTED: Final = "state <> 'posted'"
@@ -224,6 +271,10 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
 
     It is either voided, or posted as a `Transfer` with the same id and the same or a smaller amount. The account
     `from_account_id` is locked while the state changes. A trigger ensures that the state changes only once.
+
+    `posted_by` is the customer who created the hold, and `settled_by` the customer who posted or voided it. Both are
+    NULL for operators and the system. Triggers ensure that `posted_by` is the owner of `from_account_id`, and
+    `settled_by` the owner of `to_account_id`.
 
     It expires at `expires_at`, by the database's clock. From then on it can't be posted, reserves nothing and is shown
     as voided. The stored state stays `pending` until a transaction locks the account, or `shop.ledger.maintenance`
@@ -255,6 +306,12 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
             postgresql_ops={"metadata": "jsonb_path_ops"},
             postgresql_where="metadata IS NOT NULL",
         ),
+        customers_read(own_account("from_account_id", "to_account_id")),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT"),
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT"),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["state", "settled_at", "settled_by"]),
     )
 
     from_account_id: Mapped[UUID] = mapped_column(ForeignKey("accounts.id"))
@@ -269,6 +326,8 @@ class PendingTransfer(UUIDv7PrimaryKey, Base):
     expires_at: Mapped[datetime]
     created_at: Mapped[datetime]
     settled_at: Mapped[datetime | None]
+    posted_by: Mapped[UUID | None]
+    settled_by: Mapped[UUID | None]
 
 
 class AnswerKind(StrEnum):
@@ -301,6 +360,16 @@ class IdempotencyKey(Base):
         # This index is for the deletion of old keys. Keys are stored in the order of time, so a BRIN index works. It
         # has 1 % of the size of a B-tree.
         Index("ix_idempotency_keys_created_at", "created_at", postgresql_using="brin"),
+        customers_read(f"scope = {OWN_SCOPE}"),
+        # the keys of a customer's transfers are written by the system
+        customers_insert(f"scope = {OWN_SCOPE} AND answer = 'opened'"),
+        customers_delete(f"scope = {OWN_SCOPE} AND answer = 'opened'"),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT", "DELETE"),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT", "DELETE"),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT", "DELETE"),
+        # `FOR UPDATE` needs it; a trigger rejects every change
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["created_at"]),
     )
 
     scope: Mapped[str] = mapped_column(String(100), primary_key=True)
@@ -329,6 +398,10 @@ class Seal(Base):
     __table_args__ = (
         CheckConstraint("(position IS NULL) = (hash IS NULL)", name="linked_has_hash"),
         UniqueConstraint("position"),
+        *staff_and_system(),
+        # only triggers and `link_seals` write seals; they have the rights of the owner
+        TableGrant(STAFF_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "SELECT"),
     )
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
@@ -342,9 +415,16 @@ class Seal(Base):
     hash: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
+# The policies of these tables read `accounts`, so `create_all` must create `accounts` first. They have no foreign keys.
+for _model in (Entry, Transfer):
+    assert isinstance(_model.__table__, Table)
+    assert isinstance(Account.__table__, Table)
+    _model.__table__.add_is_dependent_on(Account.__table__)
+
 LEDGER_TABLES: Final = frozenset(
-    each.__tablename__ for each in (Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
+    each.__tablename__ for each in (Account, AuditEvent, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
 )
+"""The tables that `catalog.txt` describes: those of the ledger, and the audit trail, which is sealed with it."""
 
 
 @event.listens_for(Base.metadata, "after_create")

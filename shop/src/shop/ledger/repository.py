@@ -10,6 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
+    CompoundSelect,
     Result,
     ScalarSelect,
     Select,
@@ -56,17 +58,13 @@ class TransferRepository(AsyncRepository[Transfer]):
         """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
         return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
 
-    async def lock_accounts_skip_locked(self, ids: set[UUID]) -> tuple[AccountsAt, set[UUID]]:
-        """Lock the accounts that no other transaction has locked, until the transaction ends. Waits for no lock.
+    async def lock_accounts_skip_locked(self, ids: Iterable[UUID]) -> AccountsAt:
+        """Lock the accounts that exist and that no other transaction has locked. Waits for no lock."""
+        return _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
 
-        Return these accounts, and the ids of the accounts that another transaction has locked.
-        """
-        locked = _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
-        missing = ids - locked.accounts.keys()
-        if not missing:
-            return locked, set()
-        existing = await self.session.scalars(select(Account.id).where(Account.id == _ids), {"ids": list(missing)})
-        return locked, set(existing)
+    async def find_owners(self, ids: Iterable[UUID]) -> dict[UUID, UUID | None]:
+        """The owners of the accounts that exist, without locks. An owner never changes."""
+        return {row.id: row.user_id for row in await self.session.execute(_OWNERS, {"ids": list(ids)})}
 
     async def find_answers(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
         """The stored answers, by key. Unused keys are left out. There may be any number of keys."""
@@ -96,11 +94,16 @@ class TransferRepository(AsyncRepository[Transfer]):
         rows = await self.session.execute(_HOLDS, {"ids": list(transfer_ids)})
         return {row.id: Hold(**row._asdict()) for row in rows}
 
-    async def find_named(self, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-        """The transfers with these ids, in any state, with their accounts. This is one statement."""
+    async def find_named(
+        self, transfer_ids: Collection[UUID], *, customer: UUID | None = None
+    ) -> dict[UUID, NamedTransfer]:
+        """The transfers with these ids, in any state, with their accounts. This is one statement.
+
+        With `customer`, only the transfers from or to an account of this customer.
+        """
         if not transfer_ids:
             return {}
-        rows = await self.session.execute(_NAMED, {"ids": list(transfer_ids)})
+        rows = await self.session.execute(_select_named(customer), {"ids": list(transfer_ids)})
         return {row.id: NamedTransfer(**row._asdict()) for row in rows}
 
     async def find_reversible(self, transfer_ids: Collection[UUID]) -> dict[UUID, Reversible]:
@@ -144,6 +147,7 @@ def _with_time(accounts: Select[Any]) -> Select[Any]:
 _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in fields(PostingAccount))).where(
     Account.id == _ids
 )
+_OWNERS: Final = select(Account.id, Account.user_id).where(Account.id == _ids)
 _ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
 _LOCK_SKIP_LOCKED: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
@@ -152,12 +156,14 @@ _HOLDS: Final = select(
     *(getattr(PendingTransfer, each.name) for each in fields(Hold) if hasattr(PendingTransfer, each.name))
 ).where(PendingTransfer.id == _ids)
 
-_NAMED: Final = union_all(
-    *(
-        select(table.id, table.from_account_id, table.to_account_id).where(table.id == _ids)
-        for table in (Transfer, PendingTransfer)
-    )
-)
+
+def _select_named(customer: UUID | None) -> CompoundSelect[tuple[UUID, UUID, UUID]]:
+    def select_from(table: type[Transfer | PendingTransfer]) -> Any:
+        accounts = table.from_account_id, table.to_account_id
+        query = select(table.id, *accounts).where(table.id == _ids)
+        return query if customer is None else query.where(concerns_customer(customer, *accounts))
+
+    return union_all(select_from(Transfer), select_from(PendingTransfer))
 
 
 def balance_after(account_id: SQLColumnExpression[UUID], entry_number: SQLColumnExpression[int]) -> ScalarSelect[int]:
@@ -180,12 +186,27 @@ def held_amount(transfer_id: SQLColumnExpression[UUID]) -> ScalarSelect[int]:
     return select(hold.amount).where(hold.id == transfer_id).scalar_subquery()
 
 
+def owner_of(account_id: SQLColumnExpression[UUID]) -> ScalarSelect[UUID | None]:
+    """The owner of the account; NULL if it has none."""
+    account = aliased(Account)
+    return select(account.user_id).where(account.id == account_id).scalar_subquery()
+
+
+def concerns_customer(
+    customer: UUID, from_account_id: SQLColumnExpression[UUID], to_account_id: SQLColumnExpression[UUID]
+) -> ColumnElement[bool]:
+    """Whether one of these accounts is the customer's own."""
+    return (owner_of(from_account_id) == customer) | (owner_of(to_account_id) == customer)
+
+
 # Entries never change, so this is the transfer as it was returned when it was posted.
 _POSTED: Final = select(
     *(getattr(Transfer, name) for name in TransferRecord._fields if hasattr(Transfer, name)),
     held_amount(Transfer.id).label("held_amount"),
     balance_after(Transfer.from_account_id, Transfer.from_entry_number).label("from_balance"),
     balance_after(Transfer.to_account_id, Transfer.to_entry_number).label("to_balance"),
+    owner_of(Transfer.from_account_id).label("from_user_id"),
+    owner_of(Transfer.to_account_id).label("to_user_id"),
 ).where(Transfer.id == _ids)
 
 _reversal: Final = aliased(Transfer)

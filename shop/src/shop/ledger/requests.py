@@ -43,6 +43,8 @@ class Refusal(StrEnum):
     ALREADY_VOIDED = "already_voided"
     PENDING_EXPIRED = "pending_expired"
     EXCEEDS_HELD_AMOUNT = "exceeds_held_amount"
+    NOT_PAYEE = "not_payee"
+    COUNTERPARTY_UNAVAILABLE = "counterparty_unavailable"
     LINKED_TRANSFER_FAILED = "linked_transfer_failed"
     KEY_REUSED = "key_reused"
 
@@ -99,6 +101,13 @@ _EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.EXCEEDS_HELD_AMOUNT: (
         "the amount is more than the pending transfer holds: send a smaller amount, or none to post the whole hold"
     ),
+    Refusal.NOT_PAYEE: (
+        "only the owner of the receiving account may post, void or reverse this transfer: ask the payee"
+    ),
+    Refusal.COUNTERPARTY_UNAVAILABLE: (
+        "the other account can't take part in this transfer, and only its owner can see why: ask the owner, then send "
+        "the request with a new idempotency key"
+    ),
     Refusal.LINKED_TRANSFER_FAILED: (
         "another transfer of the linked chain was refused, so none of them was posted: correct that one, then send "
         "the chain with a new idempotency key"
@@ -123,6 +132,10 @@ class TransferRequest(NamedTuple):
 
     `linked`: this request and the next one of the list are posted together or not at all. `key` is the idempotency key,
     `scope` is its owner.
+
+    `posted_by` is the customer (`users.id`) on whose behalf the request is posted; None for operators and the system. A
+    customer transfers, holds and reverses only from their own accounts, and posts and voids only holds to their own
+    accounts (see `shop.ledger.ownership`).
     """
 
     from_account_id: UUID
@@ -139,9 +152,11 @@ class TransferRequest(NamedTuple):
     posts: UUID | None = None
     voids: UUID | None = None
     linked: bool = False
+    posted_by: UUID | None = None
 
     def fingerprint_fields(self) -> list[object]:
-        """The fields from which the fingerprint is computed: all except `key`, `scope` and `linked`.
+        """The fields from which the fingerprint is computed: all except `key`, `scope`, `linked` and
+        `posted_by`.
 
         A field that was added to the class later is included only if it is set, so that older stored fingerprints stay
         valid.
@@ -170,9 +185,10 @@ class TransferRequest(NamedTuple):
         return self.pending_seconds is None and self.posts is None and self.voids is None and self.reverses is None
 
 
-# The fields of the first version are always in the fingerprint. The fields of the key never are.
+# The fields of the first version are always in the fingerprint. The fields of the key never are. `posted_by` isn't
+# either, because `scope` belongs to the same user.
 _FIRST_FIELDS: Final = ("from_account_id", "to_account_id", "amount", "currency", "description", "reverses")
-_KEY_FIELDS: Final = ("key", "scope", "linked")
+_KEY_FIELDS: Final = ("key", "scope", "linked", "posted_by")
 _LATER_FIELDS: Final = tuple(name for name in TransferRequest._fields if name not in (*_FIRST_FIELDS, *_KEY_FIELDS))
 _later_values: Final = attrgetter(*_LATER_FIELDS)
 
@@ -184,7 +200,9 @@ class NamedTransfer(NamedTuple):
     from_account_id: UUID
     to_account_id: UUID
 
-    def posting(self, amount: int | None = None, *, key: str | None = None, scope: str = "") -> TransferRequest:
+    def posting(
+        self, amount: int | None = None, *, key: str | None = None, scope: str = "", posted_by: UUID | None = None
+    ) -> TransferRequest:
         """The request to post this transfer: `amount`, or the whole hold."""
         return TransferRequest(
             from_account_id=self.from_account_id,
@@ -193,9 +211,10 @@ class NamedTransfer(NamedTuple):
             posts=self.id,
             key=key,
             scope=scope,
+            posted_by=posted_by,
         )
 
-    def voiding(self, *, key: str | None = None, scope: str = "") -> TransferRequest:
+    def voiding(self, *, key: str | None = None, scope: str = "", posted_by: UUID | None = None) -> TransferRequest:
         """The request to void this transfer."""
         return TransferRequest(
             from_account_id=self.from_account_id,
@@ -204,6 +223,7 @@ class NamedTransfer(NamedTuple):
             voids=self.id,
             key=key,
             scope=scope,
+            posted_by=posted_by,
         )
 
     def reversal(
@@ -214,6 +234,7 @@ class NamedTransfer(NamedTuple):
         effective_at: datetime | None = None,
         key: str | None = None,
         scope: str = "",
+        posted_by: UUID | None = None,
     ) -> TransferRequest:
         """The request to reverse this transfer: `amount`, or all that isn't reversed yet."""
         return TransferRequest(
@@ -225,6 +246,7 @@ class NamedTransfer(NamedTuple):
             key=key,
             scope=scope,
             effective_at=effective_at,
+            posted_by=posted_by,
         )
 
 
@@ -235,7 +257,8 @@ class TransferRecord(NamedTuple):
     It has a field for each mapped column of `shop.ledger.models.Transfer`, with the attribute's name. These fields have
     no defaults. So if a column is added, mypy reports each place that creates a record without it.
 
-    A pending or voided transfer has no entry numbers. `from_balance` and `to_balance` are the balances of its accounts
+    `from_user_id` and `to_user_id` are the owners of its accounts, None if they have none or aren't known. A pending or
+    voided transfer has no entry numbers. `from_balance` and `to_balance` are the balances of its accounts
     after its entries. `held_amount` is the amount that the transfer held or still holds, None if it was never pending.
     `reversed_amount` is the part of `amount` that has been reversed. It is 0 in the result of the request that posted
     the transfer, and in every replay.
@@ -255,12 +278,15 @@ class TransferRecord(NamedTuple):
     reversed_total: int | None
     group_id: UUID | None
     created_at: datetime
+    posted_by: UUID | None
     state: TransferState = TransferState.POSTED
     expires_at: datetime | None = None
     held_amount: int | None = None
     from_balance: int | None = None
     to_balance: int | None = None
     reversed_amount: int = 0
+    from_user_id: UUID | None = None
+    to_user_id: UUID | None = None
 
 
 class _Result(NamedTuple):

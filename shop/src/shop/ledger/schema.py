@@ -1,4 +1,4 @@
-"""Compare the ledger's tables, functions and triggers in a database with `catalog.txt`.
+"""Compare the ledger's tables, functions and triggers, and the policies and rights of all tables, with `catalog.txt`.
 
 `catalog.txt` describes a database that was created from the models and from the files in `sql/`.
 `shop migrate --write-catalog` writes the file. `shop migrate --check` and a test compare it with such a database.
@@ -21,20 +21,29 @@ from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, compare_catalogs, read_catalog
 from shop.ledger.models import LEDGER_TABLES
 from shop.ledger.triggers import function_names
+from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE
 
 CATALOG_FILE: Final = Path(__file__).with_name("catalog.txt")
 _HEAD: Final = "--- "
 _PREFACE: Final = """\
-The ledger's tables with their columns, constraints, unique indexes and triggers, and its functions, as PostgreSQL
-describes them. Generated: change models.py or sql/, then run `shop migrate --write-catalog`.
+The ledger's tables with their columns, constraints, unique indexes and triggers, its functions, and the policies and
+rights of all tables, as PostgreSQL describes them. Generated: change models.py or sql/, then run
+`shop migrate --write-catalog`.
 """
 # Triggers, policies and settings that are not in `catalog.txt` are reported, because they could change how the ledger's
 # statements work. A database may have additional functions, columns and indexes.
 _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 # A later release may replace these under the same name. It compares them with its own `catalog.txt`.
-_REPLACEABLE_KINDS: Final = ("function ", "trigger ", "constraint ", "index ")
+_REPLACEABLE_KINDS: Final = ("function ", "trigger ", "constraint ", "index ", "policy ", "rights ")
+# These entries of all tables are compared, and not only those of the ledger's tables.
+_SECURITY_KINDS: Final = ("table ", "policy ", "rights ")
+# A right that isn't in `catalog.txt` is reported, on any table. The rights of other roles are the operator's business.
+_SERVICE_RIGHTS: Final = tuple(
+    f"rights of {role} on " for role in ("PUBLIC", SERVICE_LOGIN, CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE)
+)
 # No migration adds settings, so they are reported in every database.
 _SETTING: Final = "setting "
+_RIGHTS: Final = "rights "
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +83,20 @@ class SchemaMismatch(Exception):
 
 
 async def compare_schema(db: AsyncSession, *, is_newer: bool = False) -> SchemaReport:
-    """Compare the ledger's part of the database with `catalog.txt`. This is one query, which takes a few
-    milliseconds.
+    """Compare the ledger's part of the database, and the policies and rights of all tables, with `catalog.txt`. This is
+    one query, which takes a few milliseconds.
 
-    `is_newer` means that a later release has migrated the database. Then functions, triggers, constraints and indexes
-    may have other definitions, and there may be more triggers and policies. But none may be missing, disabled or not
-    valid, and the tables and columns of this release must not have changed.
+    `is_newer` means that a later release has migrated the database. Then functions, triggers, constraints, indexes,
+    policies and rights may have other definitions, and there may be more of them. But none may be missing, disabled or
+    not valid, and the tables and columns of this release must not have changed.
     """
+    expected = expected_catalog()
+    whole = await read_catalog(db)
+    found = {name: entry for name, entry in whole.items() if _is_described(name) and not name.startswith(_RIGHTS)}
+    rights = {name: entry for name, entry in whole.items() if name.startswith(_SERVICE_RIGHTS)}
     defects: list[str] = []
-    unknown: list[str] = []
-    for line in compare_catalogs(await read_catalog(db, LEDGER_TABLES), expected_catalog()):
+    unknown = [] if is_newer else [f"{name}: unknown" for name in rights if name not in expected]
+    for line in compare_catalogs(found | {name: rights[name] for name in rights if name in expected}, expected):
         if line.endswith(": unknown"):
             if line.startswith(_SETTING if is_newer else _UNKNOWN_KINDS):
                 unknown.append(line)
@@ -115,17 +128,21 @@ async def find_schema_problem(database: Database, *, is_newer: bool = False) -> 
 
 
 def describe_catalog(found: Mapping[str, CatalogEntry]) -> str:
-    """The text of `catalog.txt`: the entries of the ledger's tables and functions that have `is_guarded`."""
-    functions = set(function_names())
-    sections: list[str] = []
-    for name, entry in found.items():
-        if not entry.is_guarded:
-            continue
-        kind, _, rest = name.partition(" ")
-        owner = rest.partition("(")[0] if kind == "function" else rest.split(" ")[-1]
-        if owner in (functions if kind == "function" else LEDGER_TABLES):
-            sections.append(f"\n{_HEAD}{name}\n{entry.definition}\n")
-    return _PREFACE + "".join(sections)
+    """The text of `catalog.txt`: the entries with `is_guarded` of the ledger's tables and functions, and the policies
+    and rights of all tables."""
+    return _PREFACE + "".join(
+        f"\n{_HEAD}{name}\n{entry.definition}\n"
+        for name, entry in found.items()
+        if entry.is_guarded and _is_described(name) and not name.startswith(_SETTING)
+    )
+
+
+def _is_described(name: str) -> bool:
+    """Whether `catalog.txt` has the entries of this kind and table. Settings are compared, but not described."""
+    kind, _, rest = name.partition(" ")
+    if kind == "function":
+        return rest.partition("(")[0] in function_names()
+    return name.startswith((*_SECURITY_KINDS, _SETTING)) or rest.rpartition(" ")[2] in LEDGER_TABLES
 
 
 def find_catalog_differences(found: Mapping[str, CatalogEntry]) -> list[str]:

@@ -140,6 +140,19 @@ CHECKS: Final = {
         ) s USING (id)
         WHERE t.digest IS DISTINCT FROM s.digest
         """,
+    "sealed audit events": """
+        SELECT
+            CASE WHEN e.digest IS NULL THEN 'sealed audit events are missing'
+                WHEN s.digest IS NULL THEN 'audit events are not sealed'
+                ELSE 'audit events differ from their seal' END AS fault,
+            format('audit event %s', id) AS finding
+        FROM (SELECT id, digest_of_audit_event(e) AS digest FROM audit_events e) e
+        FULL JOIN (
+            SELECT sealed.* FROM seals CROSS JOIN LATERAL unnest(ids, digests) AS sealed (id, digest)
+            WHERE subject = 'audit_events'
+        ) s USING (id)
+        WHERE e.digest IS DISTINCT FROM s.digest
+        """,
     "sealed pending transfers": _build_changeable_rows_query(
         "pending transfer", "pending_transfers", "(state <> 'pending')::int::bigint"
     ),

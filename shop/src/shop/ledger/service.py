@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import NotFound
 from shop.ledger.expiry import void_expired_holds
 from shop.ledger.models import AnswerKind, Transfer, TransferState
+from shop.ledger.ownership import owns
 from shop.ledger.posting import Outcome, PostingContext
 from shop.ledger.repository import AccountsAt, StoredAnswer, TransferRepository
 from shop.ledger.requests import (
@@ -73,8 +74,13 @@ async def post_skip_locked(
     """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
     another transaction has locked one of its accounts. Raises `KeyLocked` if another transaction uses a key."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
-    locked, blocked_ids = await TransferRepository(session).lock_accounts_skip_locked(ids)
-    free = [n for n, each in enumerate(lists) if not blocked_ids or blocked_ids.isdisjoint(collect_account_ids(each))]
+    repository = TransferRepository(session)
+    locked = await repository.lock_accounts_skip_locked(ids)
+    # The owners of foreign accounts are read, too, so that a refusal takes as long as that of an unknown account.
+    unlocked = (ids - locked.accounts.keys()) | _find_foreign_accounts(lists, locked)
+    owners = await repository.find_owners(unlocked) if unlocked else {}
+    blocked = {id_: owner for id_, owner in owners.items() if id_ not in locked.accounts}
+    free = [n for n, each in enumerate(lists) if not blocked or not _is_blocked(each, locked, blocked)]
     free_lists = [lists[n] for n in free]
     requests = [request for each in free_lists for request in each]
     posted = await _post(session, locked, requests, waits_for_keys=False)
@@ -82,6 +88,39 @@ async def post_skip_locked(
     for n, group in zip(free, group_results(free_lists, posted), strict=True):
         results[n] = group
     return results, locked
+
+
+def _find_foreign_accounts(lists: Sequence[Sequence[TransferRequest]], locked: AccountsAt) -> set[UUID]:
+    """The locked accounts from which a customer wants to transfer, and that aren't the customer's own."""
+    return {
+        request.from_account_id
+        for requests in lists
+        for request in requests
+        if request.posted_by is not None
+        and (account := locked.accounts.get(request.from_account_id)) is not None
+        and not owns(request.posted_by, account)
+    }
+
+
+def _is_blocked(requests: Sequence[TransferRequest], locked: AccountsAt, blocked: Mapping[UUID, UUID | None]) -> bool:
+    """Whether a request must wait for a lock of another transaction. `blocked` has the owners of the accounts that
+    others have locked.
+
+    A customer's transfer from a foreign account doesn't wait: its refusal doesn't depend on the accounts' states. If it
+    waited, it would show that the account exists.
+    """
+
+    def is_foreign(request: TransferRequest) -> bool:
+        if request.posted_by is None or request.posts or request.voids or request.reverses:
+            return False
+        account = locked.accounts.get(request.from_account_id)
+        return request.posted_by != (blocked.get(request.from_account_id) if account is None else account.user_id)
+
+    return any(
+        not is_foreign(request)
+        for request in requests
+        if request.from_account_id in blocked or request.to_account_id in blocked
+    )
 
 
 def group_results(
@@ -95,7 +134,7 @@ def group_results(
 async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
     """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds,
     and these accounts."""
-    locked, _ = await TransferRepository(session).lock_accounts_skip_locked(set(account_ids))
+    locked = await TransferRepository(session).lock_accounts_skip_locked(account_ids)
     return await _void_expired(session, locked), locked
 
 
@@ -158,9 +197,13 @@ async def transfer_funds(db: AsyncSession, from_account_id: UUID, to_account_id:
     return result.unwrap()  # an error inside the block would roll back the voiding of expired holds
 
 
-async def find_transfer(db: AsyncSession, transfer_id: UUID) -> TransferRecord:
-    """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`."""
-    transfer: TransferSnapshot | None = (await db.scalars(select_transfer(transfer_id))).one_or_none()
+async def find_transfer(db: AsyncSession, transfer_id: UUID, *, customer: UUID | None = None) -> TransferRecord:
+    """The transfer in its current state. An expired hold counts as voided. Raises `NotFound`.
+
+    With `customer`, a transfer that is neither from nor to an account of this customer isn't found.
+    """
+    query = select_transfer(transfer_id, customer=customer)
+    transfer: TransferSnapshot | None = (await db.scalars(query)).one_or_none()
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer.as_record()
@@ -208,17 +251,21 @@ async def voiding_request(
     return (await find_named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
 
 
-async def find_named_transfer(db: AsyncSession, transfer_id: UUID) -> NamedTransfer:
-    """The transfer, in any state, with its accounts. Raises `NotFound`."""
-    transfer = (await find_named_transfers(db, [transfer_id])).get(transfer_id)
+async def find_named_transfer(db: AsyncSession, transfer_id: UUID, *, customer: UUID | None = None) -> NamedTransfer:
+    """The transfer, in any state, with its accounts. Raises `NotFound`, also for a transfer that is neither from nor to
+    an account of `customer`."""
+    transfer = (await find_named_transfers(db, [transfer_id], customer=customer)).get(transfer_id)
     if transfer is None:
         raise NotFound(Transfer, [transfer_id])
     return transfer
 
 
-async def find_named_transfers(db: AsyncSession, transfer_ids: Collection[UUID]) -> dict[UUID, NamedTransfer]:
-    """The transfers with these ids, in any state, with their accounts. Takes at most one statement."""
-    return await TransferRepository(db).find_named(transfer_ids)
+async def find_named_transfers(
+    db: AsyncSession, transfer_ids: Collection[UUID], *, customer: UUID | None = None
+) -> dict[UUID, NamedTransfer]:
+    """The transfers with these ids, in any state, with their accounts. Takes at most one statement. With `customer`,
+    only the transfers from or to an account of this customer."""
+    return await TransferRepository(db).find_named(transfer_ids, customer=customer)
 
 
 async def find_replay(session: AsyncSession, request: TransferRequest) -> TransferResult | None:

@@ -13,9 +13,13 @@ from shop.ledger.requests import TransferRecord
 
 @dataclass(slots=True)
 class PostingAccount:
-    """The columns of an account that a decision reads. The decision changes the object before the row is written."""
+    """The columns of an account that a decision reads. The decision changes the object before the row is written.
+
+    `id`, `user_id` and `currency` of an account never change: a trigger rejects that.
+    """
 
     id: UUID
+    user_id: UUID | None
     currency: str
     balance: int
     held: int
@@ -61,7 +65,9 @@ class Hold:
     state: TransferState
     expires_at: datetime
     created_at: datetime
+    posted_by: UUID | None
     settled_at: datetime | None = None
+    settled_by: UUID | None = None
     has_new_state: bool = False
     is_expiry_reported: bool = False
 
@@ -87,6 +93,7 @@ class Hold:
             reversed_total=None,
             group_id=self.group_id,
             created_at=self.created_at,
+            posted_by=self.posted_by,
             state=state,
             expires_at=self.expires_at if state is TransferState.PENDING else None,
             held_amount=self.amount,

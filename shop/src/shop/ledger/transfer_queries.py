@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from uuid import UUID
@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Subquery,
     Uuid,
+    all_,
     and_,
     any_,
     case,
@@ -30,13 +31,13 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr
+from sqlalchemy.orm import Mapped, aliased, column_property, declared_attr, undefer
 
 from howdah import AwareDateTime, Base
 from shop.ledger.account_queries import posted_between
 from shop.ledger.expiry import current_state, has_state
-from shop.ledger.models import Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
-from shop.ledger.repository import balance_after, held_amount
+from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Transfer, TransferState
+from shop.ledger.repository import balance_after, concerns_customer, held_amount, owner_of
 from shop.ledger.requests import TransferRecord, chain_keys
 from shop.web.fields import ListOrder
 
@@ -140,7 +141,7 @@ def _select_transfers_by_account() -> Subquery:
 
 
 class _SnapshotColumns:
-    """The columns of a `TransferRecord`.
+    """The columns of a `TransferRecord`. The owners of the accounts are read only for customers.
 
     Some values are scalar subqueries. PostgreSQL evaluates these after LIMIT, so only for the rows of the page.
     """
@@ -167,6 +168,14 @@ class _SnapshotColumns:
         total = func.coalesce(func.max(reversal.reversed_total), 0)
         return column_property(select(total).where(reversal.reverses_id == self.__table__.c.id).scalar_subquery())
 
+    @declared_attr
+    def from_user_id(self) -> Mapped[UUID | None]:
+        return column_property(owner_of(self.__table__.c.from_account_id), deferred=True)
+
+    @declared_attr
+    def to_user_id(self) -> Mapped[UUID | None]:
+        return column_property(owner_of(self.__table__.c.to_account_id), deferred=True)
+
     if TYPE_CHECKING:
         id: Mapped[UUID]
         from_account_id: Mapped[UUID]
@@ -180,8 +189,10 @@ class _SnapshotColumns:
         hold_expires_at: Mapped[datetime]
 
     def as_record(self) -> TransferRecord:
-        """The record that the routes serialize."""
-        return TransferRecord(**{name: getattr(self, name) for name in TransferRecord._fields})
+        """The record that the routes serialize. It has owners only if the query was made for a customer."""
+        loaded = self.__dict__
+        values: dict[str, Any] = {name: loaded.get(name) for name in TransferRecord._fields}
+        return TransferRecord(**values)
 
 
 class TransferSnapshot(_SnapshotColumns, Base):
@@ -204,15 +215,21 @@ class AccountTransferSnapshot(_SnapshotColumns, Base):
         is_posted: Mapped[bool]
 
 
-def select_transfer(transfer_id: UUID) -> Select[Any]:
-    """The transfer with this id, in any state."""
-    query = select(TransferSnapshot).where(TransferSnapshot.id == transfer_id)
-    return query.execution_options(populate_existing=True)
+def select_transfer(transfer_id: UUID, *, customer: UUID | None = None) -> Select[Any]:
+    """The transfer with this id, in any state. With `customer`, only if it is from or to an account of this customer.
+    Then the records have the owners of their accounts."""
+    model = TransferSnapshot
+    query = select(model).where(model.id == transfer_id).execution_options(populate_existing=True)
+    if customer is None:
+        return query
+    query = query.where(concerns_customer(customer, model.from_account_id, model.to_account_id))
+    return query.options(undefer(model.from_user_id), undefer(model.to_user_id))
 
 
 def select_transfers(
     *,
     scope: str,
+    customer: UUID | None = None,
     order: ListOrder = "oldest",
     account_id: UUID | None = None,
     from_account_id: UUID | None = None,
@@ -232,18 +249,23 @@ def select_transfers(
     A transfer keeps its id, and so its place in the list, when it is posted or voided. `idempotency_key` is a key of
     the client `scope`. With `account_id`, each page sorts the ids of all entries of the account. `created_from` and
     `created_before` limit these entries.
+
+    With `customer`, the list has only the transfers from or to accounts of this customer, and the records have the
+    owners of their accounts. Each page sorts the ids of all entries of these accounts. If accounts are named, at least
+    one of them must be the customer's own; otherwise the list is empty, as if the accounts didn't exist.
     """
     model: Any = TransferSnapshot
     conditions: list[Any] = []
-    searched_account = account_id or from_account_id or to_account_id
-    if searched_account is not None:
+    if customer is not None or account_id or from_account_id or to_account_id:
         model = AccountTransferSnapshot
-        conditions.append(model.account_id == searched_account)
-        entry_conditions = posted_between(model.entry_number, searched_account, created_from, created_before)
-        if entry_conditions:  # holds have no entry number; `created_at` is compared below
-            conditions.append(or_(~model.is_posted, and_(*entry_conditions)))
-        if account_id is None:
-            conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
+        conditions += _select_sides(
+            customer=customer,
+            account_id=account_id,
+            from_account_id=from_account_id,
+            to_account_id=to_account_id,
+            created_from=created_from,
+            created_before=created_before,
+        )
         if state is not None:  # redundant, but lets PostgreSQL skip the entries or the holds
             conditions.append(model.is_posted if state is TransferState.POSTED else ~model.is_posted)
     for column, value in (
@@ -269,7 +291,54 @@ def select_transfers(
     if idempotency_key is not None:
         conditions.append(model.id == any_(_select_transfer_ids(scope, idempotency_key)))
     query = select(model).where(*conditions).execution_options(populate_existing=True)
+    if customer is not None:
+        query = query.options(undefer(model.from_user_id), undefer(model.to_user_id))
     return query.order_by(model.id.desc() if order == "newest" else model.id)
+
+
+def _select_sides(
+    *,
+    customer: UUID | None,
+    account_id: UUID | None,
+    from_account_id: UUID | None,
+    to_account_id: UUID | None,
+    created_from: datetime | None,
+    created_before: datetime | None,
+) -> list[ColumnElement[bool]]:
+    """Conditions on `AccountTransferSnapshot` that keep one row for each transfer of the list."""
+    model = AccountTransferSnapshot
+    named_accounts = [each for each in (account_id, from_account_id, to_account_id) if each is not None]
+    conditions: list[Any] = []
+    if customer is not None:
+        conditions += _select_own_sides(customer, named_accounts)
+        if account_id is not None:
+            conditions.append(or_(model.from_account_id == account_id, model.to_account_id == account_id))
+    else:
+        conditions.append(model.account_id == named_accounts[0])
+        if account_id is None:
+            conditions.append(model.is_debit if from_account_id is not None else ~model.is_debit)
+    if customer is None or len(named_accounts) == 1:
+        entry_conditions = posted_between(model.entry_number, named_accounts[0], created_from, created_before)
+        if entry_conditions:  # holds have no entry number; `select_transfers` compares their `created_at`
+            conditions.append(or_(~model.is_posted, and_(*entry_conditions)))
+    return conditions
+
+
+def _select_own_sides(customer: UUID, named_accounts: Sequence[UUID]) -> list[ColumnElement[bool]]:
+    """Conditions for the sides of the customer's accounts: of those that are named, or else of all.
+
+    PostgreSQL computes the array once. A transfer between two of these accounts has two sides; the debit is kept.
+    """
+    own = select(Account.id).where(Account.user_id == customer)
+    if named_accounts:
+        own = own.where(Account.id.in_(named_accounts))
+    own_ids: ColumnElement[Any] = func.array(own.scalar_subquery(), type_=ARRAY(Uuid()))
+    conditions = [AccountTransferSnapshot.account_id == any_(own_ids)]
+    if len(named_accounts) != 1:
+        conditions.append(
+            or_(AccountTransferSnapshot.is_debit, AccountTransferSnapshot.from_account_id != all_(own_ids))
+        )
+    return conditions
 
 
 def _select_transfer_ids(scope: str, key: str) -> ColumnElement[Any]:

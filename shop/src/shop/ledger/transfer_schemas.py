@@ -193,16 +193,20 @@ class TransferOut(BaseModel):
         description="The amount that the transfer held or still holds; null if it was never pending"
     )
     from_entry_number: int | None = Field(
-        description="The number of the debit in the entries of `from_account_id`; null unless the transfer is posted"
+        description="The number of the debit in the entries of `from_account_id`; null unless the transfer is posted, "
+        "and for customers who don't own the account"
     )
     from_balance: int | None = Field(
-        description="The balance of `from_account_id` after this transfer; null unless it is posted"
+        description="The balance of `from_account_id` after this transfer; null unless it is posted, and for customers "
+        "who don't own the account"
     )
     to_entry_number: int | None = Field(
-        description="The number of the credit in the entries of `to_account_id`; null unless the transfer is posted"
+        description="The number of the credit in the entries of `to_account_id`; null unless the transfer is posted, "
+        "and for customers who don't own the account"
     )
     to_balance: int | None = Field(
-        description="The balance of `to_account_id` after this transfer; null unless it is posted"
+        description="The balance of `to_account_id` after this transfer; null unless it is posted, and for customers "
+        "who don't own the account"
     )
     created_at: datetime
 

@@ -37,10 +37,9 @@ def check_request(request: TransferRequest) -> None:
     """
     if not isinstance(request, TransferRequest):
         raise TypeError(f"a TransferRequest is expected, not {type(request).__name__}; pass several requests as a list")
-    if not isinstance(request.from_account_id, UUID):
-        raise _wrong_type("from_account_id", request.from_account_id, _A_UUID)
-    if not isinstance(request.to_account_id, UUID):
-        raise _wrong_type("to_account_id", request.to_account_id, _A_UUID)
+    if not (isinstance(request.from_account_id, UUID) and isinstance(request.to_account_id, UUID)):
+        name = "to_account_id" if isinstance(request.from_account_id, UUID) else "from_account_id"
+        raise _wrong_type(name, getattr(request, name), _A_UUID)
     if type(request.amount) is not int:
         _check_no_amount(request)
     if request.key is not None:
@@ -55,6 +54,8 @@ def check_request(request: TransferRequest) -> None:
         _check_metadata(request.metadata)
     if request.effective_at is not None:
         _check_time(request.effective_at)
+    if request.posted_by is not None and not isinstance(request.posted_by, UUID):
+        raise _wrong_type("posted_by", request.posted_by, _A_UUID)
     if type(request.linked) is not bool:
         raise _wrong_type("linked", request.linked, "pass True or False")
     if not request.is_basic:

@@ -47,7 +47,11 @@ async def write(session: AsyncSession, context: PostingContext, *, waits_for_key
     transaction hasn't ended, the statement waits for it, or raises `KeyLocked` if `waits_for_keys` is False.
     """
     if settled := context.settled_holds():  # first, because a new transfer may need the released amounts
-        values = {"settled": [hold.id for hold in settled], "states": [hold.state.value for hold in settled]}
+        values = {
+            "settled": [hold.id for hold in settled],
+            "states": [hold.state.value for hold in settled],
+            "settled_by": [hold.settled_by for hold in settled],
+        }
         await _write_holds(session, context, settled, _SETTLE_HOLDS, values)
     if waits_for_keys:
         with _raise_key_in_use():
@@ -201,11 +205,16 @@ def _omit_nulls(values: Sequence[Any]) -> list[Any]:
 TRANSFER_PARAMETERS: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
 _EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
 _KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
-# The statement sets `state` and `created_at`, and `settled_at` of a new hold is NULL. So no values are sent for them.
+# The statement sets `state` and `created_at`. `settled_at` and `settled_by` of a new hold are NULL. So no values are
+# sent for them.
 _NEW_HOLD: Final = _ArrayParameters(
     "h",
     PendingTransfer,
-    [name for name in _attribute_names(PendingTransfer) if name not in {"state", "created_at", "settled_at"}],
+    [
+        name
+        for name in _attribute_names(PendingTransfer)
+        if name not in {"state", "created_at", "settled_at", "settled_by"}
+    ],
 )
 
 
@@ -344,12 +353,17 @@ def _hold_statement(change: str, *, condition: str, parameters: Sequence[Any]) -
 
 _SETTLE_HOLDS: Final = _hold_statement(
     f"""
-        UPDATE {PendingTransfer.__tablename__} AS hold SET state = input.state, settled_at = :at
-        FROM unnest(:settled, :states) AS input (id, state) WHERE hold.id = input.id
+        UPDATE {PendingTransfer.__tablename__} AS hold
+        SET state = input.state, settled_at = :at, settled_by = input.settled_by
+        FROM unnest(:settled, :states, :settled_by) AS input (id, state, settled_by) WHERE hold.id = input.id
         """,  # noqa: S608  # built from constants
     # `held` is the amount after all decisions. This statement only lowers it; `_INSERT_HOLDS` raises it.
     condition="input.held < account.held",
-    parameters=[bindparam("settled", type_=ARRAY(Uuid())), bindparam("states", type_=ARRAY(String()))],
+    parameters=[
+        bindparam("settled", type_=ARRAY(Uuid())),
+        bindparam("states", type_=ARRAY(String())),
+        bindparam("settled_by", type_=ARRAY(Uuid())),
+    ],
 )
 _INSERT_HOLDS: Final = _hold_statement(
     f"""

@@ -23,11 +23,14 @@ async def is_newer(database: Database) -> bool:
     return await HISTORY.compare_revision(database) == "newer"
 
 
-def verify_schema(url: str) -> None:
-    """Raise `SchemaMismatch` if anything but a later release has changed the ledger's schema. Blocks the thread."""
+def verify_schema(url: str, *, role: str | None = None) -> None:
+    """Raise `SchemaMismatch` if anything but a later release has changed the ledger's schema. Blocks the thread.
+
+    `role` is one that may read the revision.
+    """
 
     async def compare() -> bool:
-        async with Database(url, pool_size=1, application_name="shop") as database:
+        async with Database(url, pool_size=1, application_name="shop", role=role) as database:
             return await is_newer(database)
 
     schema.verify_schema(url, is_newer=asyncio.run(compare()))

@@ -5,4 +5,4 @@ from shop.ledger.triggers import SQL_FOLDER
 from shop.settings import Settings
 from shop.tables import Base
 
-run_migrations(Base.metadata, url=Settings().database_url, sql=SQL_FOLDER)
+run_migrations(Base.metadata, url=Settings().owner_database_url, sql=SQL_FOLDER)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from howdah import Base, Timestamps, UUIDv7PrimaryKey, Versioned, text_enum, utcnow
+from howdah.tenancy import TableGrant
 from shop.ledger.models import Transfer
+from shop.policies import OWN_ID, customers_insert, customers_read, staff_and_system
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 from shop.users.models import User
 
 
@@ -48,6 +52,17 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
         Index("ix_orders_placed_at_id", "placed_at", "id"),
         Index("ix_orders_status_placed_at_id", "status", "placed_at", "id"),
         Index("ix_orders_total_cents", "total_cents"),
+        customers_read(f"user_id = {OWN_ID}"),
+        customers_insert(
+            f"user_id = {OWN_ID} AND status = 'pending' AND transfer_id IS NULL AND cancels_id IS NULL "
+            "AND reference IS NULL"
+        ),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
+        TableGrant(STAFF_ROLE, "UPDATE", columns=["status", "updated_at", "version"]),
+        TableGrant(SYSTEM_ROLE, "SELECT"),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=["status", "transfer_id", "updated_at", "version"]),
     )
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey(User.id))
@@ -67,6 +82,11 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
     )
 
 
+_IN_OWN_ORDER: Final = (
+    f"EXISTS (SELECT FROM orders WHERE orders.id = order_items.order_id AND orders.user_id = {OWN_ID}"
+)
+
+
 class OrderItem(UUIDv7PrimaryKey, Base):
     """An item of an order. `line_no` counts from 1."""
 
@@ -75,6 +95,12 @@ class OrderItem(UUIDv7PrimaryKey, Base):
         UniqueConstraint("order_id", "line_no"),
         CheckConstraint("quantity > 0", name="quantity_positive"),
         CheckConstraint("unit_price_cents >= 0", name="unit_price_not_negative"),
+        customers_read(f"{_IN_OWN_ORDER})"),
+        customers_insert(f"{_IN_OWN_ORDER} AND orders.status = 'pending')"),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
+        TableGrant(SYSTEM_ROLE, "SELECT"),
     )
 
     order_id: Mapped[UUID] = mapped_column(ForeignKey("orders.id", ondelete="CASCADE"))

@@ -1,6 +1,6 @@
 """FastAPI dependencies of the routes of users."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of local names as texts.
 
 from typing import Annotated, Final
 
@@ -10,7 +10,8 @@ from howdah import JsonViewReader
 from howdah.fastapi import Resource
 from shop.users.models import User
 from shop.users.service import USER_VIEW
+from shop.web.dependencies import scoped_reader
 
 user_reader: Final = Resource("user_list", USER_VIEW.open)
 
-UserReader = Annotated[JsonViewReader[User], Depends(user_reader)]
+UserReader = Annotated[JsonViewReader[User], Depends(scoped_reader(user_reader))]

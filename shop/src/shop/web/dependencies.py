@@ -1,18 +1,73 @@
 """FastAPI dependencies of the routes of every feature."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of local names as texts.
 
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Final
 
-from pydantic import StringConstraints
+from fastapi import Depends
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
 
-from howdah.fastapi import single_header
+from howdah import Database, JsonViewReader
+from howdah.fastapi import NotAuthenticated, Resource, find_principal, get_database, session_from
+from shop.identity.principals import Principal
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, USER_SETTING
 
-ClientId = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\x21-\x7e]+$")]
+SYSTEM_DATABASE: Final = "system"
+"""The `Database` of the ledger, of sign-ins and of periodic jobs. No route gives its rows to a client unchecked."""
 
-Caller = Annotated[str, single_header("X-Client-Id", ClientId, default="")]
-"""Who sent the request: the scope of its idempotency keys.
 
-Shop has no authentication yet. The proxy in front of it must authenticate the client, set `X-Client-Id`, and remove
-this header from incoming requests. Without the header, all clients share one scope.
-"""
+async def get_principal(connection: HTTPConnection) -> Principal:
+    """Who sent the request. Raises `NotAuthenticated` (401) without credentials."""
+    principal = find_principal(connection)
+    if principal is None:
+        raise NotAuthenticated
+    assert isinstance(principal, Principal)
+    return principal
+
+
+CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
+
+
+async def get_caller(principal: CurrentPrincipal) -> str:
+    """The scope of the principal's idempotency keys."""
+    return principal.key
+
+
+Caller = Annotated[str, Depends(get_caller)]
+
+
+async def get_principal_database(
+    principal: CurrentPrincipal,
+    database: Annotated[Database, Depends(get_database)],
+) -> Database:
+    """The database as the principal sees it: a customer sees only their own rows, by row-level security.
+
+    The role decides what the principal may do: see `shop.policies` and the grants of the models.
+    """
+    if principal.is_staff:
+        return database.with_settings(role=STAFF_ROLE)
+    return database.with_settings({USER_SETTING: principal.user_id}, role=CUSTOMER_ROLE)
+
+
+PrincipalDatabase = Annotated[Database, Depends(get_principal_database)]
+
+principal_session: Final = session_from(get_principal_database)
+
+PrincipalSession = Annotated[AsyncSession, principal_session]
+"""A session of `PrincipalDatabase`. It is committed before the response is sent."""
+
+PrincipalReadSession = Annotated[AsyncSession, session_from(get_principal_database, read_only=True)]
+"""A read-only session of `PrincipalDatabase`."""
+
+
+def scoped_reader(reader: Resource[JsonViewReader[Any]]) -> Callable[..., Coroutine[Any, Any, JsonViewReader[Any]]]:
+    """A dependency: the reader of a view, which reads `PrincipalDatabase`."""
+
+    async def get_scoped_reader(
+        opened: Annotated[JsonViewReader[Any], Depends(reader)], database: PrincipalDatabase
+    ) -> JsonViewReader[Any]:
+        return opened.scoped(database)
+
+    return get_scoped_reader

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import howdah
 from howdah import Base
+from howdah.tenancy import TableGrant
+from shop.policies import OWN_SCOPE, customers_insert, customers_read, customers_update, staff_and_system
+from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
+
+# the columns that are set when the answer is stored
+_ANSWER: Final = ("fingerprint", "status", "headers", "body")
 
 
 class IdempotentRequest(howdah.IdempotentRequest, Base):
@@ -14,3 +22,15 @@ class IdempotentRequest(howdah.IdempotentRequest, Base):
     """
 
     __tablename__ = "idempotent_requests"
+    __table_args__ = (
+        customers_read(f"scope = {OWN_SCOPE}"),
+        customers_insert(f"scope = {OWN_SCOPE}"),
+        customers_update(f"scope = {OWN_SCOPE}"),
+        *staff_and_system(),
+        TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
+        TableGrant(CUSTOMER_ROLE, "UPDATE", columns=_ANSWER),
+        TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
+        TableGrant(STAFF_ROLE, "UPDATE", columns=_ANSWER),
+        TableGrant(SYSTEM_ROLE, "SELECT", "INSERT", "DELETE"),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=_ANSWER),
+    )

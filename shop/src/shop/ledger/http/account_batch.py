@@ -7,31 +7,61 @@ from typing import Any, Final
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from howdah import Database, run_transaction
-from howdah.fastapi import answer_lines
-from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut
+from howdah import Database, NotFound, run_transaction
+from howdah.fastapi import NotAllowed, answer_lines
+from shop.identity.principals import Principal
+from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut, OpeningRefusal
+from shop.ledger.http.rules import OPENING_FIELDS, OWN_USER
 from shop.ledger.opening import OpeningRequest, OpeningResult, open_accounts
+from shop.users.models import User
 
 # The fields of `AccountLineOut`, in the order in which they are written.
 _EMPTY_RESULT: Final = {"outcome": "", "account": None, "refusal": None, "replayed": False, "detail": None}
 
 
-async def open_account_lines(request: Request, database: Database, caller: str) -> StreamingResponse:
+async def open_account_lines(request: Request, database: Database, principal: Principal) -> StreamingResponse:
     """Open the accounts of the lines as they arrive, and answer with a line for each. A batch is one transaction."""
 
     async def open_batch(lines: list[AccountLineIn]) -> list[OpeningResult]:
-        requests = [_build_request(line, caller) for line in lines]
-        return await run_transaction(database, lambda session: open_accounts(session, requests))
+        built = [_build_request(line, principal) for line in lines]
+        requests = [each for each in built if isinstance(each, OpeningRequest)]
+        opened = iter(
+            await run_transaction(database, lambda session: open_accounts(session, requests)) if requests else ()
+        )
+        return [each if isinstance(each, OpeningResult) else next(opened) for each in built]
 
     return await answer_lines(
         request, AccountLineIn, open_batch, serialize=_serialize_result, invalid=_describe_invalid_line
     )
 
 
-def _build_request(line: AccountLineIn, caller: str) -> OpeningRequest:
+def _build_request(line: AccountLineIn, principal: Principal) -> OpeningRequest | OpeningResult:
+    """The request to open the account, or the refusal if the principal may not open it."""
     # without defaults, because `build_account_values` must know which fields the client has sent
-    account = line.model_dump(exclude={"idempotency_key"}, exclude_unset=True)
-    return OpeningRequest(AccountIn.model_construct(**account), line.idempotency_key, caller)
+    fields = line.model_dump(exclude={"idempotency_key"}, exclude_unset=True)
+    account = AccountIn.model_construct(**fields)
+    try:
+        account = prepare_account(account, principal)
+    except NotAllowed:
+        return OpeningResult(refusal=OpeningRefusal.NOT_ALLOWED)
+    except NotFound:
+        return OpeningResult(refusal=OpeningRefusal.UNKNOWN_USER)
+    return OpeningRequest(account, line.idempotency_key, principal.key)
+
+
+def prepare_account(account: AccountIn, principal: Principal) -> AccountIn:
+    """The account as the principal may open it. A customer is the owner of the accounts that they open.
+
+    Raises `NotAllowed` for a field that belongs to operators, and `NotFound` for another user, as if the user didn't
+    exist.
+    """
+    OPENING_FIELDS.check(principal, account.model_dump(exclude_defaults=True))
+    customer = OWN_USER.find_customer(principal)
+    if customer is None:
+        return account
+    if account.user_id is not None:
+        OWN_USER.check(principal, account.user_id, User, account.user_id)
+    return account.model_copy(update={"user_id": customer})
 
 
 def _describe_invalid_line(reason: str) -> dict[str, Any]:

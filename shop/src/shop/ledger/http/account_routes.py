@@ -6,24 +6,23 @@ from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, Page, paginate
+from howdah import Page, paginate
 from howdah.fastapi import (
     NDJSON,
-    DbSession,
     PageOut,
-    ReadDbSession,
     RequiredIfMatch,
     StrictJSONRoute,
     describe_problems,
     describe_rows_body,
-    get_database,
     get_schema_ref,
     make_etag,
 )
+from shop.identity.principals import Principal
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
 from shop.ledger.account_schemas import (
     AccountChange,
@@ -43,32 +42,40 @@ from shop.ledger.accounts import (
     read_balance_at,
     read_effective_balance,
 )
-from shop.ledger.http.account_batch import open_account_lines
+from shop.ledger.http.account_batch import open_account_lines, prepare_account
 from shop.ledger.http.account_parameters import AccountPageParameters
 from shop.ledger.http.dependencies import IdempotencyKey
 from shop.ledger.http.problems import refusal_response
+from shop.ledger.http.rules import CHANGE_ACCOUNTS, CHANGE_FIELDS, OPEN_ACCOUNTS, OWN_ACCOUNTS, READ_ACCOUNTS
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
 from shop.ledger.requests import Refusal
-from shop.web.dependencies import Caller
+from shop.web.dependencies import CurrentPrincipal, PrincipalDatabase, PrincipalReadSession, PrincipalSession
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=AccountOut)
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    response_model=AccountOut,
+    responses=describe_problems(HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND),
+    dependencies=[OPEN_ACCOUNTS],
+)
 async def create_account(
     body: AccountIn,
-    db: DbSession,
-    caller: Caller,
+    db: PrincipalSession,
+    principal: CurrentPrincipal,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> Account | Response:
-    """Open an account.
+    """Open an account. A customer opens it for themselves, and may set only its name, currency and metadata.
 
     With an `Idempotency-Key` the account is opened once, however often the request is sent. A retry returns the first
     response with `Idempotency-Replayed: true`, even if the account has changed since.
     """
-    result = await open_account_once(db, OpeningRequest(body, idempotency_key, caller))
+    account_in = prepare_account(body, principal)
+    result = await open_account_once(db, OpeningRequest(account_in, idempotency_key, principal.key))
     if result.refusal is not None:
         return refusal_response(Refusal.KEY_REUSED)
     account = result.unwrap()
@@ -87,9 +94,10 @@ async def create_account(
         **describe_problems(HTTPStatus.BAD_REQUEST),
     },
     openapi_extra=describe_rows_body(AccountLineIn, array=False),
+    dependencies=[OPEN_ACCOUNTS],
 )
 async def create_accounts(
-    request: Request, database: Annotated[Database, Depends(get_database)], caller: Caller
+    request: Request, database: PrincipalDatabase, principal: CurrentPrincipal
 ) -> StreamingResponse:
     """Open many accounts. The body and the response are NDJSON.
 
@@ -100,30 +108,50 @@ async def create_accounts(
     response starts when the last account has been opened. If the connection breaks before that, some accounts may have
     been opened. It is safe to send all lines again.
     """
-    return await open_account_lines(request, database, caller)
+    return await open_account_lines(request, database, principal)
 
 
-@router.get("", response_model=PageOut[AccountOut])
+@router.get("", response_model=PageOut[AccountOut], dependencies=[READ_ACCOUNTS])
 async def list_accounts(
-    parameters: Annotated[AccountPageParameters, Query()], db: ReadDbSession
+    parameters: Annotated[AccountPageParameters, Query()], db: PrincipalReadSession, principal: CurrentPrincipal
 ) -> Page[AccountSnapshot]:
-    """List accounts, oldest first. The filters are the user, the purpose and the currency."""
-    return await paginate(db, parameters.apply(select(AccountSnapshot)), **parameters.page_arguments)
+    """List accounts, oldest first. The filters are the user, the purpose and the currency. A customer's list has only
+    their own accounts."""
+    query = select(AccountSnapshot)
+    customer = OWN_ACCOUNTS.find_customer(principal)
+    if customer is not None:
+        query = query.where(AccountSnapshot.user_id == customer)
+    return await paginate(db, parameters.apply(query), **parameters.page_arguments)
 
 
-@router.get("/{account_id}", response_model=AccountOut)
-async def get_account(account_id: UUID, db: ReadDbSession, response: Response) -> AccountSnapshot:
+@router.get("/{account_id}", response_model=AccountOut, dependencies=[READ_ACCOUNTS])
+async def get_account(
+    account_id: UUID, db: PrincipalReadSession, principal: CurrentPrincipal, response: Response
+) -> AccountSnapshot:
     """Return an account. Send its `ETag` as the `If-Match` of a change."""
     account = await read_account(db, account_id)
+    OWN_ACCOUNTS.check(principal, account.user_id, Account, account_id)
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
 
-@router.patch("/{account_id}", response_model=AccountOut)
+@router.patch(
+    "/{account_id}",
+    response_model=AccountOut,
+    responses=describe_problems(HTTPStatus.FORBIDDEN),
+    dependencies=[CHANGE_ACCOUNTS],
+)
 async def patch_account(
-    account_id: UUID, body: AccountChange, db: DbSession, response: Response, if_match: RequiredIfMatch
+    *,
+    account_id: UUID,
+    body: AccountChange,
+    db: PrincipalSession,
+    principal: CurrentPrincipal,
+    response: Response,
+    if_match: RequiredIfMatch,
 ) -> Account:
-    """Freeze, reopen or close an account, or change its limits, its name or its metadata.
+    """Freeze, reopen or close an account, or change its limits, its name or its metadata. A customer changes only the
+    name and the metadata of their own accounts.
 
     Only the fields in the body change. `If-Match` must have the account's current `ETag`. A posted transfer doesn't
     make the `ETag` stale. Every other change does, such as a changed held amount.
@@ -132,14 +160,19 @@ async def patch_account(
     def precondition(locked_account: Account) -> None:
         if_match.check(locked_account.revision)
 
+    await _require_own_account(db, principal, account_id)  # before the lock, for which the change may have to wait
+    CHANGE_FIELDS.check(principal, body.model_fields_set)
     account = await change_account(db, account_id, body, precondition=precondition)
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
 
-@router.get("/{account_id}/balance")
+@router.get("/{account_id}/balance", dependencies=[READ_ACCOUNTS])
 async def get_balance(
-    account_id: UUID, parameters: Annotated[BalanceParameters, Query()], db: ReadDbSession
+    account_id: UUID,
+    parameters: Annotated[BalanceParameters, Query()],
+    db: PrincipalReadSession,
+    principal: CurrentPrincipal,
 ) -> BalanceOut:
     """Return the current balance, or a past one.
 
@@ -151,6 +184,7 @@ async def get_balance(
     """
     entry_number: int | None = None
     held = available = None
+    await _require_own_account(db, principal, account_id)
     if parameters.effective_at is not None:
         balance = await read_effective_balance(db, account_id, parameters.effective_at)
     elif parameters.entry_number is not None:
@@ -172,9 +206,12 @@ async def get_balance(
     )
 
 
-@router.get("/{account_id}/entries", response_model=PageOut[EntryOut])
+@router.get("/{account_id}/entries", response_model=PageOut[EntryOut], dependencies=[READ_ACCOUNTS])
 async def list_entries(
-    account_id: UUID, parameters: Annotated[EntryPageParameters, Query()], db: ReadDbSession
+    account_id: UUID,
+    parameters: Annotated[EntryPageParameters, Query()],
+    db: PrincipalReadSession,
+    principal: CurrentPrincipal,
 ) -> Page[StatementEntry]:
     """List the entries of an account: its statement.
 
@@ -182,7 +219,7 @@ async def list_entries(
 
     `created_from` and `created_before` are found by binary search. The other filters read the entries one by one.
     """
-    await AccountRepository(db).get_one(account_id)  # 404 for an unknown account, instead of an empty list
+    await _require_own_account(db, principal, account_id)  # 404 for an unknown account, instead of an empty list
     filters = parameters.model_dump(exclude={"limit", "after", "before"})
     return await paginate(
         db,
@@ -191,3 +228,9 @@ async def list_entries(
         after=parameters.after,
         before=parameters.before,
     )
+
+
+async def _require_own_account(db: AsyncSession, principal: Principal, account_id: UUID) -> None:
+    """Raise `NotFound` if the account doesn't exist, or isn't the customer's own. An owner never changes."""
+    account = await AccountRepository(db).get_one(account_id)
+    OWN_ACCOUNTS.check(principal, account.user_id, Account, account_id)

@@ -9,8 +9,9 @@ from fastapi import Depends
 from howdah.fastapi import Resource, single_header
 from shop.ledger.group_commit import Ledger
 from shop.ledger.transfer_schemas import Key
+from shop.web.dependencies import SYSTEM_DATABASE
 
-ledger: Final = Resource[Ledger]("transfer", Ledger)
+ledger: Final = Resource[Ledger]("transfer", Ledger, database=SYSTEM_DATABASE)
 
 CurrentLedger = Annotated[Ledger, Depends(ledger)]
 IdempotencyKey = Annotated[str | None, single_header("Idempotency-Key", Key)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,7 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
 from howdah.fastapi import InvalidJSON, InvalidLine, answer_batches, parse_json, parse_line, read_lines
+from shop.identity.principals import Principal
 from shop.ledger.group_commit import Ledger
+from shop.ledger.http.rules import OWN_BALANCES, OWN_TRANSFERS
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import MAX_LINKED, NamedTransfer, TransferRequest, TransferResult
 from shop.ledger.service import find_named_transfers
@@ -37,19 +40,20 @@ _Chunk = dict[int, TransferRequest | str]
 """By line number: the request to the ledger, or the reason why the line is invalid."""
 
 
-async def post_transfer_lines(request: Request, db: AsyncSession, ledger: Ledger, caller: str) -> StreamingResponse:
+async def post_transfer_lines(
+    request: Request, db: AsyncSession, ledger: Ledger, principal: Principal
+) -> StreamingResponse:
     """Post the lines as they arrive, and answer with a line for each. `db` is only used to read."""
-    batches = _read_batches(request, db, caller)
-    return await answer_batches(
-        batches, ledger.submit_many, serialize=_serialize_result, invalid=_describe_invalid_line
-    )
+    batches = _read_batches(request, db, principal)
+    serialize = partial(_serialize_result, principal=principal)
+    return await answer_batches(batches, ledger.submit_many, serialize=serialize, invalid=_describe_invalid_line)
 
 
 async def _read_batches(
-    request: Request, db: AsyncSession, caller: str
+    request: Request, db: AsyncSession, principal: Principal
 ) -> AsyncIterator[dict[int, TransferRequest | InvalidLine]]:
     async for chunk in _split_into_chunks(read_lines(request)):
-        requests = await _build_requests(chunk, db, caller)
+        requests = await _build_requests(chunk, db, principal)
         yield {
             number: InvalidLine(number, each) if isinstance(each, str) else each for number, each in requests.items()
         }
@@ -86,16 +90,17 @@ async def _split_into_chunks(lines: AsyncIterator[tuple[int, bytes | None]]) -> 
         yield chunk
 
 
-async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) -> _Chunk:
+async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, principal: Principal) -> _Chunk:
     """Convert the lines to requests to the ledger. One statement reads all transfers that the lines name.
 
-    If a line of a chain names a transfer that doesn't exist, no line of the chain is posted.
+    A transfer that the principal may not see is treated like one that doesn't exist. If a line of a chain names such a
+    transfer, no line of the chain is posted.
     """
     transfers_by_id: dict[UUID, NamedTransfer] = {}
     naming_lines = [line for line in chunk.values() if not isinstance(line, (str, TransferLineIn))]
     ids = {id_ for line in naming_lines if (id_ := get_named_id(line)) is not None}
     if ids:
-        transfers_by_id = await find_named_transfers(db, ids)
+        transfers_by_id = await find_named_transfers(db, ids, customer=OWN_TRANSFERS.find_customer(principal))
         await db.commit()  # releases the connection while other lines are posted
     requests: _Chunk = {}
     chain: list[int] = []
@@ -106,7 +111,7 @@ async def _build_requests(chunk: _ParsedChunk, db: AsyncSession, caller: str) ->
             continue
         chain.append(number)
         try:
-            request = build_request(line, transfers_by_id, key=line.idempotency_key, scope=caller)
+            request = build_request(line, transfers_by_id, principal, key=line.idempotency_key)
             requests[number] = request._replace(linked=True) if line.linked else request
         except NotFound as error:
             requests[number] = str(error)
@@ -163,9 +168,9 @@ def _describe_invalid_line(reason: str) -> dict[str, Any]:
     return {**_EMPTY_RESULT, "outcome": "invalid", "detail": reason}
 
 
-def _serialize_result(result: TransferResult) -> dict[str, Any]:
+def _serialize_result(result: TransferResult, *, principal: Principal) -> dict[str, Any]:
     if result.refusal is not None:
         return {**_EMPTY_RESULT, "outcome": "refused", "refusal": result.refusal, "replayed": result.replayed}
-    transfer = result.unwrap()
+    transfer = OWN_BALANCES.hide(result.unwrap(), principal)
     members = {"outcome": transfer.state, "transfer": serialize_transfer(transfer), "replayed": result.replayed}
     return {**_EMPTY_RESULT, **members}

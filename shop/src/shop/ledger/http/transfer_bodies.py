@@ -7,6 +7,7 @@ from typing import assert_never
 from uuid import UUID
 
 from howdah import NotFound
+from shop.identity.principals import Principal
 from shop.ledger.models import Transfer
 from shop.ledger.requests import NamedTransfer, TransferRequest
 from shop.ledger.transfer_schemas import AnyTransferIn, PostingIn, ReversalIn, TransferIn, VoidingIn
@@ -28,12 +29,14 @@ def get_named_id(body: AnyTransferIn) -> UUID | None:
 
 
 def build_request(
-    body: AnyTransferIn, transfers_by_id: Mapping[UUID, NamedTransfer], *, key: str | None, scope: str
+    body: AnyTransferIn, transfers_by_id: Mapping[UUID, NamedTransfer], principal: Principal, *, key: str | None
 ) -> TransferRequest:
     """The request to the ledger.
 
-    `transfers_by_id` has the transfers that exist. Raises `NotFound` if the body names another one.
+    `transfers_by_id` has the transfers that exist and that the principal may see. Raises `NotFound` if the body names
+    another one.
     """
+    scope, posted_by = principal.key, principal.customer_id
     match body:
         case TransferIn():
             return TransferRequest(
@@ -46,14 +49,21 @@ def build_request(
                 metadata=body.metadata or None,
                 effective_at=body.effective_at,
                 pending_seconds=body.pending_seconds,
+                posted_by=posted_by,
             )
         case PostingIn():
-            return _get_transfer(transfers_by_id, body.posts).posting(body.amount, key=key, scope=scope)
+            hold = _get_transfer(transfers_by_id, body.posts)
+            return hold.posting(body.amount, key=key, scope=scope, posted_by=posted_by)
         case VoidingIn():
-            return _get_transfer(transfers_by_id, body.voids).voiding(key=key, scope=scope)
+            return _get_transfer(transfers_by_id, body.voids).voiding(key=key, scope=scope, posted_by=posted_by)
         case ReversalIn():
             return _get_transfer(transfers_by_id, body.reverses).reversal(
-                body.amount, description=body.description, effective_at=body.effective_at, key=key, scope=scope
+                body.amount,
+                description=body.description,
+                effective_at=body.effective_at,
+                key=key,
+                scope=scope,
+                posted_by=posted_by,
             )
         case _:
             assert_never(body)

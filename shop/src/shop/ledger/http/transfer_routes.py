@@ -10,30 +10,26 @@ from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import paginate
 from howdah.fastapi import (
     NDJSON,
     PageOut,
-    ReadDbSession,
     StrictJSONRoute,
     describe_problems,
     describe_rows_body,
     get_schema_ref,
 )
+from shop.identity.principals import Principal
+from shop.ledger.group_commit import Ledger
 from shop.ledger.http.dependencies import CurrentLedger, RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
+from shop.ledger.http.rules import OWN_BALANCES, OWN_TRANSFERS, POST_TRANSFERS, READ_TRANSFERS
 from shop.ledger.http.transfer_batch import post_transfer_lines
 from shop.ledger.http.transfer_bodies import build_request, get_named_id
 from shop.ledger.requests import Refusal, TransferResult
-from shop.ledger.service import (
-    as_linked_chain,
-    find_named_transfers,
-    find_transfer,
-    posting_request,
-    reversal_request,
-    voiding_request,
-)
+from shop.ledger.service import as_linked_chain, find_named_transfers, find_transfer
 from shop.ledger.transfer_queries import select_transfers
 from shop.ledger.transfer_schemas import (
     METADATA_PARAMETER,
@@ -42,15 +38,18 @@ from shop.ledger.transfer_schemas import (
     LinkedIn,
     LinkedOut,
     PostIn,
+    PostingIn,
+    ReversalIn,
     ReverseIn,
     TransferIn,
     TransferOut,
     TransferPageParameters,
     VoidIn,
+    VoidingIn,
     encode_json,
     serialize_transfer,
 )
-from shop.web.dependencies import Caller
+from shop.web.dependencies import CurrentPrincipal, PrincipalReadSession
 from shop.web.fields import Metadata
 
 router = APIRouter(prefix="/transfers", tags=["transfers"], route_class=StrictJSONRoute)
@@ -74,9 +73,10 @@ _REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT
     status_code=HTTPStatus.CREATED,
     response_model=TransferOut,
     responses=_REFUSALS,
+    dependencies=[POST_TRANSFERS],
 )
 async def create_transfer(
-    body: TransferIn, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
+    body: TransferIn, ledger: CurrentLedger, principal: CurrentPrincipal, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
     """Post a transfer, or hold its amount.
 
@@ -85,8 +85,11 @@ async def create_transfer(
 
     With `pending_seconds` the amount is only held. `POST /transfers/{transfer_id}/post` posts it, and `…/void` releases
     it. The hold expires after `pending_seconds`.
+
+    A customer transfers only from their own accounts.
     """
-    return _build_response(await ledger.submit(build_request(body, {}, key=idempotency_key, scope=caller)))
+    result = await ledger.submit(build_request(body, {}, principal, key=idempotency_key))
+    return _build_response(result, principal)
 
 
 @router.post(
@@ -94,9 +97,14 @@ async def create_transfer(
     status_code=HTTPStatus.CREATED,
     response_model=LinkedOut,
     responses=_REFUSALS | describe_problems(HTTPStatus.NOT_FOUND),
+    dependencies=[POST_TRANSFERS],
 )
 async def create_linked_transfers(
-    body: LinkedIn, db: ReadDbSession, ledger: CurrentLedger, caller: Caller, idempotency_key: RequiredIdempotencyKey
+    body: LinkedIn,
+    db: PrincipalReadSession,
+    ledger: CurrentLedger,
+    principal: CurrentPrincipal,
+    idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
     """Post 2 to 100 transfers under one key, all or none.
 
@@ -105,16 +113,15 @@ async def create_linked_transfers(
 
     An element is a transfer, or the id of a transfer to post (`posts`), void (`voids`) or reverse (`reverses`).
     """
-    transfers_by_id = await find_named_transfers(
-        db, {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None}
-    )
+    named_ids = {id_ for each in body.transfers if (id_ := get_named_id(each)) is not None}
+    transfers_by_id = await find_named_transfers(db, named_ids, customer=OWN_TRANSFERS.find_customer(principal))
     await db.commit()  # releases the connection: the ledger has its own transaction
-    requests = [build_request(each, transfers_by_id, key=None, scope=caller) for each in body.transfers]
+    requests = [build_request(each, transfers_by_id, principal, key=None) for each in body.transfers]
     results = await ledger.submit_many(as_linked_chain(idempotency_key, requests))
     for index, result in enumerate(results):
         if result.refusal is not None and result.refusal is not Refusal.LINKED_TRANSFER_FAILED:
             return refusal_response(result.refusal, replayed=result.replayed, index=index)
-    content = {"transfers": [serialize_transfer(result.unwrap()) for result in results]}
+    content = {"transfers": [serialize_transfer(OWN_BALANCES.hide(result.unwrap(), principal)) for result in results]}
     return _json_response(HTTPStatus.CREATED, content, replayed=results[0].replayed)
 
 
@@ -126,9 +133,10 @@ async def create_linked_transfers(
         **describe_problems(HTTPStatus.BAD_REQUEST),
     },
     openapi_extra=describe_rows_body(BatchLineIn, array=False),
+    dependencies=[POST_TRANSFERS],
 )
 async def create_transfers(
-    request: Request, db: ReadDbSession, ledger: CurrentLedger, caller: Caller
+    request: Request, db: PrincipalReadSession, ledger: CurrentLedger, principal: CurrentPrincipal
 ) -> StreamingResponse:
     """Post many transfers. The body and the response are NDJSON of any length.
 
@@ -142,7 +150,7 @@ async def create_transfers(
     affects only the lines that are linked with it. The response starts when the last line has been decided. If the
     connection breaks before that, some lines may have been posted. It is safe to send all lines again.
     """
-    return await post_transfer_lines(request, db, ledger, caller)
+    return await post_transfer_lines(request, db, ledger, principal)
 
 
 async def get_metadata_filter(request: Request) -> dict[str, str]:
@@ -161,30 +169,42 @@ async def get_metadata_filter(request: Request) -> dict[str, str]:
         ) from error
 
 
-@router.get("", response_model=PageOut[TransferOut], openapi_extra={"parameters": [_METADATA_PARAMETER]})
+@router.get(
+    "",
+    response_model=PageOut[TransferOut],
+    openapi_extra={"parameters": [_METADATA_PARAMETER]},
+    dependencies=[READ_TRANSFERS],
+)
 async def list_transfers(
     parameters: Annotated[TransferPageParameters, Query()],
     metadata: Annotated[dict[str, str], Depends(get_metadata_filter)],
-    db: ReadDbSession,
-    caller: Caller,
+    db: PrincipalReadSession,
+    principal: CurrentPrincipal,
 ) -> Response:
     """List transfers in any state, in the order of their ids.
 
     A transfer keeps its place in the list when it is posted or voided. A page of a list by account reads all entries of
     the account, or the entries between `created_from` and `created_before`. `GET /accounts/{account_id}/entries` reads
     only the entries of the page.
+
+    A customer's list has only the transfers from or to their own accounts. A page of it reads all entries of these
+    accounts, or of those that the parameters name.
     """
     page_arguments = parameters.page_arguments
     filters = parameters.model_dump(exclude={*page_arguments})
-    page = await paginate(db, select_transfers(scope=caller, metadata=metadata, **filters), **page_arguments)
-    items = [serialize_transfer(transfer.as_record()) for transfer in page.items]
+    query = select_transfers(
+        scope=principal.key, customer=OWN_TRANSFERS.find_customer(principal), metadata=metadata, **filters
+    )
+    page = await paginate(db, query, **page_arguments)
+    items = [serialize_transfer(OWN_BALANCES.hide(transfer.as_record(), principal)) for transfer in page.items]
     return _json_response(HTTPStatus.OK, {"items": items, "next": page.next, "previous": page.previous})
 
 
-@router.get("/{transfer_id}", response_model=TransferOut)
-async def get_transfer(transfer_id: UUID, db: ReadDbSession) -> Response:
+@router.get("/{transfer_id}", response_model=TransferOut, dependencies=[READ_TRANSFERS])
+async def get_transfer(transfer_id: UUID, db: PrincipalReadSession, principal: CurrentPrincipal) -> Response:
     """Return a transfer with its current state: pending, posted or voided."""
-    return _json_response(HTTPStatus.OK, serialize_transfer(await find_transfer(db, transfer_id)))
+    transfer = await find_transfer(db, transfer_id, customer=OWN_TRANSFERS.find_customer(principal))
+    return _json_response(HTTPStatus.OK, serialize_transfer(OWN_BALANCES.hide(transfer, principal)))
 
 
 # The options of the routes that post, void or reverse a transfer.
@@ -192,6 +212,7 @@ _FOLLOW_UP: Final[dict[str, Any]] = {
     "status_code": HTTPStatus.CREATED,
     "response_model": TransferOut,
     "responses": _REFUSALS,
+    "dependencies": [POST_TRANSFERS],
 }
 
 
@@ -199,41 +220,44 @@ _FOLLOW_UP: Final[dict[str, Any]] = {
 async def post_pending_transfer(
     *,
     transfer_id: UUID,
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     ledger: CurrentLedger,
-    caller: Caller,
+    principal: CurrentPrincipal,
     body: Annotated[PostIn, Body(default_factory=PostIn)],
     idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
-    """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released."""
-    request = await posting_request(db, transfer_id, amount=body.amount, key=idempotency_key, scope=caller)
-    await db.commit()  # releases the connection: the ledger has its own transaction
-    return _build_response(await ledger.submit(request))
+    """Post a pending transfer: the `amount` of the body, or the whole hold. The rest of the hold is released.
+
+    A customer posts only holds to their own accounts.
+    """
+    content = PostingIn(posts=transfer_id, amount=body.amount)
+    return await _follow_up(content, db, ledger, principal, idempotency_key)
 
 
 @router.post("/{transfer_id}/void", **_FOLLOW_UP)
 async def void_pending_transfer(
     *,
     transfer_id: UUID,
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     ledger: CurrentLedger,
-    caller: Caller,
+    principal: CurrentPrincipal,
     body: Annotated[VoidIn, Body(default_factory=VoidIn)],
     idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
-    """Void a pending transfer. The whole hold is released."""
-    request = await voiding_request(db, transfer_id, key=idempotency_key, scope=caller)
-    await db.commit()
-    return _build_response(await ledger.submit(request))
+    """Void a pending transfer. The whole hold is released.
+
+    A customer voids only holds to their own accounts: a hold guarantees a payment to the payee.
+    """
+    return await _follow_up(VoidingIn(voids=transfer_id), db, ledger, principal, idempotency_key)
 
 
 @router.post("/{transfer_id}/reverse", **_FOLLOW_UP)
 async def reverse_transfer(
     *,
     transfer_id: UUID,
-    db: ReadDbSession,
+    db: PrincipalReadSession,
     ledger: CurrentLedger,
-    caller: Caller,
+    principal: CurrentPrincipal,
     body: Annotated[ReverseIn, Body(default_factory=ReverseIn)],
     idempotency_key: RequiredIdempotencyKey,
 ) -> Response:
@@ -241,24 +265,28 @@ async def reverse_transfer(
 
     The reversals of a transfer never return more than its amount. A reversal never takes effect before the transfer
     that it reverses.
+
+    A customer reverses only transfers to their own accounts, because the money returns from there.
     """
-    request = await reversal_request(
-        db,
-        transfer_id,
-        amount=body.amount,
-        description=body.description,
-        effective_at=body.effective_at,
-        key=idempotency_key,
-        scope=caller,
-    )
-    await db.commit()
-    return _build_response(await ledger.submit(request))
+    content = ReversalIn(reverses=transfer_id, **body.model_dump())
+    return await _follow_up(content, db, ledger, principal, idempotency_key)
 
 
-def _build_response(result: TransferResult) -> Response:
+async def _follow_up(
+    body: PostingIn | VoidingIn | ReversalIn, db: AsyncSession, ledger: Ledger, principal: Principal, key: str
+) -> Response:
+    """Post, void or reverse a transfer. Raises `NotFound`, also for a transfer that the customer may not see."""
+    id_ = get_named_id(body)
+    assert id_ is not None
+    transfers_by_id = await find_named_transfers(db, [id_], customer=OWN_TRANSFERS.find_customer(principal))
+    await db.commit()  # releases the connection: the ledger has its own transaction
+    return _build_response(await ledger.submit(build_request(body, transfers_by_id, principal, key=key)), principal)
+
+
+def _build_response(result: TransferResult, principal: Principal) -> Response:
     if result.refusal is not None:
         return refusal_response(result.refusal, replayed=result.replayed)
-    transfer = result.unwrap()
+    transfer = OWN_BALANCES.hide(result.unwrap(), principal)
     return _json_response(
         HTTPStatus.CREATED, serialize_transfer(transfer), location=f"/transfers/{transfer.id}", replayed=result.replayed
     )

@@ -1,4 +1,4 @@
--- Accounts start empty, keep their id and currency, are never deleted, and count their changes.
+-- Accounts start empty, keep their id, owner and currency, are never deleted, and count their changes.
 
 CREATE OR REPLACE FUNCTION check_new_accounts() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -22,14 +22,15 @@ FOR EACH STATEMENT EXECUTE FUNCTION check_new_accounts();
 
 CREATE OR REPLACE FUNCTION reject_identity_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'accounts are never deleted, and their id and currency never change'
+    RAISE EXCEPTION 'accounts are never deleted, and their id, owner and currency never change'
         USING ERRCODE = 'object_not_in_prerequisite_state',
             HINT = 'Close the account, and open another one if you need it.';
 END
 $$;
 
+-- The ledger's processes cache the owner, and decide for customers by it.
 CREATE OR REPLACE TRIGGER reject_delete_or_identity_change
-BEFORE DELETE OR TRUNCATE OR UPDATE OF id, currency ON accounts
+BEFORE DELETE OR TRUNCATE OR UPDATE OF id, user_id, currency ON accounts
 FOR EACH STATEMENT EXECUTE FUNCTION reject_identity_change();
 
 -- `revision` counts the changes that create no entry, whoever makes them. Optimistic posting compares it with the

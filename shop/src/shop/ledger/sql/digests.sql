@@ -19,7 +19,7 @@ SELECT substr(sha256(record_send(ROW(
     t.id, t.from_account_id, t.from_entry_number, t.to_account_id, t.to_entry_number, t.amount,
     convert_to(t.currency, 'UTF8'), convert_to(t.description, 'UTF8'), convert_to(t.metadata::text, 'UTF8'),
     t.effective_at, t.reverses_id, t.reversed_total, t.group_id, t.created_at
-))), 1, 16)
+)) || CASE WHEN t.posted_by IS NULL THEN '' ELSE record_send(ROW(1, t.posted_by)) END), 1, 16)
 $$;
 
 CREATE OR REPLACE FUNCTION digest_of_pending_transfer(t pending_transfers) RETURNS bytea LANGUAGE sql STABLE AS $$
@@ -27,7 +27,10 @@ SELECT substr(sha256(record_send(ROW(
     t.id, t.from_account_id, t.to_account_id, t.amount,
     convert_to(t.currency, 'UTF8'), convert_to(t.description, 'UTF8'), convert_to(t.metadata::text, 'UTF8'),
     t.effective_at, t.group_id, convert_to(t.state, 'UTF8'), t.expires_at, t.created_at, t.settled_at
-))), 1, 16)
+))
+    || CASE WHEN t.posted_by IS NULL THEN '' ELSE record_send(ROW(1, t.posted_by)) END
+    || CASE WHEN t.settled_by IS NULL THEN '' ELSE record_send(ROW(2, t.settled_by)) END
+), 1, 16)
 $$;
 
 CREATE OR REPLACE FUNCTION digest_of_idempotency_key(t idempotency_keys) RETURNS bytea LANGUAGE sql STABLE AS $$

@@ -4,10 +4,16 @@
 -- - both accounts exist, are open, and have the transfer's currency,
 -- - the entry numbers continue the account's entries without a gap,
 -- - no entry is older than the one before it in its account,
--- - no transfer is ahead of the database's clock.
+-- - no transfer is ahead of the database's clock,
+-- - a transfer with `posted_by`, on behalf of a customer, debits an account of this customer, or posts a hold that the
+--   customer has settled. (A trigger on pending_transfers ensures that this is the payee.)
 -- The CHECK constraints of accounts compare the new balances with the limits.
+--
+-- The function has the rights of its owner (SECURITY DEFINER), so that no role of the service needs a right to insert
+-- entries or to change a balance. Nobody may execute it: otherwise a role could attach it to a table of its own.
+-- PostgreSQL doesn't check this right when a trigger fires.
 
-CREATE OR REPLACE FUNCTION post_transfers() RETURNS trigger LANGUAGE plpgsql
+CREATE OR REPLACE FUNCTION post_transfers() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 -- These settings allow only hash joins, and find accounts by their key. A connection plans the statement once, perhaps
 -- for one transfer, and may use the plan for a thousand transfers later.
 SET enable_seqscan = off
@@ -18,9 +24,11 @@ AS $$
 DECLARE
     -- has an element for each entry to create, so it may contain an account several times
     account_ids CONSTANT uuid[] := ARRAY(SELECT from_account_id FROM added UNION ALL SELECT to_account_id FROM added);
-    latest CONSTANT timestamptz := (SELECT max(created_at) FROM added);
+    latest timestamptz;
+    customer_transfers bigint;
     created bigint;
 BEGIN
+    SELECT max(created_at), count(posted_by) INTO latest, customer_transfers FROM added;
     -- One second is allowed for a clock that was set back during the transaction. After a failover, the clock may be
     -- behind updated_at of an account. Then the next transfers of the account have the time of updated_at.
     IF latest > clock_timestamp() + interval '1 second' AND latest > (
@@ -29,6 +37,22 @@ BEGIN
         RAISE EXCEPTION 'transfer rejected: its created_at, %, is in the future', latest
             USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_not_in_future', TABLE = 'transfers',
                 HINT = 'Set created_at to clock_timestamp(), or to updated_at of its accounts if that is later.';
+    END IF;
+    -- This comes before the money moves. An owner never changes, so the accounts need not be locked for it. The holds
+    -- are read by a scalar subquery, which PostgreSQL can't turn into a join with all holds.
+    IF customer_transfers > 0 AND EXISTS (
+        SELECT FROM added t
+        LEFT JOIN accounts a ON a.id = t.from_account_id
+            AND a.id = ANY (ARRAY(SELECT from_account_id FROM added WHERE posted_by IS NOT NULL))
+        WHERE t.posted_by IS NOT NULL AND a.user_id IS DISTINCT FROM t.posted_by AND (
+            SELECT p.state = 'posted' AND p.settled_by = t.posted_by AND p.amount >= t.amount
+                AND p.from_account_id = t.from_account_id AND p.to_account_id = t.to_account_id
+            FROM pending_transfers p WHERE p.id = t.id
+        ) IS NOT TRUE
+    ) THEN
+        RAISE EXCEPTION 'transfer rejected: its posted_by is not the owner of its from_account_id'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'transfer_posted_by_owner', TABLE = 'transfers',
+                HINT = 'A customer debits only their own accounts. Leave posted_by NULL for operators and the system.';
     END IF;
     WITH new_entries AS MATERIALIZED (
         SELECT from_account_id AS account_id, from_entry_number AS entry_number, id, currency, -amount AS amount,
@@ -76,6 +100,8 @@ BEGIN
     EXECUTE format('ALTER FUNCTION post_transfers SET search_path = %I, pg_temp', current_schema());
 END
 $$;
+
+REVOKE ALL ON FUNCTION post_transfers FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER post_transfers AFTER INSERT ON transfers REFERENCING NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION post_transfers();

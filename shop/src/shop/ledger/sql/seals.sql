@@ -1,6 +1,10 @@
 -- Each statement that writes rows of the ledger seals them: a trigger inserts one row into seals, with their ids and
 -- digests. Later link_seals() numbers the seals and chains their hashes. All other writes to seals are
 -- rejected.
+--
+-- The functions that write seals have the rights of their owner (SECURITY DEFINER), so that no role of the service needs
+-- a right to write seals. Nobody may execute them: otherwise a role could attach them to a table of its own. PostgreSQL
+-- doesn't check this right when a trigger fires.
 
 -- digests and random ids can't be compressed
 ALTER TABLE seals
@@ -8,7 +12,7 @@ ALTER TABLE seals
     ALTER COLUMN digests SET STORAGE EXTERNAL,
     ALTER COLUMN previous_digests SET STORAGE EXTERNAL;
 
-CREATE OR REPLACE FUNCTION seal_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal_transfers() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO seals (subject, ids, digests)
     SELECT 'transfers', array_agg(id), array_agg(digest_of_transfer(ROW(added.*)::transfers))
@@ -21,7 +25,7 @@ CREATE OR REPLACE TRIGGER seal_transfers AFTER INSERT ON transfers REFERENCING N
 FOR EACH STATEMENT EXECUTE FUNCTION seal_transfers();
 
 -- Without ids, because old keys are deleted, and a key can be found by its digest.
-CREATE OR REPLACE FUNCTION seal_idempotency_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal_idempotency_keys() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO seals (subject, digests)
     SELECT 'idempotency_keys', array_agg(digest_of_idempotency_key(ROW(added.*)::idempotency_keys))
@@ -33,7 +37,7 @@ $$;
 CREATE OR REPLACE TRIGGER seal_idempotency_keys AFTER INSERT ON idempotency_keys REFERENCING NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION seal_idempotency_keys();
 
-CREATE OR REPLACE FUNCTION seal_pending_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal_pending_transfers() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO seals (subject, ids, revisions, digests)
     SELECT 'pending_transfers', array_agg(id), array_agg((state <> 'pending')::int::bigint),
@@ -46,7 +50,7 @@ $$;
 CREATE OR REPLACE TRIGGER seal_pending_transfers AFTER INSERT ON pending_transfers REFERENCING NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION seal_pending_transfers();
 
-CREATE OR REPLACE FUNCTION seal_settled_transfers() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal_settled_transfers() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO seals (subject, ids, revisions, digests, previous_digests)
     SELECT 'pending_transfers', array_agg(added.id), array_agg(1::bigint),
@@ -61,7 +65,7 @@ CREATE OR REPLACE TRIGGER seal_settled_transfers AFTER UPDATE ON pending_transfe
 REFERENCING OLD TABLE AS removed NEW TABLE AS added
 FOR EACH STATEMENT EXECUTE FUNCTION seal_settled_transfers();
 
-CREATE OR REPLACE FUNCTION seal_accounts() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal_accounts() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO seals (subject, ids, revisions, digests)
     SELECT 'accounts', array_agg(id), array_agg(revision), array_agg(digest_of_account(ROW(added.*)::accounts))
@@ -74,7 +78,7 @@ CREATE OR REPLACE TRIGGER seal_accounts AFTER INSERT ON accounts REFERENCING NEW
 FOR EACH STATEMENT EXECUTE FUNCTION seal_accounts();
 
 -- Seals the change only if the digests differ. A change of the held amount increments the revision, but isn't sealed.
-CREATE OR REPLACE FUNCTION seal_changed_account() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION seal_changed_account() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     before CONSTANT bytea := digest_of_account(OLD);
     after CONSTANT bytea := digest_of_account(NEW);
@@ -95,7 +99,7 @@ FOR EACH ROW WHEN (NEW.revision <> OLD.revision) EXECUTE FUNCTION seal_changed_a
 -- Links up to max_seals seals, and returns their number. The advisory lock is held until the end of the transaction,
 -- because two runs at the same time would give the same position twice. A seal that is committed during a run is linked
 -- by the next one.
-CREATE OR REPLACE FUNCTION link_seals(max_seals integer) RETURNS integer LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION link_seals(max_seals integer) RETURNS integer LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     seal seals;
     last_position bigint;
@@ -117,6 +121,7 @@ END
 $$;
 
 -- With this search_path, a temporary table named seals can't replace the ledger's table. (See post_transfers.sql.)
+-- The comment at the top says why nobody may execute them.
 DO $$
 DECLARE
     name text;
@@ -126,9 +131,12 @@ BEGIN
         'seal_changed_account', 'link_seals'
     ] LOOP
         EXECUTE format('ALTER FUNCTION %I SET search_path = %I, pg_temp', name, current_schema());
+        EXECUTE format('REVOKE ALL ON FUNCTION %I FROM PUBLIC', name);
     END LOOP;
 END
 $$;
+
+GRANT EXECUTE ON FUNCTION link_seals TO shop_system;
 
 CREATE OR REPLACE FUNCTION reject_seal_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,0 +1,37 @@
+"""The operator who sends the requests to Shop, and the key that signs their access token."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Final
+from uuid import UUID, uuid4
+
+from shop.identity.principals import Principal, Role
+from shop.identity.tokens import TokenSigner
+from shop.keyrings import new_key, parse_keyring
+
+# A new key for each run: no key in the repository is ever a valid one. Its other processes inherit the variable.
+SIGNING_KEYS: Final = os.environ.setdefault("BENCHMARKS_SIGNING_KEYS", new_key())
+"""The environment variable `SHOP_SIGNING_KEYS` of the service."""
+
+
+def create_authorization(role: Role = Role.ADMIN, user_id: UUID = UUID(int=0xAD)) -> str:  # noqa: B008
+    """The header `Authorization` of a principal with this role. The token outlives every run."""
+    signer = TokenSigner(parse_keyring(SIGNING_KEYS), lifetime=timedelta(days=2))
+    return f"Bearer {signer.sign(Principal(user_id, role, session_id=uuid4()))}"
+
+
+AUTHORIZATION: Final = create_authorization()
+"""The header of an admin."""
+
+OPERATOR_AUTHORIZATION: Final = create_authorization(Role.OPERATOR)
+"""The header of an operator."""
+
+CACHED, FIRST, KEY, NOTHING = (
+    "access token, used before",
+    "access token, first use",
+    "API key, used before",
+    "no credentials",
+)
+"""The contenders of `benchmarks.authentication_loads`."""

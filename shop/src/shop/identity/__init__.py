@@ -1,0 +1,1 @@
+"""Who signs in: accounts of people, sessions, tokens and API keys."""
