@@ -29,9 +29,9 @@ from howdah.fastapi import (
     add_error_handlers,
     allow,
     configure_app,
-    find_principal,
     idempotency_key,
     protect,
+    require_principal_key,
 )
 from howdah.fastapi.route_rules import iterate_route_rules
 from howdah.testing import open_client
@@ -372,11 +372,7 @@ def add_routes_with_bodies(router: APIRouter) -> None:
     async def get_query(n: int) -> None: ...
 
 
-async def get_caller(request: Request) -> str:
-    return str(find_principal(request).key)
-
-
-key = idempotency_key(IdempotentRequest, scope=get_caller)
+key = idempotency_key(IdempotentRequest, scope=require_principal_key)
 
 
 class StrictIdempotent(IdempotentRoute, StrictJSONRoute):

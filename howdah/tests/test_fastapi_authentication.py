@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -20,12 +20,13 @@ from howdah import Database
 from howdah.fastapi import (
     PUBLIC,
     DbSession,
-    NotAuthenticated,
     Resource,
     allow,
     configure_app,
     database_from_state,
     find_principal,
+    require_principal,
+    require_principal_key,
 )
 from howdah.testing import open_client
 from howdah_tests.support.principals import (
@@ -296,18 +297,16 @@ async def test_an_application_without_authenticate_has_no_principal() -> None:
         assert (await client.get("/protected")).status_code == 401
 
 
-async def test_a_sub_dependency_can_require_a_principal(protected: httpx.AsyncClient) -> None:
-    async def require(connection: HTTPConnection) -> Any:
-        if (principal := find_principal(connection)) is None:
-            raise NotAuthenticated
-        return principal
-
+async def test_a_route_with_the_rule_public_can_require_a_principal() -> None:
     def add_dependent(app: FastAPI) -> None:
         @app.get("/me", dependencies=[PUBLIC])
-        async def read_me(principal: Any = Depends(require)) -> str:  # noqa: B008
-            key: str = principal.key
-            return key
+        async def read_me(
+            principal: Annotated[Caller, Depends(require_principal)],
+            key: Annotated[str, Depends(require_principal_key)],
+        ) -> list[str]:
+            return [principal.name, key]
 
     async with started(create_protected_app(add_dependent)) as client:
-        assert (await client.get("/me")).headers["www-authenticate"] == "Bearer"
-        assert (await client.get("/me", headers=sign_in(CUSTOMER, "ann"))).json() == "user:ann"
+        missing = await client.get("/me")
+        assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await client.get("/me", headers=sign_in(CUSTOMER, "ann"))).json() == ["ann", "user:ann"]
