@@ -13,6 +13,7 @@ from typing import Final
 
 from benchmarks import results
 from benchmarks.authentication import Authentication
+from benchmarks.access import Access
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
@@ -45,6 +46,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Summary,
     Overhead,
     Roles,
+    Access,
     Pool,
     PoolWaits,
     GetUser,
