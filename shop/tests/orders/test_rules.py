@@ -1,4 +1,7 @@
-"""What each role may do with orders. To a customer, an order of another user is like a missing one."""
+"""What each role may do with orders. To a customer, an order of another user is like a missing one.
+
+Row-level security is off for customers, so that only the rules are tested.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,18 @@ import httpx
 import pytest
 
 from shop.identity.principals import Role
+from shop.ledger.http.rules import OWN_DEBITS
 from shop.orders import rules
 from shop_tests.support.factories import balances, make_account, make_order, make_user
-from shop_tests.support.identity import sign_in
+from shop_tests.support.identity import disable_second_line, sign_in
 from shop_tests.support.problems import assert_problem, assert_same_problem
 
 ITEMS = [{"sku": "TEA", "quantity": 1, "unit_price_cents": 10}]
+
+
+@pytest.fixture(autouse=True)
+def _first_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    disable_second_line(monkeypatch)
 
 
 def as_customer(user: Mapping[str, Any]) -> dict[str, str]:
@@ -168,7 +177,7 @@ async def test_control_without_the_rules_a_customer_reads_lists_and_pays_for_oth
     ada, bob = await make_user(client), await make_user(client)
     his, spare = await make_account(client, 100, user_id=bob["id"]), await make_account(client, user_id=ada["id"])
     order = await make_order(client, bob["id"], 10)
-    for rule in (rules.OWN_ORDERS, rules.OWN_PAYING_ACCOUNTS):
+    for rule in (rules.OWN_ORDERS, rules.OWN_PAYING_ACCOUNTS, OWN_DEBITS):
         monkeypatch.setattr(rule, "find_customer", lambda principal: None)
     own = as_customer(ada)
     assert len((await client.get("/orders", headers=own)).json()["items"]) == 1

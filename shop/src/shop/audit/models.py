@@ -29,7 +29,7 @@ class AuditAction(StrEnum):
     ORDER_PAID = "order.paid"
     ORDER_STATUSES_SET = "order.statuses_set"
 
-    ACCOUNT_OPENED = "account.opened"
+    ACCOUNTS_OPENED = "account.opened"
     ACCOUNT_CHANGED = "account.changed"
 
     SIGNED_UP = "session.signed_up"
