@@ -31,6 +31,7 @@ from shop.ledger.repository import LOCK, STORED_ANSWERS
 from shop.ledger.requests import TransferRequest
 from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE, WRITE_IF_UNCHANGED
 from shop.memory import collect_less_often, freeze_loaded_objects
+from shop.users.models import User
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
@@ -38,6 +39,11 @@ Transfer = Callable[[UUID, UUID], Awaitable[None]]
 def account(number: int) -> UUID:
     """The id of an account. They are numbered from 1, so that a script of pgbench can compute them."""
     return UUID(int=0x7000_8000_0000_0000_0000 | number)
+
+
+def customer(account_id: UUID) -> UUID:
+    """The id of the account's owner. Each account has another one."""
+    return UUID(int=account_id.int + (1 << 100))
 
 
 def account_chooser(distribution: str, seed: int) -> Callable[[], tuple[UUID, UUID]]:
@@ -68,12 +74,15 @@ def account_chooser(distribution: str, seed: int) -> Callable[[], tuple[UUID, UU
 
 
 async def fill(url: str, account_count: int) -> None:
-    """Create Shop's tables and the accounts."""
+    """Create Shop's tables, the accounts and their owners."""
     await asyncio.to_thread(migrations.upgrade, url)
+    ids = [account(number) for number in range(1, account_count + 1)]
     async with Database(url) as database, database.begin() as session:
+        users = ({"id": customer(id_), "email": f"{id_}@example.com", "name": "Ada"} for id_ in ids)
+        await bulk.insert_many(session, User, users, keys=False)
         accounts = (
-            {"id": account(number), "name": "Account", "currency": "GBP", "allows_negative": True}
-            for number in range(1, account_count + 1)
+            {"id": id_, "user_id": customer(id_), "name": "Account", "currency": "GBP", "allows_negative": True}
+            for id_ in ids
         )
         await bulk.insert_many(session, Account, accounts, keys=False)
 
@@ -106,6 +115,19 @@ async def with_ledger(url: str, distribution: str, task_count: int, seconds: flo
 
         async def transfer(source: UUID, target: UUID) -> None:
             (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
+
+        await load(transfer, distribution, task_count, seconds)
+
+
+async def with_ledger_for_customers(url: str, distribution: str, task_count: int, seconds: float) -> None:
+    """As `with_ledger`, but each transfer is posted for the owner of the debited account."""
+    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
+    owners = {account(number): customer(account(number)) for number in range(1, ACCOUNTS[distribution] + 1)}
+    async with Database(url) as database, Ledger(database) as ledger:
+
+        async def transfer(source: UUID, target: UUID) -> None:
+            request = TransferRequest(source, target, 1, key=next(keys), posted_by=owners[source])
+            (await ledger.submit(request)).unwrap()
 
         await load(transfer, distribution, task_count, seconds)
 
@@ -225,6 +247,7 @@ class _Statement:
 
 KINDS: Final = {
     "ledger": with_ledger,
+    "ledger-for-customers": with_ledger_for_customers,
     "reference": with_reference,
     "same-statements": with_same_statements,
     "one-statement": with_one_statement,

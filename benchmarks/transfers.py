@@ -39,6 +39,7 @@ _QUICK_CLIENTS: Final = (32,)
 _BATCH_TIMEOUT_SECONDS: Final = 120
 
 _LEDGER: Final = "howdah Ledger.submit"
+_FOR_CUSTOMERS: Final = f"{_LEDGER} for customers"
 _SAME_STATEMENTS: Final = "asyncpg, same statements"
 _ONE_STATEMENT: Final = "asyncpg, one statement"
 _NO_ENTRIES: Final = "it writes no transfers, entries or idempotency keys"
@@ -174,7 +175,8 @@ class Transfers(LedgerComparison):
     description = (
         "transfers between two random accounts out of 1,000 (uniform), out of 100,000 by Zipf's law (zipf), or between "
         "one fixed account and a random other one (hot). A task gets its result when the transfer is durable, with two "
-        "entries and an idempotency key. The name of a contender has the number of concurrent tasks"
+        "entries and an idempotency key. `for customers` compares the owner of each debited account with the customer "
+        "of the request. The name of a contender has the number of concurrent tasks"
     )
 
     async def set_up(self) -> None:
@@ -188,6 +190,11 @@ class Transfers(LedgerComparison):
             *(
                 Contender(_name(_LEDGER, *case), "howdah", self._load("ledger", *case), 1)
                 for case in [*cases, (ZIPF, 256)]
+            ),
+            *(
+                Contender(_name(_FOR_CUSTOMERS, *case), "howdah", self._load("ledger-for-customers", *case), 1)
+                for case in cases
+                if case[1] in {1, 256}
             ),
             *(
                 Contender(
@@ -233,6 +240,10 @@ class Transfers(LedgerComparison):
             Goal(ledger(UNIFORM, 256), "times as fast", 4, "pgbench row locks, uniform"),
             Goal(ledger(HOT, 256), "times as fast", 20, "pgbench row locks, hot"),
             Goal(ledger(UNIFORM, 2_000), "times as fast", 5, "pgbench row locks, uniform"),
+            *(
+                Goal(_name(_FOR_CUSTOMERS, *case), "times as fast", 0.9, ledger(*case))
+                for case in ((UNIFORM, 256), (HOT, 256))
+            ),
             Goal(ledger(UNIFORM, 1), "of the p50", 1.3, _name(_SAME_STATEMENTS, UNIFORM, 1)),
         ]
 

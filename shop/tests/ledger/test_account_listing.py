@@ -132,7 +132,7 @@ async def test_the_balance_at_a_time_is_found_by_binary_search(stored: Database)
 
 async def test_each_principal_has_its_own_keys(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
-    for headers in ({}, sign_in(Role.OPERATOR), sign_in(Role.OPERATOR)):
+    for headers in ({}, sign_in(Role.ADMIN), sign_in(Role.ADMIN)):
         body = {"from_account_id": a["id"], "to_account_id": b["id"], "amount": 1}
         answers = [
             await client.post("/transfers", json=body, headers={"Idempotency-Key": "k", **headers}) for _ in range(2)

@@ -43,6 +43,7 @@ ACCOUNT = st.fixed_dictionaries(
         "overdraft_limit": st.sampled_from([0, 20]),
         "balance_limit": st.sampled_from([None, None, 50]),
         "state": mostly(st.just(AccountState.OPEN), else_=st.sampled_from(AccountState)),
+        "owner": st.sampled_from([None, 0, 0, 1]),
     }
 )
 PLACES = mostly(
@@ -64,6 +65,7 @@ def drawn_steps(*kinds: str) -> st.SearchStrategy[DrawnStep]:
             selector=st.integers(0, 299),
             days=st.sampled_from([1, 2]),
             key=st.none() | st.integers(0, 19),
+            customer=st.sampled_from([None, None, 0, 1]),
         )
     )
 

@@ -22,6 +22,7 @@ from shop.ledger.requests import TransferRequest
 from shop.ledger.transfer_schemas import LinkedIn, PostingIn, VoidingIn
 from shop_tests.support.factories import balances, make_account, transfer
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
+from shop_tests.support.identity import ADMIN
 from shop_tests.support.problems import assert_problem
 
 _numbers = count(1)
@@ -339,7 +340,7 @@ async def test_the_transfers_of_a_batch_of_lines_are_looked_up_by_one_statement(
         ]
         event.listen(stored.engine.sync_engine, "before_cursor_execute", note)
         try:
-            answers = await post_transfer_lines(make_request(*lines), session, ledger, "")
+            answers = await post_transfer_lines(make_request(*lines), session, ledger, ADMIN)
         finally:
             event.remove(stored.engine.sync_engine, "before_cursor_execute", note)
         body = b"".join([part async for part in answers.body_iterator if isinstance(part, bytes)])

@@ -73,7 +73,7 @@ def test_fingerprints_are_those_that_were_stored_earlier(chain: list[TransferReq
 
 
 def test_each_field_of_a_request_changes_the_fingerprint() -> None:
-    """Except the key, its owner and `linked`. A new field of `TransferRequest` must be added here."""
+    """Except the key, its owner, the customer and `linked`. A new field of `TransferRequest` must be added here."""
     changes: dict[str, Any] = {
         "from_account_id": C,
         "to_account_id": C,
@@ -87,7 +87,7 @@ def test_each_field_of_a_request_changes_the_fingerprint() -> None:
         "posts": C,
         "voids": C,
     }
-    assert changes.keys() == set(TransferRequest._fields) - {"key", "scope", "linked"}
+    assert changes.keys() == set(TransferRequest._fields) - {"key", "scope", "linked", "posted_by"}
     request = TransferRequest(A, B, 1)
     fingerprints = {
         name: compute_fingerprints([request._replace(**{name: value})])[0] for name, value in changes.items()

@@ -14,11 +14,13 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Base
+from shop.identity.principals import Principal, Role
 from shop.ledger.check import _CHECKS
 from shop.ledger.http.transfer_bodies import build_request
 from shop.ledger.models import Account, IdempotencyKey, PendingTransfer, Transfer
 from shop.ledger.requests import NamedTransfer, TransferRequest
 from shop.ledger.transfer_schemas import AnyTransferIn, PostingIn, ReversalIn, TransferIn, VoidingIn
+from shop_tests.support.identity import ADMIN
 
 _NAMED: Final = NamedTransfer(uuid4(), uuid4(), uuid4())
 
@@ -49,16 +51,19 @@ _BODIES: Final[list[tuple[type[AnyTransferIn], dict[str, Any]]]] = [
 ]
 """Each kind of body, with a value for each of its fields that is not the default."""
 
-_NOT_IN_A_BODY: Final = {"key", "scope", "linked", "currency"}
-"""The key, its owner and the links are no part of the body. A client names accounts, which have a currency."""
+_NOT_IN_A_BODY: Final = {"key", "scope", "posted_by", "linked", "currency"}
+"""The key, its owner, the customer and the links are no part of the body. A client names accounts, which have a
+currency."""
 
 
 @pytest.mark.parametrize(("kind", "values"), _BODIES, ids=[kind.__name__ for kind, _ in _BODIES])
 def test_every_field_of_a_body_reaches_the_request(kind: type[AnyTransferIn], values: dict[str, Any]) -> None:
     assert set(values) == set(kind.model_fields), "give each field of the body a value here"
-    request = build_request(kind(**values), {_NAMED.id: _NAMED}, key="k", scope="s")
+    customer = Principal(uuid4(), Role.CUSTOMER)
+    request = build_request(kind(**values), {_NAMED.id: _NAMED}, customer, key="k")
     assert {name: getattr(request, name) for name in values} == values
-    assert (request.key, request.scope) == ("k", "s")
+    assert (request.key, request.scope, request.posted_by) == ("k", customer.key, customer.user_id)
+    assert build_request(kind(**values), {_NAMED.id: _NAMED}, ADMIN, key="k").posted_by is None
 
 
 def test_every_field_of_a_request_is_a_field_of_a_body() -> None:
@@ -157,4 +162,4 @@ async def test_every_shared_column_of_a_posted_transfer_is_compared_with_its_hol
             found = await find_differences(session, transfer | {column.name: value}, hold)
             if "posted transfers differ from their hold" not in found:
                 not_compared.add(column.name)
-    assert not_compared == {"id"}  # the two rows are joined by it
+    assert not_compared == {"id", "posted_by"}  # the rows are joined by `id`, and have different customers

@@ -79,6 +79,7 @@ TYPES: Final[dict[str, tuple[type, ...]]] = {
     "posts": (UUID, type(None)),
     "voids": (UUID, type(None)),
     "linked": (bool,),
+    "posted_by": (UUID, type(None)),
 }
 """The types that a field has."""
 

@@ -58,17 +58,13 @@ class TransferRepository(AsyncRepository[Transfer]):
         """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
         return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
 
-    async def lock_accounts_skip_locked(self, ids: set[UUID]) -> tuple[AccountsAt, dict[UUID, UUID | None]]:
-        """Lock the accounts that no other transaction has locked, until the transaction ends. Waits for no lock.
+    async def lock_accounts_skip_locked(self, ids: Iterable[UUID]) -> AccountsAt:
+        """Lock the accounts that exist and that no other transaction has locked. Waits for no lock."""
+        return _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
 
-        Return these accounts, and the ids of the accounts that another transaction has locked, with their owners.
-        """
-        locked = _accounts_at(await self.session.execute(_LOCK_SKIP_LOCKED, {"ids": list(ids)}))
-        missing = ids - locked.accounts.keys()
-        if not missing:
-            return locked, {}
-        rows = await self.session.execute(_OWNERS, {"ids": list(missing)})
-        return locked, {row.id: row.user_id for row in rows}
+    async def find_owners(self, ids: Iterable[UUID]) -> dict[UUID, UUID | None]:
+        """The owners of the accounts that exist, without locks. An owner never changes."""
+        return {row.id: row.user_id for row in await self.session.execute(_OWNERS, {"ids": list(ids)})}
 
     async def find_answers(self, keys: Collection[ScopedKey]) -> dict[ScopedKey, StoredAnswer]:
         """The stored answers, by key. Unused keys are left out. There may be any number of keys."""

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import NotFound
 from shop.ledger.expiry import void_expired_holds
 from shop.ledger.models import AnswerKind, Transfer, TransferState
+from shop.ledger.ownership import owns
 from shop.ledger.posting import Outcome, PostingContext
 from shop.ledger.repository import AccountsAt, StoredAnswer, TransferRepository
 from shop.ledger.requests import (
@@ -73,7 +74,12 @@ async def post_skip_locked(
     """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
     another transaction has locked one of its accounts. Raises `KeyLocked` if another transaction uses a key."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
-    locked, blocked = await TransferRepository(session).lock_accounts_skip_locked(ids)
+    repository = TransferRepository(session)
+    locked = await repository.lock_accounts_skip_locked(ids)
+    # The owners of foreign accounts are read, too, so that a refusal takes as long as that of an unknown account.
+    unlocked = (ids - locked.accounts.keys()) | _find_foreign_accounts(lists, locked)
+    owners = await repository.find_owners(unlocked) if unlocked else {}
+    blocked = {id_: owner for id_, owner in owners.items() if id_ not in locked.accounts}
     free = [n for n, each in enumerate(lists) if not blocked or not _is_blocked(each, locked, blocked)]
     free_lists = [lists[n] for n in free]
     requests = [request for each in free_lists for request in each]
@@ -84,8 +90,21 @@ async def post_skip_locked(
     return results, locked
 
 
+def _find_foreign_accounts(lists: Sequence[Sequence[TransferRequest]], locked: AccountsAt) -> set[UUID]:
+    """The locked accounts from which a customer wants to transfer, and that aren't the customer's own."""
+    return {
+        request.from_account_id
+        for requests in lists
+        for request in requests
+        if request.posted_by is not None
+        and (account := locked.accounts.get(request.from_account_id)) is not None
+        and not owns(request.posted_by, account)
+    }
+
+
 def _is_blocked(requests: Sequence[TransferRequest], locked: AccountsAt, blocked: Mapping[UUID, UUID | None]) -> bool:
-    """Whether a request must wait for a lock of another transaction. `blocked` has the owners of the locked accounts.
+    """Whether a request must wait for a lock of another transaction. `blocked` has the owners of the accounts that
+    others have locked.
 
     A customer's transfer from a foreign account doesn't wait: its refusal doesn't depend on the accounts' states. If it
     waited, it would show that the account exists.
@@ -115,7 +134,7 @@ def group_results(
 async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
     """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds,
     and these accounts."""
-    locked, _ = await TransferRepository(session).lock_accounts_skip_locked(set(account_ids))
+    locked = await TransferRepository(session).lock_accounts_skip_locked(account_ids)
     return await _void_expired(session, locked), locked
 
 

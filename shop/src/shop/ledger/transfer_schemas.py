@@ -201,8 +201,8 @@ class TransferOut(BaseModel):
         "who don't own the account"
     )
     to_entry_number: int | None = Field(
-        description="The number of the credit in the entries of `to_account_id`; null unless the transfer is posted, and "
-        "for customers who don't own the account"
+        description="The number of the credit in the entries of `to_account_id`; null unless the transfer is posted, "
+        "and for customers who don't own the account"
     )
     to_balance: int | None = Field(
         description="The balance of `to_account_id` after this transfer; null unless it is posted, and for customers "

@@ -17,10 +17,12 @@ from shop.ledger.check import check_ledger
 from shop.ledger.models import Account, AccountState, Entry, PendingTransfer, TransferState
 from shop.ledger.requests import TransferRecord, TransferRequest
 from shop.ledger.service import post_transfers
+from shop.users.models import User
 from shop_tests.support.ledger_model import Model, ModelAccount, Step
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers, reseal_pending_transfers
 
 UNKNOWN_ACCOUNT, UNKNOWN_TRANSFER = 99, 9_999  # numbers that no account and no transfer has
+UNKNOWN_CUSTOMER = UUID(int=0)
 DAY_SECONDS = 86_400
 ADVANCED_DAYS = 1.5  # holds last whole days, so none expires at the very moment of a comparison
 
@@ -37,6 +39,7 @@ class DrawnStep:
     selector: int
     days: int
     key: int | None
+    customer: int | None = None
 
 
 class LedgerComparison:
@@ -50,11 +53,13 @@ class LedgerComparison:
         self._transfer_ids: list[UUID] = []
         self._records: dict[tuple[UUID, str], TransferRecord] = {}
         self._scope = str(uuid4())
+        self._customers: dict[int, UUID] = {}
         self._unknown_account, self._unknown_transfer = uuid4(), uuid4()
         self._compared: list[tuple[int, int, int, str]] = []
 
     async def open(self, terms: dict[str, Any]) -> None:
         values = {"id": uuid4(), "name": "Account", "currency": "GBP", **terms}
+        values["user_id"] = await self._customer(values.pop("owner", None))
         await self._session.execute(insert(Account).values(**values))
         self.accounts.append(values["id"])
         self.model.accounts.append(ModelAccount(**terms))
@@ -83,6 +88,9 @@ class LedgerComparison:
         self.model.day += ADVANCED_DAYS
 
     def step(self, drawn: DrawnStep) -> Step:
+        return replace(self._step(drawn), customer=drawn.customer)
+
+    def _step(self, drawn: DrawnStep) -> Step:
         transfers = self.model.transfers
         source, target = (place if place < len(self.accounts) else UNKNOWN_ACCOUNT for place in drawn.places)
         match drawn.kind:
@@ -146,7 +154,17 @@ class LedgerComparison:
             voids=transfer(step.voids),
             reverses=transfer(step.reverses),
             linked=step.linked,
+            posted_by=None if step.customer is None else self._customers.get(step.customer, UNKNOWN_CUSTOMER),
         )
+
+    async def _customer(self, number: int | None) -> UUID | None:
+        """The id of the customer with this number, who is a new user."""
+        if number is None:
+            return None
+        if number not in self._customers:
+            id_ = self._customers[number] = uuid4()
+            await self._session.execute(insert(User).values(id=id_, email=f"{id_}@example.com", name="Ada"))
+        return self._customers[number]
 
     async def compare(self) -> None:
         """Compare all accounts, entries and states. If no account has changed, entries and states are not read."""

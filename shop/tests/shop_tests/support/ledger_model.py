@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from operator import and_
 from typing import NamedTuple
 from uuid import UUID
 
@@ -30,6 +31,8 @@ class Step:
     voids: int | None = None
     reverses: int | None = None
     linked: bool = False
+    customer: int | None = None
+    """On whose behalf it is posted; None for an operator."""
 
 
 class Answer(NamedTuple):
@@ -49,6 +52,7 @@ class ModelAccount:
     overdraft_limit: int = 0
     balance_limit: int | None = None
     state: str = "open"
+    owner: int | None = None
     balance: int = 0
     held: int = 0
     entries: list[tuple[int, int]] = field(default_factory=list)
@@ -110,7 +114,8 @@ class Model:
 
     def _decide_or_replay(self, chain: Sequence[Step]) -> list[Answer]:
         """Replay the chain if its keys were used for the same chain, refuse reused keys, and decide otherwise."""
-        keys, without_keys = [step.key for step in chain], tuple(replace(step, key=None) for step in chain)
+        keys = [step.key for step in chain]
+        without_keys = tuple(replace(step, key=None, customer=None) for step in chain)
         set_keys = [key for key in keys if key is not None]
         stored = [self._answers.get(key) if key is not None else None for key in keys]
         if any(stored) or len(set(set_keys)) < len(set_keys):
@@ -166,10 +171,14 @@ class Model:
 
     def _reverse(self, step: Step, number: int) -> int:
         original = self.transfers[number] if number < len(self.transfers) else None
+        if not (self._owns(step, step.source) or self._owns(step, step.target)):
+            raise TransferRefused(Refusal.REVERSAL_MISMATCH)
         if original is None or (original.target, original.source) != (step.source, step.target):
             raise TransferRefused(Refusal.REVERSAL_MISMATCH)
         if original.state != "posted":
             raise TransferRefused(Refusal.NOT_POSTED)
+        if not self._owns(step, step.source):
+            raise TransferRefused(Refusal.NOT_PAYEE)
         reversible = original.amount - original.reversed_amount
         if reversible == 0:
             raise TransferRefused(Refusal.ALREADY_REVERSED)
@@ -202,8 +211,14 @@ class Model:
 
     def _find_pending(self, step: Step, number: int) -> ModelTransfer:
         pending = self.transfers[number] if number < len(self.transfers) else None
+        if not (self._owns(step, step.source) or self._owns(step, step.target)):
+            raise TransferRefused(Refusal.UNKNOWN_PENDING)
         if pending is None or (pending.source, pending.target) != (step.source, step.target):
             raise TransferRefused(Refusal.UNKNOWN_PENDING)
+        if pending.until is None:
+            raise TransferRefused(Refusal.ALREADY_POSTED)
+        if not self._owns(step, step.target):
+            raise TransferRefused(Refusal.NOT_PAYEE)
         if pending.is_expired and step.posts is not None:
             raise TransferRefused(Refusal.PENDING_EXPIRED)
         if pending.state != "pending" and pending.is_expiry_reported:
@@ -216,19 +231,33 @@ class Model:
             raise TransferRefused(Refusal.SAME_ACCOUNT)
         if max(step.source, step.target) >= len(self.accounts):
             raise TransferRefused(Refusal.UNKNOWN_ACCOUNT)
+        if step.posts is None and not self._owns(step, step.source):
+            raise TransferRefused(Refusal.UNKNOWN_ACCOUNT)
         source, target = self.accounts[step.source], self.accounts[step.target]
         if source.currency != target.currency:
             raise TransferRefused(Refusal.CURRENCY_MISMATCH)
-        for state, refusal in (("closed", Refusal.ACCOUNT_CLOSED), ("frozen", Refusal.ACCOUNT_FROZEN)):
-            if state in (source.state, target.state):
-                raise TransferRefused(refusal)
         available = source.balance - source.held + released - amount
-        if available + source.overdraft_limit < 0 and not source.allows_negative:
-            raise TransferRefused(Refusal.INSUFFICIENT_FUNDS)
-        if target.balance_limit is not None and target.balance + amount > target.balance_limit:
-            raise TransferRefused(Refusal.LIMIT_EXCEEDED)
-        if target.balance + amount > LARGEST or available < -LARGEST:
-            raise TransferRefused(Refusal.BALANCE_OUT_OF_RANGE)
+        balance = target.balance + amount
+        below_limit = available + source.overdraft_limit < 0 and not source.allows_negative
+        above_limit = target.balance_limit is not None and balance > target.balance_limit
+        violations = [
+            (Refusal.ACCOUNT_CLOSED, source.state == "closed", target.state == "closed"),
+            (Refusal.ACCOUNT_FROZEN, source.state == "frozen", target.state == "frozen"),
+            (Refusal.INSUFFICIENT_FUNDS, below_limit, False),
+            (Refusal.LIMIT_EXCEEDED, False, above_limit),
+            (Refusal.BALANCE_OUT_OF_RANGE, available < -LARGEST, balance > LARGEST),
+        ]
+        owned = self._owns(step, step.source), self._owns(step, step.target)
+        visible = [refusal for refusal, *sides in violations if any(map(and_, sides, owned))]
+        if visible:
+            raise TransferRefused(visible[0])
+        if any(any(sides) for _, *sides in violations):
+            raise TransferRefused(Refusal.COUNTERPARTY_UNAVAILABLE)
+
+    def _owns(self, step: Step, place: int) -> bool:
+        if step.customer is None:
+            return True
+        return place < len(self.accounts) and self.accounts[place].owner == step.customer
 
     def _post_directly(self, step: Step, amount: int) -> int:
         self._add_entries(step.source, step.target, amount)

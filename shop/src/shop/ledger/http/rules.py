@@ -38,13 +38,18 @@ class OwnTransfers:
 class OwnBalances:
     """A customer sees the balance and the entry number of a transfer only on the side of their own account."""
 
+    def find_customer(self, principal: Principal) -> UUID | None:
+        """The customer whose balances the principal sees, or None if it sees all balances."""
+        return None if principal.is_staff else principal.user_id
+
     def hide(self, transfer: TransferRecord, principal: Principal) -> TransferRecord:
         """The transfer without these values of accounts of others."""
-        if principal.is_staff:
+        customer = self.find_customer(principal)
+        if customer is None:
             return transfer
-        if transfer.from_user_id != principal.user_id:
+        if transfer.from_user_id != customer:
             transfer = transfer._replace(from_balance=None, from_entry_number=None)
-        if transfer.to_user_id != principal.user_id:
+        if transfer.to_user_id != customer:
             transfer = transfer._replace(to_balance=None, to_entry_number=None)
         return transfer
 
