@@ -17,7 +17,6 @@ import httpx
 import pytest
 
 from shop.identity.principals import Role
-from shop.ledger.http.rules import OWN_DEBITS
 from shop.orders import rules
 from shop_tests.support.factories import balances, make_account, make_order, make_user
 from shop_tests.support.identity import disable_second_line, sign_in
@@ -175,12 +174,12 @@ async def test_control_without_the_rules_a_customer_reads_lists_and_pays_for_oth
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await make_user(client), await make_user(client)
-    his, spare = await make_account(client, 100, user_id=bob["id"]), await make_account(client, user_id=ada["id"])
+    hers, spare = await make_account(client, 100, user_id=ada["id"]), await make_account(client, user_id=ada["id"])
     order = await make_order(client, bob["id"], 10)
-    for rule in (rules.OWN_ORDERS, rules.OWN_PAYING_ACCOUNTS, OWN_DEBITS):
+    for rule in (rules.OWN_ORDERS, rules.OWN_PAYING_ACCOUNTS):
         monkeypatch.setattr(rule, "find_customer", lambda principal: None)
     own = as_customer(ada)
     assert len((await client.get("/orders", headers=own)).json()["items"]) == 1
     assert (await client.get(f"/orders/{order['id']}", headers=own)).status_code == 200
     assert (await client.get("/orders/export", headers=own)).text
-    assert (await pay(client, own, order["id"], his["id"], spare["id"])).json()["status"] == "paid"
+    assert (await pay(client, own, order["id"], hers["id"], spare["id"])).json()["status"] == "paid"
