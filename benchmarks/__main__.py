@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import results
+from benchmarks.access import Access
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
@@ -42,6 +43,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Pages,
     Summary,
     Overhead,
+    Access,
     Pool,
     PoolWaits,
     GetUser,

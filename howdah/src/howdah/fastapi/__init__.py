@@ -12,10 +12,19 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 
 from __future__ import annotations
 
-from howdah.fastapi.access import PUBLIC, AccessRule, NotAllowed, allow
+from howdah.fastapi.access import PUBLIC, AccessRule, NotAllowed, allow, protect
 from howdah.fastapi.application import configure_app
-from howdah.fastapi.authentication import Authenticate, NotAuthenticated, Principal, find_principal
+from howdah.fastapi.authentication import (
+    Authenticate,
+    AuthenticationTimeout,
+    NotAuthenticated,
+    Principal,
+    find_principal,
+    require_principal,
+    require_principal_key,
+)
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
+from howdah.fastapi.cross_origin import CrossOrigin, check_same_origin
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.exports import (
     CSV,
@@ -96,11 +105,13 @@ __all__ = [
     "PUBLIC",
     "AccessRule",
     "Authenticate",
+    "AuthenticationTimeout",
     "BodyLimits",
     "BodyRows",
     "BodyTimeout",
     "BodyTooLarge",
     "CacheCondition",
+    "CrossOrigin",
     "DbSession",
     "DecimalDigits",
     "ExportFormat",
@@ -142,6 +153,7 @@ __all__ = [
     "allow",
     "answer_batches",
     "answer_lines",
+    "check_same_origin",
     "configure_app",
     "database_dependency",
     "database_from_state",
@@ -167,7 +179,10 @@ __all__ = [
     "parse_json",
     "parse_line",
     "problem_response",
+    "protect",
     "read_lines",
+    "require_principal",
+    "require_principal_key",
     "retry_after",
     "session_dependency",
     "session_from",

@@ -19,7 +19,9 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
-from howdah.fastapi.authentication import Authenticate, AuthenticationLayer
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
+from howdah.fastapi.access import unwrap_protected
+from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
@@ -30,8 +32,9 @@ from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
-from howdah.fastapi.openapi import iterate_all_routes, iterate_dependants
+from howdah.fastapi.openapi_security import BEARER_SCHEME, set_security_schemes
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
+from howdah.fastapi.route_rules import RuleCheck
 from howdah.serving._scope_keys import ADMIT_KEY
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
@@ -63,6 +66,8 @@ def configure_app(
     load_limit: LoadLimit | None = _DEFAULT_LOAD_LIMIT,
     cancel_abandoned: bool = True,
     authenticate: Authenticate | None = None,
+    authenticate_timeout: float = DEFAULT_AUTHENTICATE_SECONDS,
+    security_schemes: Mapping[str, Mapping[str, Any]] = BEARER_SCHEME,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -89,8 +94,11 @@ def configure_app(
       `/metrics` are not limited. None: no limit.
     - With `cancel_abandoned`, a request is cancelled if its client disconnects before the response starts, and before a
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
-    - `authenticate` finds the principal of a request before its body is read. Then each route needs a rule: see
-      `howdah.fastapi.access`.
+    - `authenticate` finds the principal of a request before its body is read. If it takes more than
+      `authenticate_timeout` seconds, the response is a 503. Then each route needs a rule, `allow(...)` or `PUBLIC`. An
+      application with a route without a rule doesn't start (`RuntimeError`). See `howdah.fastapi.access`.
+    - `security_schemes` are the security schemes of the OpenAPI description, by name. A client uses one of them. By
+      default it is `{"bearer": {"type": "http", "scheme": "bearer"}}`.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
       `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
@@ -119,9 +127,18 @@ def configure_app(
     _require_extra(request_log, "request_log", "structlog", "logging")
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
-    add_error_handlers(app)
     if authenticate is not None:
-        app.add_middleware(AuthenticationLayer, authenticate=authenticate)
+        rule_check = configuration.rule_check = RuleCheck(app)
+        app.add_middleware(
+            AuthenticationLayer,
+            application=app,
+            authenticate=authenticate,
+            timeout=authenticate_timeout,
+            prepare=rule_check,
+            log_principal=_bind_principal if request_log else None,
+        )
+        set_security_schemes(app, security_schemes)
+    add_error_handlers(app)
     app.add_middleware(_OwnState)
     app.router.redirect_slashes = False
     replace_docs_pages(app)
@@ -212,6 +229,7 @@ class _Configuration:
         self._lifespan = lifespan
         self._in_progress = in_progress
         self.replacements: Mapping[str, Database] | None = None
+        self.rule_check: RuleCheck | None = None
 
     @asynccontextmanager
     async def run(self, app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -237,6 +255,8 @@ class _Configuration:
             jobs = [] if self.replacements is not None else build_runners(self._jobs, databases, values)
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
+            if self.rule_check is not None:
+                self.rule_check()  # here, because the application's own lifespan may have added routes
             await stack.enter_async_context(run_jobs(jobs))
             yield {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress}
 
@@ -295,8 +315,9 @@ def _iterate_mounted(routes: Sequence[Any]) -> Iterator[FastAPI]:
     for each in iterate_all_routes(routes):
         route = getattr(each, "original_route", each)
         if isinstance(route, Mount | Host):
-            if isinstance(route.app, FastAPI):
-                yield route.app
+            mounted = unwrap_protected(route.app)
+            if isinstance(mounted, FastAPI):
+                yield mounted
             else:
                 yield from _iterate_mounted(route.routes)
 
@@ -345,6 +366,13 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
     for mounted in _iterate_mounted(app.routes):
         if not hasattr(mounted.state, _CONFIGURATION_KEY):
             _reject_unknown_resources(mounted, known)
+
+
+def _bind_principal(key: str) -> None:
+    """Add the principal to every log entry of the request. `RequestLog` removes it at the end."""
+    import structlog
+
+    structlog.contextvars.bind_contextvars(principal=key)
 
 
 def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:
