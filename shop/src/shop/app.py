@@ -85,9 +85,8 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             max_wait_seconds=chosen.max_request_wait,
         ),
     )
-    responses = describe_problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.SERVICE_UNAVAILABLE)
     for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes):
-        app.include_router(router, responses=responses)
+        app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
     for problems in (ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

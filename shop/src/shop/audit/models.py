@@ -44,6 +44,8 @@ class AuditAction(StrEnum):
     PASSWORD_RESET = "credential.password_reset"  # noqa: S105
     EMAIL_CHANGE_REQUESTED = "credential.email_change_requested"
     EMAIL_CHANGED = "credential.email_changed"
+    INVITED = "credential.invited"
+    INVITATION_ACCEPTED = "credential.invitation_accepted"
     TOTP_ENABLED = "credential.totp_enabled"
     TOTP_DISABLED = "credential.totp_disabled"
 
