@@ -301,7 +301,7 @@ class Ledger:
         unknown account.
         """
         cached = self._account_cache.find(ids)
-        missing = {id_ for id_ in ids if id_ not in cached}
+        missing = {id_ for id_ in ids if id_ not in cached} if len(cached) < len(ids) else set()
         missing.update(
             request.from_account_id
             for request in requests
