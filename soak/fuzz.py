@@ -18,9 +18,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
+from uuid import UUID
+
+import httpx
 
 from shop.identity.principals import Role
-from soak.identity import sign_in
+from soak.identity import ADMIN, sign_in
 from soak.server import shop_server
 from soak.service import running_service
 
@@ -62,18 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     seed = random.randint(0, _MAX_SEED) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
-    authorization = options.authorization or sign_in(Role(options.role))["Authorization"]
-    run = partial(
-        run_schemathesis,
-        authorization=authorization,
-        seed=seed,
-        examples=options.examples,
-        phases=options.phases,
-    )
+    run = partial(run_schemathesis, seed=seed, examples=options.examples, phases=options.phases)
     if options.url is not None:
-        return run(options.url)
+        if options.authorization is None:
+            parser.error("--url needs --authorization: the service was started with other signing keys")
+        return run(options.url, authorization=options.authorization)
     with _started() as (address, log):
-        code = run(address)
+        code = run(address, authorization=_create_user(address, Role(options.role)))
         errors = find_errors(log)
     for entry in errors:
         print(entry)
@@ -86,6 +84,13 @@ def _started() -> Iterator[tuple[str, Path]]:
     with shop_server() as server, running_service(server.url, server.folder) as service:
         asyncio.run(service.wait_until_ready())
         yield service.address, server.folder / "service.log"
+
+
+def _create_user(address: str, role: Role) -> str:
+    """Create a user, and return the header `Authorization` of this user with the role."""
+    body = {"email": "fuzz@example.com", "name": "Fuzz"}
+    created = httpx.post(f"{address}/users", json=body, headers=ADMIN).raise_for_status()
+    return sign_in(role, UUID(created.json()["id"]))["Authorization"]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -81,6 +82,34 @@ async def test_payments_and_statuses_have_events_and_replays_and_refusals_have_n
         ("order.statuses_set", None, {"status": "shipped", "order_ids": ids}),
         ("order.statuses_set", ids[2], {"status": "delivered", "order_ids": [ids[2]]}),
     ]
+
+
+async def test_accounts_that_are_opened_or_changed_have_events(client: httpx.AsyncClient) -> None:
+    user = await make_user(client)
+    own, key = sign_in(Role.CUSTOMER, user["id"]), {"Idempotency-Key": "k"}
+    body = {"name": "Savings", "currency": "GBP"}
+    [account, _] = [(await client.post("/accounts", json=body, headers=own | key)).json() for _ in range(2)]
+    lines = [json.dumps(body | {"idempotency_key": name}) for name in ("k", "a", "b", "b")]
+    headers = own | {"Content-Type": "application/x-ndjson"}
+    batch = await client.post("/accounts/batch", content="\n".join(lines), headers=headers)
+    opened = [json.loads(line)["account"]["id"] for line in batch.iter_lines()]
+    path, current = f"/accounts/{account['id']}", {"If-Match": "*"}
+    assert (await client.patch(path, json={"name": "x"}, headers=own | current)).status_code == 200
+    frozen = {"state": "frozen", "overdraft_limit": 5, "name": "y"}
+    assert (await client.patch(path, json=frozen, headers=current)).status_code == 200
+    assert (await client.patch(path, json={"state": "open"}, headers=own | current)).status_code == 403
+    events = await list_events(client, subject_type="account")
+    assert summarize(events) == [
+        ("account.opened", account["id"], {}),
+        ("account.opened", None, {"account_ids": opened[1:3]}),
+        ("account.changed", account["id"], {"fields": ["name"]}),
+        (
+            "account.changed",
+            account["id"],
+            {"fields": ["name", "overdraft_limit", "state"], "state": "frozen", "overdraft_limit": 5},
+        ),
+    ]
+    assert [each["actor_role"] for each in events] == ["customer", "customer", "customer", "admin"]
 
 
 async def test_a_change_that_fails_has_no_event(client: httpx.AsyncClient) -> None:

@@ -1,4 +1,7 @@
-"""What each role may do with orders. To a customer, an order of another user is like a missing one."""
+"""What each role may do with orders. To a customer, an order of another user is like a missing one.
+
+Row-level security is off for customers, so that only the rules are tested.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,16 @@ import pytest
 from shop.identity.principals import Role
 from shop.orders import rules
 from shop_tests.support.factories import balances, make_account, make_order, make_user
-from shop_tests.support.identity import sign_in
+from shop_tests.support.identity import disable_second_line, sign_in
 from shop_tests.support.problems import assert_problem, assert_same_problem
 from shop_tests.support.row_security import disable_row_security
 
 ITEMS = [{"sku": "TEA", "quantity": 1, "unit_price_cents": 10}]
+
+
+@pytest.fixture(autouse=True)
+def _first_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    disable_second_line(monkeypatch)
 
 
 def as_customer(user: Mapping[str, Any]) -> dict[str, str]:
@@ -167,7 +175,7 @@ async def test_control_without_the_rules_a_customer_reads_lists_and_pays_for_oth
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await make_user(client), await make_user(client)
-    his, spare = await make_account(client, 100, user_id=bob["id"]), await make_account(client, user_id=ada["id"])
+    hers, spare = await make_account(client, 100, user_id=ada["id"]), await make_account(client, user_id=ada["id"])
     order = await make_order(client, bob["id"], 10)
     disable_row_security(monkeypatch)
     for rule in (rules.OWN_ORDERS, rules.OWN_PAYING_ACCOUNTS):
@@ -176,4 +184,4 @@ async def test_control_without_the_rules_a_customer_reads_lists_and_pays_for_oth
     assert len((await client.get("/orders", headers=own)).json()["items"]) == 1
     assert (await client.get(f"/orders/{order['id']}", headers=own)).status_code == 200
     assert (await client.get("/orders/export", headers=own)).text
-    assert (await pay(client, own, order["id"], his["id"], spare["id"])).json()["status"] == "paid"
+    assert (await pay(client, own, order["id"], hers["id"], spare["id"])).json()["status"] == "paid"

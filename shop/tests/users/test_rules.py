@@ -1,4 +1,7 @@
-"""What each role may do with users. To a customer, another user is like a missing one."""
+"""What each role may do with users. To a customer, another user is like a missing one.
+
+Row-level security is off for customers, so that only the rules are tested.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,17 @@ import pytest
 from shop.identity.principals import Role
 from shop.users import rules
 from shop_tests.support.factories import make_order, make_user
-from shop_tests.support.identity import sign_in
+from shop_tests.support.identity import disable_second_line, sign_in
 from shop_tests.support.problems import assert_problem, assert_same_problem
 from shop_tests.support.row_security import disable_row_security
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 GRACE = {"email": "grace@example.com", "name": "Grace"}
+
+
+@pytest.fixture(autouse=True)
+def _first_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    disable_second_line(monkeypatch)
 
 
 def as_customer(user: Mapping[str, Any]) -> dict[str, str]:

@@ -29,7 +29,7 @@ class AuditAction(StrEnum):
     ORDER_PAID = "order.paid"
     ORDER_STATUSES_SET = "order.statuses_set"
 
-    ACCOUNT_OPENED = "account.opened"
+    ACCOUNTS_OPENED = "account.opened"
     ACCOUNT_CHANGED = "account.changed"
 
     SIGNED_UP = "session.signed_up"
@@ -44,6 +44,8 @@ class AuditAction(StrEnum):
     PASSWORD_RESET = "credential.password_reset"  # noqa: S105
     EMAIL_CHANGE_REQUESTED = "credential.email_change_requested"
     EMAIL_CHANGED = "credential.email_changed"
+    INVITED = "credential.invited"
+    INVITATION_ACCEPTED = "credential.invitation_accepted"
     TOTP_ENABLED = "credential.totp_enabled"
     TOTP_DISABLED = "credential.totp_disabled"
 

@@ -47,6 +47,18 @@ class Permission:
             raise NotAllowed(f"the role {principal.role} may not {self._what}")
 
 
+class SecondScope:
+    """A second scope that an API key needs, because the response has rows of two features."""
+
+    def __init__(self, scope: str) -> None:
+        self.scope: Final = scope
+
+    def check(self, principal: Principal) -> None:
+        """Raise `NotAllowed` (403) for an API key without the scope."""
+        if principal.scopes is not None and self.scope not in principal.scopes:
+            raise NotAllowed(f"the API key needs the scope {self.scope}, too")
+
+
 @dataclass(frozen=True, slots=True)
 class Viewer:
     """The viewer of a view whose row filter shows customers only their own rows."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, NotFound, run_transaction
 from howdah.fastapi import NotAllowed, answer_lines
+from shop.audit.dependencies import AuditTrail
+from shop.audit.models import AuditAction
 from shop.identity.principals import Principal
 from shop.ledger.account_schemas import AccountIn, AccountLineIn, AccountOut, OpeningRefusal
 from shop.ledger.http.rules import OPENING_FIELDS, OWN_USER
@@ -19,20 +23,39 @@ from shop.users.models import User
 _EMPTY_RESULT: Final = {"outcome": "", "account": None, "refusal": None, "replayed": False, "detail": None}
 
 
-async def open_account_lines(request: Request, database: Database, principal: Principal) -> StreamingResponse:
+async def open_account_lines(
+    request: Request, database: Database, principal: Principal, audit: AuditTrail
+) -> StreamingResponse:
     """Open the accounts of the lines as they arrive, and answer with a line for each. A batch is one transaction."""
 
     async def open_batch(lines: list[AccountLineIn]) -> list[OpeningResult]:
         built = [_build_request(line, principal) for line in lines]
         requests = [each for each in built if isinstance(each, OpeningRequest)]
-        opened = iter(
-            await run_transaction(database, lambda session: open_accounts(session, requests)) if requests else ()
-        )
+
+        async def open_requests(session: AsyncSession) -> list[OpeningResult]:
+            results = await open_accounts(session, requests)
+            await record_openings(session, audit, results)
+            return results
+
+        opened = iter(await run_transaction(database, open_requests) if requests else ())
         return [each if isinstance(each, OpeningResult) else next(opened) for each in built]
 
     return await answer_lines(
         request, AccountLineIn, open_batch, serialize=_serialize_result, invalid=_describe_invalid_line
     )
+
+
+async def record_openings(session: AsyncSession, audit: AuditTrail, results: Sequence[OpeningResult]) -> None:
+    """Record the accounts that were opened, with one event for all of them."""
+    ids = [str(each.unwrap().id) for each in results if each.refusal is None and not each.replayed]
+    if ids:
+        await audit.record(
+            session,
+            AuditAction.ACCOUNTS_OPENED,
+            subject_type="account",
+            subject_id=ids[0] if len(ids) == 1 else None,
+            details={} if len(ids) == 1 else {"account_ids": ids},
+        )
 
 
 def _build_request(line: AccountLineIn, principal: Principal) -> OpeningRequest | OpeningResult:

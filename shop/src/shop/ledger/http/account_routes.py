@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -22,6 +22,8 @@ from howdah.fastapi import (
     get_schema_ref,
     make_etag,
 )
+from shop.audit.dependencies import CurrentAuditTrail
+from shop.audit.models import AuditAction
 from shop.identity.principals import Principal
 from shop.ledger.account_queries import AccountRepository, AccountSnapshot, StatementEntry, select_entries
 from shop.ledger.account_schemas import (
@@ -42,7 +44,7 @@ from shop.ledger.accounts import (
     read_balance_at,
     read_effective_balance,
 )
-from shop.ledger.http.account_batch import open_account_lines, prepare_account
+from shop.ledger.http.account_batch import open_account_lines, prepare_account, record_openings
 from shop.ledger.http.account_parameters import AccountPageParameters
 from shop.ledger.http.dependencies import IdempotencyKey
 from shop.ledger.http.problems import refusal_response
@@ -54,6 +56,9 @@ from shop.web.dependencies import CurrentPrincipal, PrincipalDatabase, Principal
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
+# The changes whose values are in the audit trail. Names and metadata may be personal data.
+_AUDITED_FIELDS: Final = ("state", "overdraft_limit", "balance_limit")
+
 
 @router.post(
     "",
@@ -63,9 +68,11 @@ router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSON
     dependencies=[OPEN_ACCOUNTS],
 )
 async def create_account(
+    *,
     body: AccountIn,
     db: PrincipalSession,
     principal: CurrentPrincipal,
+    audit: CurrentAuditTrail,
     response: Response,
     idempotency_key: IdempotencyKey,
 ) -> Account | Response:
@@ -83,6 +90,8 @@ async def create_account(
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     if result.replayed:
         response.headers["Idempotency-Replayed"] = "true"
+    else:
+        await record_openings(db, audit, [result])
     return account
 
 
@@ -97,7 +106,7 @@ async def create_account(
     dependencies=[OPEN_ACCOUNTS],
 )
 async def create_accounts(
-    request: Request, database: PrincipalDatabase, principal: CurrentPrincipal
+    request: Request, database: PrincipalDatabase, principal: CurrentPrincipal, audit: CurrentAuditTrail
 ) -> StreamingResponse:
     """Open many accounts. The body and the response are NDJSON.
 
@@ -108,7 +117,7 @@ async def create_accounts(
     response starts when the last account has been opened. If the connection breaks before that, some accounts may have
     been opened. It is safe to send all lines again.
     """
-    return await open_account_lines(request, database, principal)
+    return await open_account_lines(request, database, principal, audit)
 
 
 @router.get("", response_model=PageOut[AccountOut], dependencies=[READ_ACCOUNTS])
@@ -147,6 +156,7 @@ async def patch_account(
     body: AccountChange,
     db: PrincipalSession,
     principal: CurrentPrincipal,
+    audit: CurrentAuditTrail,
     response: Response,
     if_match: RequiredIfMatch,
 ) -> Account:
@@ -163,6 +173,16 @@ async def patch_account(
     await _require_own_account(db, principal, account_id)  # before the lock, for which the change may have to wait
     CHANGE_FIELDS.check(principal, body.model_fields_set)
     account = await change_account(db, account_id, body, precondition=precondition)
+    await audit.record(
+        db,
+        AuditAction.ACCOUNT_CHANGED,
+        subject_type="account",
+        subject_id=account_id,
+        details={
+            "fields": sorted(body.model_fields_set),
+            **body.model_dump(mode="json", include={*_AUDITED_FIELDS}, exclude_unset=True),
+        },
+    )
     response.headers["ETag"] = make_etag(account.revision, account.entry_count)
     return account
 
