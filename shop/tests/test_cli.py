@@ -37,6 +37,7 @@ def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProce
         env={
             **os.environ,
             "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+            "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
             **{f"SHOP_{name}": value for name, value in variables.items()},
         },
         capture_output=True,
