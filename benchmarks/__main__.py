@@ -27,6 +27,7 @@ from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
 from benchmarks.retail_import import RetailImport
 from benchmarks.runner import Options, run_comparisons
+from benchmarks.sign_in import SignIn
 from benchmarks.slow_clients import SlowClients
 from benchmarks.summary import Summary
 from benchmarks.terminal import Terminal
@@ -48,6 +49,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     GetUser,
     Servers,
     Authentication,
+    SignIn,
     Transfers,
     TransfersOverHttp,
     SlowClients,

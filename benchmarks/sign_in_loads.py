@@ -1,0 +1,98 @@
+"""The contenders of `sign_in`. Each runs in a new process: `python -m benchmarks.sign_in_loads URL CONTENDER COUNT`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from pydantic import SecretStr
+from sqlalchemy import text
+
+import shop.tables  # noqa: F401 (tables refer to each other)
+from benchmarks.identity import SIGNING_KEYS
+from benchmarks.sign_in import PAIRS
+from howdah import Database
+from shop import migrations
+from shop.identity import password_changes, registration, service
+from shop.identity.clients import Client
+from shop.identity.context import Identity, open_identity
+from shop.identity.errors import SignInFailed
+from shop.identity.mail import Mail
+from shop.identity.tokens import TokenSigner
+from shop.keyrings import parse_keyring
+from shop.settings import Settings
+
+_PASSWORD: Final = "kettle-drum-harbour-moss"  # noqa: S105
+
+_SIGN_IN, _RESET, _SIGN_UP = PAIRS
+
+_FILL: Final = """
+    WITH new AS (
+        INSERT INTO users (id, email, name, created_at, updated_at, version)
+        SELECT gen_random_uuid(), 'user' || n || '@example.com', 'User', now(), now(), 1
+        FROM generate_series(0, :last) n
+        RETURNING id
+    )
+    INSERT INTO credentials (user_id, role, password_hash) SELECT id, 'customer', :hash FROM new
+    """
+
+
+class _NoMailer:
+    async def send(self, mail: Mail) -> None:
+        pass
+
+
+async def measure(url: str, contender: str, count: int) -> float:
+    """The seconds for `count` requests, one after the other."""
+    async with Database(url, pool_size=5) as database:
+        settings = Settings(encryption_keys=SecretStr(SIGNING_KEYS))
+        signer = TokenSigner(parse_keyring(SIGNING_KEYS))
+        async with open_identity(database, settings=settings, signer=signer, mailer=_NoMailer()) as identity:
+            if contender == "fill":
+                parameters = {"last": count, "hash": await identity.hashing.hash(_PASSWORD)}
+                async with database.begin() as session:
+                    await session.execute(text(_FILL), parameters)
+                return 0.0
+            async with database.begin() as session:
+                await session.execute(text("DELETE FROM sign_in_throttles"))
+            domain = "example.com" if contender in {pair[0] for pair in PAIRS} else "example.org"
+            request = _choose_request(contender, identity)
+            await request(f"user{count}@{domain}", Client("10.255.255.255"))
+            started = time.perf_counter()
+            for number in range(count):
+                await request(f"user{number}@{domain}", Client(f"10.0.{number // 250}.{number % 250}"))
+            return time.perf_counter() - started
+
+
+def _choose_request(contender: str, identity: Identity) -> Callable[[str, Client], Awaitable[None]]:
+    async def sign_in(email: str, client: Client) -> None:
+        with suppress(SignInFailed):
+            await service.sign_in(identity, email=email, password="violet-engine-pepper-lake", client=client)  # noqa: S106
+            raise AssertionError("the password is wrong")
+
+    async def reset(email: str, client: Client) -> None:
+        await password_changes.request_reset(identity, email=email, client=client)
+
+    async def sign_up(email: str, client: Client) -> None:
+        await registration.request_sign_up(identity, email=email, name="User", client=client)
+
+    if contender in _SIGN_IN:
+        return sign_in
+    return reset if contender in _RESET else sign_up
+
+
+def main() -> None:
+    """Run the command."""
+    url, contender, count = sys.argv[1:]
+    if contender == "fill":
+        migrations.upgrade(url)
+    print(json.dumps({"seconds": asyncio.run(measure(url, contender, int(count)))}))
+
+
+if __name__ == "__main__":
+    main()
