@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import make_url
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured
+from benchmarks.comparison import Comparison, Contender, Goal, Measured, Role
 from benchmarks.processes import run_module
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _MAX_DIFFERENCE: Final = 1.1
 class SignIn(Comparison):
     name = "sign-in"
     description = (
-        "{size} requests one after the other, each for another address, as the service handles them: with Argon2id of "
-        "19 MiB and two iterations. The first contender of each pair has the addresses of users"
+        "the median of {size} requests, each for another address, as the service handles them: with Argon2id of 19 MiB "
+        "and two iterations. The requests of a pair alternate. The first one of a pair has the addresses of users"
     )
     unit = "requests"
     size = 200
@@ -57,7 +57,7 @@ class SignIn(Comparison):
         return [
             Contender(name, role, self._run(name), self.count)
             for known, unknown in PAIRS
-            for name, role in ((known, "howdah"), (unknown, "baseline"))
+            for name, role in _with_roles(known, unknown)
         ]
 
     def goals(self) -> list[Goal]:
@@ -75,3 +75,7 @@ class SignIn(Comparison):
 
     def _run(self, name: str) -> Callable[[], Awaitable[Measured]]:
         return lambda: run_module("benchmarks.sign_in_loads", self.url, name, str(self.count))
+
+
+def _with_roles(known: str, unknown: str) -> tuple[tuple[str, Role], tuple[str, Role]]:
+    return (known, "howdah"), (unknown, "baseline")
