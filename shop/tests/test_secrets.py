@@ -26,7 +26,7 @@ from shop.generated_secrets import secrets_folder, with_generated_secrets
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import MissingSecret, new_key, parse_keyring
-from shop.settings import Settings
+from shop.settings import KEYRINGS, Settings
 from shop.users.models import User
 from shop_tests.support.http_service import client_of
 from shop_tests.support.waiting import until
@@ -134,11 +134,12 @@ def test_an_embedded_server_keeps_its_own_keys(tmp_path: Path) -> None:
     assert with_generated_secrets(settings).signing_keys == first
     folder = secrets_folder(tmp_path / "postgresql")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    [file] = folder.iterdir()
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert {(file.name, stat.S_IMODE(file.stat().st_mode)) for file in folder.iterdir()} == {
+        (f"shop_{name}", 0o600) for name in KEYRINGS
+    }
     assert [each.name for each in tmp_path.iterdir()] == [folder.name]
 
-    chosen = Settings(data_dir=tmp_path / "postgresql", signing_keys=SecretStr(new_key()))
+    chosen = settings.model_copy(update={name: SecretStr(new_key()) for name in KEYRINGS})
     assert with_generated_secrets(chosen) is chosen
 
 
@@ -153,16 +154,18 @@ def test_no_key_is_made_for_another_server(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_nothing_that_a_service_writes_contains_a_secret(
     committed_url: str, committed_database: Database, tmp_path: Path
 ) -> None:
-    key = new_key()
-    (tmp_path / "shop_signing_keys").write_text(key)
+    keys = {name: new_key() for name in KEYRINGS}
+    for name, key in keys.items():
+        (tmp_path / f"shop_{name}").write_text(key)
     url = make_url(committed_url).set(password=DATABASE_PASSWORD).render_as_string(hide_password=False)
     (tmp_path / "shop_database_url").write_text(url)
     async with committed_database.begin() as session:
         session.add(user := User(email="ada@example.com", name="Ada"))
         await session.flush()
         user_id = user.id
-    token = TokenSigner(parse_keyring(key)).sign(Principal(user_id, Role.ADMIN, session_id=uuid4()))
-    secrets = [DATABASE_PASSWORD, key.partition(":")[2], token, token.rpartition(".")[2]]
+    signer = TokenSigner(parse_keyring(keys["signing_keys"]))
+    token = signer.sign(Principal(user_id, Role.ADMIN, session_id=uuid4()))
+    secrets = [DATABASE_PASSWORD, token.rpartition(".")[2], *(key.partition(":")[2] for key in keys.values())]
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     output = tmp_path / "output"
@@ -205,7 +208,8 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
             assert answers[-1].status_code >= 500
             answers += [await client.get(path) for path in ("/metrics", "/docs", "/openapi.json", "/readyz")]
     finally:
-        process.send_signal(signal.SIGTERM)
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
         await process.wait()
     written = output.read_text()
     assert "/users/" in written

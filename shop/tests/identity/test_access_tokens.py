@@ -228,3 +228,8 @@ def test_a_token_has_the_principal_of_its_session() -> None:
     past = TEST_SIGNER.sign(principal, now=datetime.now(UTC) - LIFETIME - timedelta(seconds=LEEWAY_SECONDS))
     with pytest.raises(NotAuthenticated, match="expired"):
         TEST_SIGNER.verify(past)
+
+
+def test_a_principal_without_a_session_gets_no_token() -> None:
+    with pytest.raises(ValueError, match="belongs to a session"):
+        TEST_SIGNER.sign(Principal(uuid4(), Role.CUSTOMER))

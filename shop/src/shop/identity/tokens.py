@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
-import jwt
 import orjson
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import OctKey
 
 from howdah.fastapi import NotAuthenticated
 from shop.identity.principals import Principal, Role
@@ -30,11 +32,10 @@ LEEWAY_SECONDS: Final = 5
 _ALGORITHM: Final = "HS256"
 # The type of access tokens (RFC 9068). So a token that was signed with the same key for another purpose isn't accepted.
 _TYPE: Final = "at+jwt"
-_JWS: Final = jwt.PyJWS(algorithms=[_ALGORITHM])
 
 # A token has about 350 characters. A longer text is rejected before anything is computed from it.
 _MAX_CHARACTERS: Final = 1_024
-# About 700 bytes each.
+# About 540 bytes each.
 _MAX_CACHED: Final = 10_000
 
 _INVALID: Final = "the access token is invalid: sign in again"
@@ -68,28 +69,31 @@ class TokenSigner:
     ) -> None:
         if not keys:
             raise ValueError("a TokenSigner needs a key")
-        self._key_id, self._key = next(iter(keys.items()))
+        imported = {key_id: OctKey.import_key(key) for key_id, key in keys.items()}
+        self._key_id, self._key = next(iter(imported.items()))
         self._lifetime = int(lifetime.total_seconds())
         self._max_cached = max_cached
         self._clock = clock
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
         # The header of a token must be one that this class writes, byte for byte. So nobody else chooses the algorithm,
         # the type or the key, and nothing of an unsigned header is parsed.
-        self._keys_by_header = {_first_segment(key_id): key for key_id, key in keys.items()}
+        self._keys_by_header = {_first_segment(key_id): key for key_id, key in imported.items()}
 
     def sign(self, principal: Principal, *, now: datetime | None = None) -> str:
-        """An access token for this session."""
+        """An access token for the session of the principal. Raises `ValueError` without one: it couldn't be revoked."""
+        if principal.session_id is None:
+            raise ValueError("an access token belongs to a session: the principal has none")
         issued_at = int(self._clock() if now is None else now.timestamp())
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": str(principal.user_id),
             "role": principal.role,
-            "sid": str(principal.session_id or uuid4()),
+            "sid": str(principal.session_id),
             "iat": issued_at,
             "exp": issued_at + self._lifetime,
         }
-        return jwt.encode(claims, self._key, _ALGORITHM, headers=_header(self._key_id))
+        return jws.serialize_compact(_header(self._key_id), orjson.dumps(claims), self._key, [_ALGORITHM])
 
     def verify(self, token: str) -> Principal:
         """The principal of the token. Raises `NotAuthenticated`."""
@@ -114,8 +118,8 @@ class TokenSigner:
         if key is None:
             raise NotAuthenticated(_INVALID)
         try:
-            return _read_claims(orjson.loads(_JWS.decode(token, key, algorithms=[_ALGORITHM])))
-        except (jwt.InvalidTokenError, KeyError, ValueError, TypeError, AttributeError) as error:
+            return _read_claims(orjson.loads(jws.deserialize_compact(token, key, [_ALGORITHM]).payload))
+        except (JoseError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise NotAuthenticated(_INVALID) from error
 
     def _check_times(self, verified: _Verified) -> None:
@@ -127,19 +131,18 @@ class TokenSigner:
 
 
 def _header(key_id: str) -> dict[str, str]:
-    return {"kid": key_id, "typ": _TYPE}
+    return {"alg": _ALGORITHM, "kid": key_id, "typ": _TYPE}
 
 
 def _first_segment(key_id: str) -> str:
     """The first part of every token with this key id: the encoded header. It doesn't depend on the key."""
-    return jwt.encode({}, "0" * 32, _ALGORITHM, headers=_header(key_id)).partition(".")[0]
+    any_key = OctKey.import_key("0" * 32)
+    return jws.serialize_compact(_header(key_id), b"", any_key, [_ALGORITHM]).partition(".")[0]
 
 
 def _read_claims(claims: Mapping[str, Any]) -> _Verified:
     """Check the claims of a token with a valid signature. Raises `KeyError` for a missing one, and `ValueError`,
     `TypeError` or `AttributeError` for a value that `sign` doesn't write.
-
-    `jwt.decode` would check the same, and the times twice. It takes a sixth longer.
     """
     issued_at, expires_at = claims["iat"], claims["exp"]
     if claims["iss"] != ISSUER or claims["aud"] != AUDIENCE:
