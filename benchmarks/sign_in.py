@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import make_url
 
 from benchmarks.comparison import Comparison, Contender, Goal, Measured, Role
-from benchmarks.processes import run_module
+from benchmarks.processes import run_module, run_process
 
 if TYPE_CHECKING:
     from typing import Any
@@ -39,6 +41,7 @@ class SignIn(Comparison):
     def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
         super().__init__(connections, size, rounds=rounds, is_quick=is_quick)
         url = make_url(connections.url)
+        self._measured: dict[str, float] = {}
         self.database = f"{url.database}_sign_in"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
 
@@ -74,7 +77,15 @@ class SignIn(Comparison):
         """The loads raise an error if an answer is not the expected one."""
 
     def _run(self, name: str) -> Callable[[], Awaitable[Measured]]:
-        return lambda: run_module("benchmarks.sign_in_loads", self.url, name, str(self.count))
+        async def run() -> Measured:
+            """Both contenders of a pair are measured in one process. The second one gets its figure from that run."""
+            if name not in self._measured:
+                command = (sys.executable, "-m", "benchmarks.sign_in_loads", self.url, name, str(self.count))
+                output = await run_process("benchmarks.sign_in_loads", *command)
+                self._measured |= json.loads(output.splitlines()[-1])
+            return Measured(self._measured.pop(name))
+
+        return run
 
 
 def _with_roles(known: str, unknown: str) -> tuple[tuple[str, Role], tuple[str, Role]]:
