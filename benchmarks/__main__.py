@@ -29,6 +29,7 @@ from benchmarks.postgres import embedded_server, new_database, open_connections,
 from benchmarks.retail_import import RetailImport
 from benchmarks.roles import Roles
 from benchmarks.runner import Options, run_comparisons
+from benchmarks.sign_in import SignIn
 from benchmarks.slow_clients import SlowClients
 from benchmarks.summary import Summary
 from benchmarks.terminal import Terminal
@@ -52,6 +53,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     GetUser,
     Servers,
     Authentication,
+    SignIn,
     Transfers,
     TransfersOverHttp,
     SlowClients,

@@ -140,7 +140,7 @@ async def test_without_the_lock_two_refreshes_would_split_the_session(
     assert await count_usable_tokens(stored) == 2
 
 
-@pytest.mark.parametrize(("days", "refreshes"), [(15, 0), (13, 7)])
+@pytest.mark.parametrize(("days", "refreshes"), [(15, 0), (13, 6)])
 async def test_a_session_ends_when_it_is_idle_and_at_its_greatest_age(
     anonymous: httpx.AsyncClient, mailbox: Mailbox, stored: Database, days: int, refreshes: int
 ) -> None:

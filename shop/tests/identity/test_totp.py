@@ -107,6 +107,21 @@ async def test_a_code_is_refused_the_second_time_also_at_the_same_moment(
     assert await try_sign_in(anonymous, email, code_of(secret, steps=-1)) == "sign-in-failed", "an older one"
 
 
+async def test_a_code_is_right_in_one_of_several_transactions(
+    anonymous: httpx.AsyncClient, stored: Database, identity: Identity
+) -> None:
+    """Without the lock of the app's row, each of them would read that the code wasn't used."""
+    secret, enrolled = await make_admin_with_app(anonymous, stored, new_address())
+    await forget_last_code(stored)
+    code = code_of(secret)
+
+    async def use() -> bool:
+        async with stored.begin() as session:
+            return await verify_code(session, identity.box, enrolled["user_id"], code)
+
+    assert sorted(await asyncio.gather(*(use() for _ in range(4)))) == [False, False, False, True]
+
+
 async def test_codes_of_a_clock_that_is_half_a_minute_off_are_accepted(
     anonymous: httpx.AsyncClient, stored: Database, identity: Identity
 ) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Final
 
-_MAX_USER_AGENT = 200
-_IPV6_PREFIX = 64
+# The lengths of the columns.
+_MAX_ADDRESS: Final = 45
+_MAX_USER_AGENT: Final = 200
+_IPV6_PREFIX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,10 @@ class Client:
                 return str(address.ipv4_mapped)
             return str(ip_network(f"{address.compressed.partition('%')[0]}/{_IPV6_PREFIX}", strict=False))
         return str(address)
+
+    @property
+    def shown_address(self) -> str | None:
+        return None if self.address is None else self.address[:_MAX_ADDRESS]
 
     @property
     def shown_user_agent(self) -> str | None:

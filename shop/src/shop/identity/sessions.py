@@ -75,7 +75,7 @@ async def open_session(
         user_id=user_id,
         expires_at=now + min(lifetime.idle, lifetime.total),
         ends_at=now + lifetime.total,
-        address=client.address,
+        address=client.shown_address,
         network=client.network,
         user_agent=client.shown_user_agent,
     )
@@ -131,7 +131,7 @@ async def refresh_session(
         .values(
             last_used_at=now,
             expires_at=min(now + lifetimes.of(role).idle, row.ends_at),
-            address=client.address,
+            address=client.shown_address,
             user_agent=client.shown_user_agent,
         )
         .execution_options(synchronize_session=False)
