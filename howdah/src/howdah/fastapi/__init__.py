@@ -16,6 +16,7 @@ from howdah.fastapi.access import PUBLIC, AccessRule, NotAllowed, allow
 from howdah.fastapi.application import configure_app
 from howdah.fastapi.authentication import Authenticate, NotAuthenticated, Principal, find_principal
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
+from howdah.fastapi.cross_origin import CrossOrigin, check_same_origin
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.exports import (
     CSV,
@@ -101,6 +102,7 @@ __all__ = [
     "BodyTimeout",
     "BodyTooLarge",
     "CacheCondition",
+    "CrossOrigin",
     "DbSession",
     "DecimalDigits",
     "ExportFormat",
@@ -142,6 +144,7 @@ __all__ = [
     "allow",
     "answer_batches",
     "answer_lines",
+    "check_same_origin",
     "configure_app",
     "database_dependency",
     "database_from_state",
