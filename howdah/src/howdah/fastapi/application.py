@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from howdah.database import Database
 from howdah.fastapi.authentication import Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
+from howdah.fastapi.cors import add_cors
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
@@ -31,7 +32,10 @@ from howdah.fastapi.internal import InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi import iterate_all_routes, iterate_dependants
+from howdah.fastapi.rate_limits import AddressRateLimits, PrincipalRateLimits, RateLimiter, RateLimits
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
+from howdah.fastapi.security_headers import SecurityHeaders
+from howdah.fastapi.trusted_proxies import TrustedProxies
 from howdah.serving._scope_keys import ADMIT_KEY
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
@@ -63,6 +67,9 @@ def configure_app(
     load_limit: LoadLimit | None = _DEFAULT_LOAD_LIMIT,
     cancel_abandoned: bool = True,
     authenticate: Authenticate | None = None,
+    rate_limits: RateLimits | None = None,
+    trusted_proxies: Iterable[str] = (),
+    cors_origins: Iterable[str] = (),
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -91,6 +98,11 @@ def configure_app(
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
     - `authenticate` finds the principal of a request before its body is read. Then each route needs a rule: see
       `howdah.fastapi.access`.
+    - `rate_limits` bound the requests of each address and each principal. The excess gets a 429. None: no limit.
+    - `trusted_proxies` are the addresses of proxies in front of the server, such as `10.0.0.0/8`, or `unix` for a Unix
+      socket. Only their headers `X-Forwarded-For` and `X-Forwarded-Proto` are used. By default no proxy is trusted.
+    - `cors_origins` are the origins whose pages may read the responses in a browser, such as `https://app.example.com`.
+      By default there are none.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
       `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
@@ -120,8 +132,13 @@ def configure_app(
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
     add_error_handlers(app)
+    limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths=PROBE_PATHS)
+    if limiter is not None:
+        app.add_middleware(PrincipalRateLimits, limiter=limiter)
     if authenticate is not None:
         app.add_middleware(AuthenticationLayer, authenticate=authenticate)
+    if limiter is not None:
+        app.add_middleware(AddressRateLimits, limiter=limiter)
     app.add_middleware(_OwnState)
     app.router.redirect_slashes = False
     replace_docs_pages(app)
@@ -144,8 +161,11 @@ def configure_app(
         from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
 
         request_metrics = RequestMetrics()
-        app.include_router(build_metrics_router(request_metrics, in_progress))
+        app.include_router(build_metrics_router(request_metrics, in_progress, limiter))
         app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
+    add_cors(app, cors_origins)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(TrustedProxies, networks=trusted_proxies)
     # the outermost one, so that a rejection costs little
     app.add_middleware(LimitRequests, requests=in_progress)
 
