@@ -18,6 +18,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.comparison import ContenderFailed, Measured
+from benchmarks.identity import SIGNING_KEYS
 from benchmarks.processes import run_process
 
 WINDOW_SECONDS: Final = 5
@@ -44,6 +45,7 @@ local ids = {}
 for line in io.lines(os.getenv("IDS")) do ids[#ids + 1] = line end
 math.randomseed(os.time())
 local prefix = os.getenv("PREFIX")
+wrk.headers["Authorization"] = os.getenv("AUTHORIZATION")
 local get = function() return wrk.format("GET", prefix .. ids[math.random(#ids)]) end
 
 -- a transfer between two accounts, with a new idempotency key
@@ -53,7 +55,8 @@ local post = function()
     local b = math.random(#ids - 1)
     if b >= a then b = b + 1 end
     number = number + 1
-    local headers = {["Content-Type"] = "application/json", ["Idempotency-Key"] = run .. "-" .. number}
+    local headers = {["Content-Type"] = "application/json", ["Idempotency-Key"] = run .. "-" .. number,
+        ["Authorization"] = os.getenv("AUTHORIZATION")}
     local body = '{"from_account_id":"' .. ids[a] .. '","to_account_id":"' .. ids[b] .. '","amount":1}'
     return wrk.format("POST", prefix, headers, body)
 end
@@ -91,16 +94,25 @@ class HttpServer:
 
     `{url}` and `{port}` in the command are replaced. The URL of the database is also in the environment. The process
     is started before the first request. After a failed measurement it is replaced by a new process. So a contender that
-    crashes the server, or keeps it busy, doesn't affect the next contender.
+    crashes the server, or keeps it busy, doesn't affect the next contender. `authorization` is the header of each
+    request.
     """
 
-    def __init__(self, *command: str, url: str, ids: Sequence[Any], window_seconds: int = WINDOW_SECONDS) -> None:
+    def __init__(
+        self,
+        *command: str,
+        url: str,
+        ids: Sequence[Any],
+        window_seconds: int = WINDOW_SECONDS,
+        authorization: str | None = None,
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port: int = free.getsockname()[1]
         self._url = url
         self._command = [each.format(url=url, port=self._port) for each in command]
         self._window_seconds = window_seconds
+        self._authorization = authorization
         self._folder = TemporaryDirectory()
         self._ids, self._script, self._log = (Path(self._folder.name, name) for name in ("ids", "load.lua", "log"))
         self._ids.write_text("\n".join(map(str, ids)))
@@ -128,6 +140,7 @@ class HttpServer:
                 | {
                     "BENCHMARK_URL": self._url,
                     "SHOP_DATABASE_URL": self._url,
+                    "SHOP_SIGNING_KEYS": SIGNING_KEYS,
                     "SHOP_LOG_FORMAT": "json",
                     "SHOP_SHUTDOWN_PAUSE": "0",
                 },
@@ -184,7 +197,10 @@ class HttpServer:
         async with self.replaced_on_failure():
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             try:
-                writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+                credentials = "" if self._authorization is None else f"Authorization: {self._authorization}\r\n"
+                writer.write(
+                    f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{credentials}\r\n".encode()
+                )
                 head, _, body = (await reader.read()).partition(b"\r\n\r\n")
             finally:
                 writer.close()
@@ -257,6 +273,8 @@ class HttpServer:
     ) -> dict[str, Any]:
         """Run wrk for some seconds, and return its summary. Raises `ContenderFailed` if it fails."""
         environment = {"IDS": str(self._ids), "PREFIX": prefix, "METHOD": "POST" if is_post else "GET"}
+        if self._authorization is not None:
+            environment["AUTHORIZATION"] = self._authorization
         if counts_statuses:
             environment["COUNT_STATUSES"] = "1"
         output = await run_process(

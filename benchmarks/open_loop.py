@@ -1,6 +1,6 @@
 """A load generator with an open loop: requests are sent at a fixed rate, whether or not earlier ones are answered.
 
-`python -m benchmarks.open_loop PORT RATE SECONDS METHOD PREFIX IDS` prints one line of JSON.
+`python -m benchmarks.open_loop PORT RATE SECONDS METHOD PREFIX IDS AUTHORIZATION` prints one line of JSON.
 
 With a closed loop (wrk), a slow server gets fewer requests, so it is never overloaded. The clients of a public service
 don't wait for each other. The latency is measured from the time at which a request was due. Otherwise a request that is
@@ -242,10 +242,11 @@ class Generator:
         connection.socket.close()
 
 
-def make_requests(method: str, prefix: str, ids: Sequence[str]) -> Callable[[], bytes]:
+def make_requests(method: str, prefix: str, ids: Sequence[str], authorization: str) -> Callable[[], bytes]:
     """A function that returns the bytes of the next request: a GET of a random id, or a POST of a transfer."""
+    credentials = f"Authorization: {authorization}\r\n"
     draw, count = random.Random().random, len(ids)
-    tail = b" HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: open-loop\r\n\r\n"
+    tail = f" HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nUser-Agent: open-loop\r\n{credentials}\r\n".encode()
     gets = [f"GET {prefix}{each}".encode() + tail for each in ids] if method == "GET" else []
     run, number = f"{time.time_ns()}-{random.getrandbits(32)}", 0
 
@@ -260,7 +261,7 @@ def make_requests(method: str, prefix: str, ids: Sequence[str]) -> Callable[[], 
         body = f'{{"from_account_id":"{ids[source]}","to_account_id":"{ids[target]}","amount":1}}'
         return (
             f"POST {prefix} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            f"Idempotency-Key: {run}-{number}\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+            f"Idempotency-Key: {run}-{number}\r\nContent-Length: {len(body)}\r\n{credentials}\r\n{body}"
         ).encode()
 
     return get if method == "GET" else post
@@ -271,8 +272,8 @@ def _quantile(ordered: Sequence[float], part: float) -> float | None:
 
 
 def main() -> None:
-    port, rate, seconds, method, prefix, ids = sys.argv[1:]
-    make_request = make_requests(method, prefix, Path(ids).read_text().split())
+    port, rate, seconds, method, prefix, ids, authorization = sys.argv[1:]
+    make_request = make_requests(method, prefix, Path(ids).read_text().split(), authorization)
     summary = Generator(int(port), float(rate), make_request, TIMEOUT_SECONDS).run(float(seconds))
     print(json.dumps(summary.to_json(float(seconds))))
 

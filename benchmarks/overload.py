@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.comparison import Contender, ContenderFailed, Goal, Measured
 from benchmarks.distributions import ACCOUNTS, UNIFORM
 from benchmarks.http_load import HttpServer, skip_reason
+from benchmarks.identity import AUTHORIZATION
 from benchmarks.open_loop import CONNECTIONS, TIMEOUT_SECONDS
 from benchmarks.postgres import connect_driver
 from benchmarks.processes import run_process
@@ -80,7 +81,13 @@ class Overload(LedgerComparison):
         commands = {_LIMITED: "from shop.cli import main; main()", _UNLIMITED: _UNLIMITED_COMMAND}
         # one server for each route, because a server learns the throughput of its requests
         self._servers = {
-            (kind, route): HttpServer("-c", command, *serve, url=self.url, ids=ids[route.ids], window_seconds=3)
+            (kind, route): HttpServer(
+                *("-c", command, *serve),
+                url=self.url,
+                ids=ids[route.ids],
+                window_seconds=3,
+                authorization=AUTHORIZATION,
+            )
             for kind, command in commands.items()
             for route in _ROUTES
         }
@@ -136,7 +143,7 @@ class Overload(LedgerComparison):
             output = await run_process(
                 "the generator",
                 *(sys.executable, "-m", "benchmarks.open_loop", str(server.port), str(self._rates[route] * load)),
-                *(str(seconds), route.method, route.prefix, str(self._files[route.ids])),
+                *(str(seconds), route.method, route.prefix, str(self._files[route.ids]), AUTHORIZATION),
             )
             figures = json.loads(output.splitlines()[-1])
             self.details.setdefault(_name(route, load, kind), []).append(figures)

@@ -14,6 +14,7 @@ from sqlalchemy import make_url
 
 from benchmarks.comparison import Comparison, Contender, ContenderFailed, Goal, Measured
 from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
+from benchmarks.identity import AUTHORIZATION
 from benchmarks.postgres import connect_driver
 from benchmarks.processes import run_module
 
@@ -69,6 +70,7 @@ class SlowClients(Comparison):
             *("-c", "from shop.cli import main; main()", "serve", "--port", "{port}"),
             url=self.url,
             ids=ids,
+            authorization=AUTHORIZATION,
             window_seconds=QUICK_WINDOW_SECONDS if self.is_quick else WINDOW_SECONDS,
         )
         await run_module("benchmarks.transfer_loads", self.url, "fill", str(_ACCOUNTS))  # migrates
@@ -168,10 +170,8 @@ async def _connect_for_ever(port: int, use: Callable[[socket.socket], Awaitable[
 async def _stall_upload(connection: socket.socket) -> None:
     """Send the beginning of a body, and then nothing until the service closes the connection."""
     loop, name = asyncio.get_running_loop(), id(connection)
-    head = (
-        "POST /users/bulk HTTP/1.1\r\nHost: shop\r\nContent-Type: application/x-ndjson\r\nContent-Length: 1000000\r\n"
-    )
-    await loop.sock_sendall(connection, f"{head}\r\n".encode())
+    headers = "Content-Type: application/x-ndjson\r\nContent-Length: 1000000\r\n"
+    await loop.sock_sendall(connection, _head("POST /users/bulk", headers))
     for number in range(_STALLED_AFTER_LINES):
         row = {"email": f"slow-{name}-{number}@example.com", "name": "Slow"}
         await loop.sock_sendall(connection, json.dumps(row).encode() + b"\n")
@@ -179,17 +179,19 @@ async def _stall_upload(connection: socket.socket) -> None:
 
 
 async def _read_export_slowly(connection: socket.socket) -> None:
-    request = b"GET /orders/export HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n"
+    request = _head("GET /orders/export", "Connection: close\r\n")
     await asyncio.get_running_loop().sock_sendall(connection, request)
     await _read(connection, bytes_per_second=_EXPORT_BYTES_PER_SECOND)
 
 
 async def _ignore_lists(connection: socket.socket) -> None:
-    lists = b"".join(
-        f"GET /{name}?limit=1000 HTTP/1.1\r\nHost: shop\r\n\r\n".encode() for name in ("accounts", "orders")
-    )
+    lists = b"".join(_head(f"GET /{name}?limit=1000") for name in ("accounts", "orders"))
     await asyncio.get_running_loop().sock_sendall(connection, lists * (_PIPELINED_LISTS // 2))
     await asyncio.get_running_loop().create_future()
+
+
+def _head(request: str, headers: str = "") -> bytes:
+    return f"{request} HTTP/1.1\r\nHost: shop\r\nAuthorization: {AUTHORIZATION}\r\n{headers}\r\n".encode()
 
 
 async def _read(connection: socket.socket, *, bytes_per_second: int) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy import make_url
 from benchmarks.comparison import Comparison, Contender, ContenderFailed, Goal, Measured, check_equal
 from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM, ZIPF
 from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
+from benchmarks.identity import AUTHORIZATION
 from benchmarks.postgres import connect_driver
 from benchmarks.processes import run_module, run_process
 
@@ -307,6 +308,7 @@ class TransfersOverHttp(LedgerComparison):
             *("-c", "from shop.cli import main; main()", "serve", "--port", "{port}"),
             url=self.url,
             ids=self.ids,
+            authorization=AUTHORIZATION,
             window_seconds=QUICK_WINDOW_SECONDS if self.is_quick else WINDOW_SECONDS,
         )
 
@@ -350,7 +352,7 @@ class TransfersOverHttp(LedgerComparison):
             self.server.replaced_on_failure(),
             httpx.AsyncClient(base_url=self.server.address, timeout=_BATCH_TIMEOUT_SECONDS) as client,
         ):
-            headers = {"Content-Type": "application/x-ndjson"}
+            headers = {"Content-Type": "application/x-ndjson", "Authorization": AUTHORIZATION}
             started = time.perf_counter()
             response = await client.post("/transfers/batch", content=body, headers=headers)
             seconds = time.perf_counter() - started

@@ -34,6 +34,7 @@ import httpx
 import psutil
 
 from howdah.embedded import EmbeddedPostgres
+from soak.identity import ADMIN
 from soak.ledger_state import compare_transfers, read_ledger_state
 from soak.server import ShopServer, kill_postmaster, shop_server
 from soak.service import Service, open_funded_accounts, post_transfer, running_service
@@ -62,7 +63,7 @@ async def run_client(
 ) -> None:
     """Post transfers, and send each one again until there is a response other than 5xx. Record the responses."""
     rng = random.Random(seed)
-    async with httpx.AsyncClient(base_url=address, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=address, headers=ADMIN, timeout=10) as client:
         while not stop.is_set():
             source, target = rng.sample(accounts, 2)
             key, amount = str(uuid4()), rng.randint(1, MAX_AMOUNT)
@@ -108,7 +109,7 @@ async def post_and_kill(
     Return the accounts, and how many processes of each kind were killed.
     """
     await service.wait_until_ready()
-    async with httpx.AsyncClient(base_url=service.address, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=service.address, headers=ADMIN, timeout=10) as client:
         accounts = await open_funded_accounts(client, ACCOUNTS, BALANCE)
     stop, rng, kills = asyncio.Event(), random.Random(options.seed), Counter[str]()
     clients = [

@@ -15,9 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from shop.identity.principals import Role
+from soak.identity import sign_in
 from soak.server import shop_server
 from soak.service import running_service
 
@@ -25,11 +28,12 @@ _ROOT: Final = Path(__file__).parents[1]
 _MAX_SEED: Final = 2**32 - 1
 
 
-def run_schemathesis(address: str, *, seed: int, examples: int, phases: str | None = None) -> int:
+def run_schemathesis(address: str, *, authorization: str, seed: int, examples: int, phases: str | None = None) -> int:
     """Run schemathesis against this address, and return its exit code. Failures are printed."""
     command: list[str | Path] = [
         Path(sys.executable).with_name("schemathesis"),
         *("--no-color", "run", f"{address}/openapi.json", "--checks", "all", "--continue-on-failure"),
+        *("--header", f"Authorization: {authorization}"),
         *("--seed", str(seed), "--max-examples", str(examples)),
         # The warnings are about requests that were rejected. The hooks say which rejections are expected.
         *("--warnings", "off", "--suppress-health-check", "all", "--generation-database", "none"),
@@ -52,14 +56,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="by default a random one")
     parser.add_argument("--examples", type=int, default=100, help="the most requests for each operation and phase")
     parser.add_argument("--phases", help="some of examples,coverage,fuzzing,stateful")
+    parser.add_argument("--role", choices=list(Role), default=Role.ADMIN, help="the role of the user who is signed in")
     parser.add_argument("--url", help="a running service; by default one is started with a database of its own")
+    parser.add_argument("--authorization", help="the header Authorization for a service that was started elsewhere")
     options = parser.parse_args(argv)
     seed = random.randint(0, _MAX_SEED) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
+    authorization = options.authorization or sign_in(Role(options.role))["Authorization"]
+    run = partial(
+        run_schemathesis,
+        authorization=authorization,
+        seed=seed,
+        examples=options.examples,
+        phases=options.phases,
+    )
     if options.url is not None:
-        return run_schemathesis(options.url, seed=seed, examples=options.examples, phases=options.phases)
+        return run(options.url)
     with _started() as (address, log):
-        code = run_schemathesis(address, seed=seed, examples=options.examples, phases=options.phases)
+        code = run(address)
         errors = find_errors(log)
     for entry in errors:
         print(entry)

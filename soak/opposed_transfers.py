@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from soak.identity import ADMIN
 from soak.ledger_state import read_ledger_state
 from soak.server import shop_server
 from soak.service import Service, open_funded_accounts, post_transfer, running_service
@@ -50,7 +51,7 @@ async def post_opposed(service: Service, seconds: float, clients: int) -> Respon
     await service.wait_until_ready()
     responses = Responses()
     limits = httpx.Limits(max_connections=2 * clients)
-    async with httpx.AsyncClient(base_url=service.address, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=service.address, headers=ADMIN, timeout=60, limits=limits) as client:
         first, second = await open_funded_accounts(client, 2, BALANCE)
         until = time.monotonic() + seconds
         await asyncio.gather(

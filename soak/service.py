@@ -17,6 +17,8 @@ from uuid import uuid4
 
 import httpx
 
+from soak.identity import SIGNING_KEYS
+
 SHOP: Final = (sys.executable, "-c", "from shop.cli import main; main()")
 """The command `shop`, run by the current Python interpreter."""
 
@@ -39,6 +41,7 @@ class Service:
         self.address = f"http://127.0.0.1:{self.port}"
         self._environment = os.environ | {
             "SHOP_DATABASE_URL": database_url,
+            "SHOP_SIGNING_KEYS": SIGNING_KEYS,
             "SHOP_LOG_FORMAT": "json",
             "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
             **settings,

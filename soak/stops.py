@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from soak.identity import ADMIN, ADMIN_LINE
 from soak.server import ShopServer, shop_server
 from soak.service import Service
 
@@ -74,10 +75,10 @@ async def stop_once(server: ShopServer, pause: float, clients: int, stops: Stops
     service.start()
     try:
         await service.wait_until_ready()
-        async with httpx.AsyncClient(base_url=service.address, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=service.address, headers=ADMIN, timeout=30) as client:
             email = f"user-{time.monotonic_ns()}@example.com"
-            user = (await client.post("/users", json={"email": email, "name": "Ada"})).json()["id"]
-        request = f"GET /users/{user} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+            user = str((await client.post("/users", json={"email": email, "name": "Ada"})).json()["id"])
+        request = b"GET /users/%b HTTP/1.1\r\nHost: test\r\n%b\r\n" % (user.encode(), ADMIN_LINE)
         tasks = [asyncio.create_task(run_client(service.port, request, stops)) for _ in range(clients)]
         await asyncio.sleep(_LOAD_SECONDS)
         started = time.monotonic()

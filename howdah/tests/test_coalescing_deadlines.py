@@ -262,8 +262,8 @@ async def test_a_scope_without_waiters_is_not_kept_in_memory_by_its_timer() -> N
         created.append(weakref.ref(coalescer))
         return coalescer
 
-    scopes: ScopedCoalescers[str, str] = ScopedCoalescers(create)
+    scopes: ScopedCoalescers[str, str] = ScopedCoalescers(create, create(None))
     assert await scopes.submit("tenant", BatchRecorder(), "a") == "A"
     await asyncio.sleep(0)
     gc.collect()
-    assert created[0]() is None
+    assert created[1]() is None

@@ -228,9 +228,10 @@ async def test_view_reads_with_equal_settings_share_a_statement_and_others_do_no
         assert found == [tenant if TENANTS[note % 2] == tenant else None for tenant, note in calls]
         assert len(set(sent)) == 1
         assert len(notes._scopes) == 0
+        assert (notes.status().batches, notes.status().items) == (len(TENANTS), len(calls))
         waiting = asyncio.create_task(get(1, 0))
         await asyncio.sleep(0)
-        assert len(notes._scopes) == 1
+        assert (len(notes._scopes), notes.status().waiting) == (1, 1)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

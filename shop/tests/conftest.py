@@ -12,12 +12,9 @@ import structlog
 from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, read_whole_catalog
 from shop import migrations
-from shop.app import create_app
-from shop.identity.principals import Role
 from shop.tables import create_tables
 from shop_tests.support.empty_database import empty_database
-from shop_tests.support.http_service import client_of, serve_in_thread
-from shop_tests.support.identity import TEST_SETTINGS, sign_in
+from shop_tests.support.http_service import client_of, create_service, serve_in_thread
 from shop_tests.support.openapi import assert_matches_openapi
 from shop_tests.support.trigger_bypass import empty_tables
 
@@ -57,7 +54,7 @@ def created_catalog(postgres_url: str) -> dict[str, CatalogEntry]:
 @pytest.fixture(scope="session")
 def service(database_url: str) -> Iterator[str]:
     """The address of a service that all tests of this pytest worker share."""
-    with serve_in_thread(create_app(database_url, TEST_SETTINGS)) as address:
+    with serve_in_thread(create_service(database_url)) as address:
         yield address
 
 
@@ -76,6 +73,5 @@ async def stored(database_url: str) -> AsyncIterator[Database]:
 @pytest_asyncio.fixture
 async def client(service: str, stored: Database) -> AsyncIterator[httpx.AsyncClient]:
     """A client of that service, signed in as an admin. It compares each response with the OpenAPI description."""
-    options = {"headers": sign_in(Role.ADMIN), "event_hooks": {"response": [assert_matches_openapi]}}
-    async with client_of(service, **options) as client:
+    async with client_of(service, event_hooks={"response": [assert_matches_openapi]}) as client:
         yield client

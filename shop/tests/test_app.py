@@ -13,11 +13,9 @@ import pytest
 from sqlalchemy import text
 
 from howdah import Database
-from shop.app import create_app
-from shop.settings import Settings
 from shop.users.models import User
 from shop_tests.support.factories import make_user
-from shop_tests.support.http_service import client_of, http_client, run_shop_serve
+from shop_tests.support.http_service import client_of, create_service, http_client, run_shop_serve
 from shop_tests.support.lossy_proxy import run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until, until_waiting
@@ -58,7 +56,7 @@ async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
     committed_url: str, committed_database: Database
 ) -> None:
     # at most 11 connections, 8 of them for sessions
-    app = create_app(committed_url, Settings(pool_size=1, pool_timeout=0.3))
+    app = create_service(committed_url, pool_size=1, pool_timeout=0.3)
     async with http_client(app) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
@@ -77,14 +75,14 @@ async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
 @pytest.mark.parametrize(
     ("settings", "code"),
     [
-        (Settings(lock_timeout=0.2), "lock-timeout"),
-        (Settings(statement_timeout=0.2, lock_timeout=5), "statement-timeout"),
+        ({"lock_timeout": 0.2}, "lock-timeout"),
+        ({"statement_timeout": 0.2, "lock_timeout": 5}, "statement-timeout"),
     ],
 )
 async def test_a_request_for_a_locked_row_is_503_after_the_timeout_and_can_be_retried(
-    committed_url: str, committed_database: Database, settings: Settings, code: str
+    committed_url: str, committed_database: Database, settings: dict[str, float], code: str
 ) -> None:
-    async with http_client(create_app(committed_url, settings)) as client:
+    async with http_client(create_service(committed_url, **settings)) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
@@ -95,7 +93,7 @@ async def test_a_request_for_a_locked_row_is_503_after_the_timeout_and_can_be_re
 async def test_connections_closed_by_the_server_fail_no_request(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         user = await make_user(client)
         await asyncio.gather(*(client.get(f"/users/{user['id']}") for _ in range(5)))
         async with committed_database.begin() as session:
@@ -107,7 +105,7 @@ async def test_connections_closed_by_the_server_fail_no_request(
 async def test_a_killed_backend_fails_only_the_request_that_it_served(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
@@ -138,7 +136,7 @@ async def test_responses_on_a_keep_alive_connection_are_not_delayed(committed_ur
 async def test_two_services_in_one_process_use_their_own_databases(
     client: httpx.AsyncClient, committed_url: str
 ) -> None:
-    async with http_client(create_app(committed_url)) as other:
+    async with http_client(create_service(committed_url)) as other:
         user = await make_user(client)
         assert_problem(await other.get(f"/users/{user['id']}"), 404, "not-found")
         assert (await client.get(f"/users/{user['id']}")).status_code == 200

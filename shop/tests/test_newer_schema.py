@@ -13,12 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from howdah.alembic import Migrations
 from shop import migrations
-from shop.app import create_app
 from shop.ledger.schema import compare_schema
 from shop.migrations import HISTORY
 from shop_tests.support.empty_database import run
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.http_service import client_of, http_client, run_shop_serve
+from shop_tests.support.http_service import client_of, create_service, http_client, run_shop_serve
 from shop_tests.support.problems import assert_problem
 
 # The next release adds columns, a function, a trigger, and a new version of a function.
@@ -57,7 +56,7 @@ def next_release(tmp_path: Path) -> Migrations:
 
 async def test_the_running_release_stays_ready_and_works(committed_url: str, next_release: Migrations) -> None:
     new_user = {"email": "ada@example.org", "name": "Ada"}
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         created = await client.post("/users", json=new_user)  # also prepares statements
         path = f"/users/{created.json()['id']}"
         assert (await client.get(path)).status_code == 200
@@ -110,7 +109,7 @@ async def test_a_newer_schema_must_have_all_protections_and_columns_of_the_ledge
 
 async def test_a_database_behind_this_release_is_not_ready(committed_url: str) -> None:
     await asyncio.to_thread(run, committed_url, "UPDATE alembic_version SET version_num = '0001'")
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         detail = f"the schema is at 0001, not at {HISTORY.head}: run shop migrate"
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail=detail)
     async with Database(committed_url) as database:

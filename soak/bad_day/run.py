@@ -31,6 +31,7 @@ from soak.bad_day.timeline import Inflicted, Timeline
 from soak.bad_day.traffic import Traffic
 from soak.bad_day.violations import Violations
 from soak.bad_day.watch import Recovery, probe_health, probe_readiness, read_resources, watch_memory
+from soak.identity import ADMIN
 from soak.service import open_funded_accounts
 
 WARM_UP_SECONDS = 8.0
@@ -139,7 +140,7 @@ async def _check(name: str, check: Coroutine[Any, Any, str], violations: Violati
 
 
 async def _create_model(cluster: Cluster, deployment: Deployment) -> Model:
-    async with httpx.AsyncClient(base_url=deployment.current.address, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=deployment.current.address, headers=ADMIN, timeout=20) as client:
         accounts = await open_funded_accounts(client, _ACCOUNTS, INITIAL_BALANCE)
         spare_accounts = await open_funded_accounts(client, _ACCOUNTS, INITIAL_BALANCE * 1_000)
     async with Database(cluster.direct_url, pool_size=1) as database, database.session() as session:

@@ -14,6 +14,8 @@ from typing import Final, Self
 
 import httptools
 
+from soak.identity import ADMIN
+
 _READ_BYTES: Final = 65_536
 
 
@@ -66,11 +68,11 @@ async def open_streams(
 
 
 def build_request(method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes | None = None) -> bytes:
-    """The bytes of a request. A request with a body has a `Content-Length`."""
+    """The bytes of a request of the admin. A request with a body has a `Content-Length`."""
     lines = [
         f"{method} {path} HTTP/1.1",
         "Host: 127.0.0.1",
-        *(f"{name}: {text}" for name, text in (headers or {}).items()),
+        *(f"{name}: {text}" for name, text in (ADMIN | dict(headers or {})).items()),
     ]
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from howdah._batch_figures import CoalescerStatus
 from howdah.coalescing import Apply, Coalescer
 from howdah.errors import CoalescerClosed
 
@@ -17,10 +19,14 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
     """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
     `create` makes a coalescer for a function `apply`, which reads in one scope. Each coalescer has its own limits.
+    They add their figures to those of `unscoped`, the coalescer of calls without a scope.
     """
 
-    def __init__(self, create: Callable[[Apply[ItemT, ResultT]], Coalescer[ItemT, ResultT]]) -> None:
+    def __init__(
+        self, create: Callable[[Apply[ItemT, ResultT]], Coalescer[ItemT, ResultT]], unscoped: Coalescer[ItemT, ResultT]
+    ) -> None:
         self._create = create
+        self._unscoped = unscoped
         self._by_scope: dict[Hashable, Coalescer[ItemT, ResultT]] = {}
         self._users: dict[Hashable, int] = {}
         self._closed = False
@@ -36,6 +42,7 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
         coalescer = self._by_scope.get(scope)
         if coalescer is None:
             coalescer = self._by_scope[scope] = self._create(apply)
+            coalescer.count_in(self._unscoped)
         self._users[scope] = self._users.get(scope, 0) + 1
         try:
             return await coalescer.submit(item)
@@ -44,6 +51,12 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
             if not self._users[scope]:
                 del self._users[scope], self._by_scope[scope]
                 coalescer.release()
+
+    def status(self) -> CoalescerStatus:
+        """The status of all scopes and of the unscoped calls together."""
+        each = [coalescer.status() for coalescer in (self._unscoped, *self._by_scope.values())]
+        waiting, running = sum(status.waiting for status in each), sum(status.running for status in each)
+        return replace(each[0], waiting=waiting, running=running)
 
     async def aclose(self) -> None:
         """Reject new items, and wait until all others have a result. All coalescers end within one `close_timeout`."""

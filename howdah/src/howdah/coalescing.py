@@ -234,6 +234,10 @@ class Coalescer(Generic[ItemT, ResultT]):
         """The current figures, in this process."""
         return self._figures.to_status(self._waiting, len(self._running) - self._is_worker_starting)
 
+    def count_in(self, other: Coalescer[ItemT, ResultT]) -> None:
+        """Add the figures of this one, which has run no batch yet, to those of the other one."""
+        self._figures = other._figures
+
     def _check_accepts(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is None:
             self._loop = loop

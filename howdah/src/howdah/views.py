@@ -196,7 +196,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             self._select_by_viewer = PreparedSelect(self._by_viewer.statement)
         # with `bisect_on_error`, a key or a row that causes an error fails only its own read
         create = partial(new_coalescer, key=self._identify, bisect_on_error=True)
-        self._coalescer, self._scopes = create(partial(self._read, database)), ScopedCoalescers(create)
+        self._coalescer = create(partial(self._read, database))
+        self._scopes = ScopedCoalescers(create, self._coalescer)
         self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
@@ -226,8 +227,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             await asyncio.gather(self._coalescer.aclose(), self._scopes.aclose())
 
     def status(self) -> CoalescerStatus:
-        """The status of the coalescer that batches the calls of `get`, other than those of scoped readers."""
-        return self._coalescer.status()
+        """The status of the coalescers that batch the calls of `get`: also those of all scoped readers together."""
+        return self._scopes.status()
 
     @overload
     async def get(self: JsonViewReader[ModelT, None], id: Any) -> JsonBytes: ...

@@ -16,11 +16,13 @@ from sqlalchemy import event, func, select
 from howdah import Database
 from howdah.fastapi import MAX_LINE_BYTES
 from howdah.fastapi.line_results import BATCH_LINES
+from shop.identity.principals import Role
 from shop.ledger.account_schemas import AccountIn, AccountLineOut, OpeningRefusal
 from shop.ledger.models import Account, AccountPurpose, IdempotencyKey
 from shop.ledger.opening import OpeningRefused, OpeningRequest, OpeningResult, open_accounts
 from shop.users.models import User
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
+from shop_tests.support.identity import sign_in
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.transactions import in_own_transaction
 from shop_tests.support.waiting import until_waiting
@@ -112,7 +114,7 @@ async def test_keys_are_shared_with_single_accounts_and_transfers(client: httpx.
     again = await client.post("/accounts", json=body, headers={"Idempotency-Key": "batch"})
     assert (again.json(), again.headers["idempotency-replayed"]) == (answers[3]["account"], "true")
     assert_problem(await post_transfer(client, a, b, 1, key="batch"), 422, "key-reused")
-    [in_own_transaction] = await batch(client, line("batch"), **{"X-Client-Id": "ada"})
+    [in_own_transaction] = await batch(client, line("batch"), **sign_in(Role.OPERATOR))
     assert not in_own_transaction["replayed"]
 
 

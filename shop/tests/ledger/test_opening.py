@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import func, select
 
 from howdah import Database, ForeignKeyViolation
+from shop.identity.principals import Role
 from shop.ledger.account_schemas import AccountIn, OpeningRefusal
 from shop.ledger.accounts import open_account
 from shop.ledger.group_commit import Ledger
@@ -21,6 +23,7 @@ from shop.ledger.requests import Refusal, TransferRequest
 from shop.ledger.service import find_replay
 from shop_tests.support.factories import change_account, make_account, make_user, post_transfer, transfer
 from shop_tests.support.funded_accounts import open_accounts as funded
+from shop_tests.support.identity import sign_in
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.transactions import in_own_transaction
 from shop_tests.support.waiting import until_waiting
@@ -30,11 +33,10 @@ ACCOUNT = AccountIn(name="Current account", currency="GBP")
 
 
 async def post(
-    client: httpx.AsyncClient, key: str | None, *, scope: str | None = None, **values: Any
+    client: httpx.AsyncClient, key: str | None, *, principal: Mapping[str, str] | None = None, **values: Any
 ) -> httpx.Response:
     headers = {"Idempotency-Key": key} if key else {}
-    headers |= {"X-Client-Id": scope} if scope else {}
-    return await client.post("/accounts", json=BODY | values, headers=headers)
+    return await client.post("/accounts", json=BODY | values, headers=headers | dict(principal or {}))
 
 
 async def count_accounts(database: Database) -> int:
@@ -107,11 +109,11 @@ async def test_a_key_that_is_reused_with_another_body_is_refused(
     assert await count_accounts(stored) == 1
 
 
-async def test_keys_belong_to_a_client_and_each_request_without_a_key_opens_an_account(
+async def test_keys_belong_to_a_principal_and_each_request_without_a_key_opens_an_account(
     client: httpx.AsyncClient, stored: Database
 ) -> None:
     answers = [await post(client, *each) for each in (("k",), (None,), (None,))]
-    answers += [await post(client, "k", scope=scope) for scope in ("ada", "bob")]
+    answers += [await post(client, "k", principal=sign_in(Role.OPERATOR)) for _ in range(2)]
     assert len({answer.json()["id"] for answer in answers}) == 5 == await count_accounts(stored)
 
 
@@ -141,7 +143,7 @@ async def test_the_key_of_an_account_is_refused_for_a_transfer(stored: Database)
 async def test_a_rejected_account_uses_no_key(client: httpx.AsyncClient) -> None:
     refused = await post(client, "k", user_id=str(uuid4()))
     assert_problem(refused, 409, "foreign-key-violation", constraint="fk_accounts_user_id")
-    fees = {"purpose": "fees", "currency": "CHF"}
+    fees: dict[str, Any] = {"purpose": "fees", "currency": "CHF"}
     assert (await post(client, "fees", **fees)).status_code == 201
     assert_problem(await post(client, "k", name="Fees, too", **fees), 409, "unique-violation")
     opened = await post(client, "k")

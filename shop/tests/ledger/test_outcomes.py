@@ -13,14 +13,13 @@ import pytest
 from sqlalchemy import text
 
 from howdah import ConnectionLost, Database
-from shop.app import create_app
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.http_service import http_client
+from shop_tests.support.http_service import create_service, http_client
 from shop_tests.support.lossy_proxy import COMMIT, run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until
@@ -67,7 +66,7 @@ async def count_transfers(database: Database) -> int:
 async def test_a_failed_commit_is_the_response_and_uses_no_key(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         await run_in_commit(committed_database, "RAISE unique_violation USING CONSTRAINT = 'in_commit'")
 
@@ -84,7 +83,7 @@ async def test_a_failed_commit_is_the_response_and_uses_no_key(
 async def test_a_payment_whose_commit_fails_leaves_the_order_pending(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         order = await make_order(client, (await make_user(client))["id"], 60)
         await run_in_commit(committed_database, "RAISE EXCEPTION USING ERRCODE = 'XX000'")
@@ -110,7 +109,7 @@ async def kill_waiting(database: Database) -> bool:
 async def test_a_transfer_whose_backend_was_killed_in_commit_is_posted_by_another(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         a, b = await make_account(client, 100), await make_account(client)
         await run_in_commit(committed_database, f"PERFORM pg_advisory_xact_lock({_LOCK})")
         async with committed_database.begin() as session:
@@ -131,7 +130,7 @@ async def test_a_commit_whose_response_is_lost_is_found_by_its_key(
 ) -> None:
     async with (
         run_lossy_proxy(committed_url, socket_folder) as proxy,
-        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+        http_client(create_service(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
         proxy.lost_bytes, proxy.times = (COMMIT if pending else b"lost-key"), 1
@@ -153,7 +152,7 @@ async def test_repeatedly_lost_responses_are_an_error_and_the_request_can_be_ret
 ) -> None:
     async with (
         run_lossy_proxy(committed_url, socket_folder) as proxy,
-        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+        http_client(create_service(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
         proxy.lost_bytes = b"lost-key"
@@ -206,7 +205,7 @@ async def test_a_retry_with_another_key_after_a_lost_response_pays_twice(
 
     async with (
         run_lossy_proxy(committed_url, socket_folder) as proxy,
-        http_client(create_app(proxy.url.render_as_string(hide_password=False))) as client,
+        http_client(create_service(proxy.url.render_as_string(hide_password=False))) as client,
     ):
         a, b = await make_account(client, 100), await make_account(client)
         proxy.lost_bytes = b"lost-key"

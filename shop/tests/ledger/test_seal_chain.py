@@ -10,7 +10,6 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.app import create_app
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.requests import TransferRequest
@@ -18,7 +17,7 @@ from shop.ledger.seals import last_link, link_seals
 from shop.ledger.service import post_transfers
 from shop_tests.support.checked_ledger import find_faults
 from shop_tests.support.funded_accounts import open_accounts
-from shop_tests.support.http_service import http_client
+from shop_tests.support.http_service import create_service, http_client
 from shop_tests.support.waiting import until
 
 
@@ -53,7 +52,7 @@ async def test_the_service_links_new_seals(stored: Database) -> None:
         async with stored.session() as session:
             return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
 
-    async with http_client(create_app(stored.engine.url.render_as_string(hide_password=False))):
+    async with http_client(create_service(stored.engine.url.render_as_string(hide_password=False))):
         await open_accounts(stored, 100)
         await until(is_linked)
     async with stored.session() as session:

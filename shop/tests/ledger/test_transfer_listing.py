@@ -15,12 +15,14 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, paginate, utcnow
+from shop.identity.principals import Role
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import PendingTransfer, TransferState
 from shop.ledger.requests import TransferRequest
 from shop.ledger.transfer_queries import select_transfers
 from shop_tests.support.factories import create, make_account, post_transfer, transfer, walk, walk_back
 from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.identity import sign_in
 from shop_tests.support.large_ledger import create_large_ledger
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.query_plans import explain
@@ -154,16 +156,17 @@ async def test_transfers_are_listed_by_reversal_and_group(client: httpx.AsyncCli
     assert await reversed_amounts(first, other, *parts, again, *group) == [25, 0, 10, 0, 0, 0, 0]
 
 
-async def test_transfers_are_listed_by_the_keys_of_the_requesting_client(client: httpx.AsyncClient) -> None:
+async def test_transfers_are_listed_by_the_keys_of_the_requesting_principal(client: httpx.AsyncClient) -> None:
     a, b = await make_account(client, 100), await make_account(client)
     accounts = {"from_account_id": a["id"], "to_account_id": b["id"]}
+    headers = {who: sign_in(Role.OPERATOR) for who in ("web", "mobile", "other")}
 
     async def create_as(who: str, key: str, path: str = "/transfers", **body: Any) -> dict[str, Any]:
-        return await create(client, path, body, headers={"Idempotency-Key": key, "X-Client-Id": who})
+        return await create(client, path, body, headers={"Idempotency-Key": key} | headers[who])
 
     async def list_by_key(who: str, key: str, **filters: str) -> list[str]:
         parameters = {"idempotency_key": key} | filters
-        answer = await client.get("/transfers", params=parameters, headers={"X-Client-Id": who})
+        answer = await client.get("/transfers", params=parameters, headers=headers[who])
         assert answer.status_code == 200
         return ids(*answer.json()["items"])
 

@@ -22,6 +22,7 @@ from shop.orders.service import bulk_update_status, change_status
 from shop.users.models import User
 from shop_tests.support import reference
 from shop_tests.support.factories import balances, make_account, make_order, make_user, post_transfer, transfer
+from shop_tests.support.identity import ADMIN
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.waiting import until_waiting
 
@@ -244,7 +245,7 @@ async def test_a_payment_waits_for_a_running_request_with_its_key(
     buyer, till = await make_account(client, 100), await make_account(client)
     order = await make_order(client, (await make_user(client))["id"], 10)
     async with stored.session() as session:
-        await open_account_once(session, OpeningRequest(AccountIn(name="Till", currency="GBP"), "shared"))
+        await open_account_once(session, OpeningRequest(AccountIn(name="Till", currency="GBP"), "shared", ADMIN.key))
         paying = asyncio.create_task(pay(client, order, buyer, till, key="shared"))
         await until_waiting(stored, 1)
         await (session.commit() if is_committed else session.rollback())

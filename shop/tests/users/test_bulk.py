@@ -176,10 +176,14 @@ async def test_a_client_that_disconnects_during_its_upload_inserts_nothing_and_h
 ) -> None:
     url = client.base_url
     _, writer = await asyncio.open_connection(url.host, url.port)
-    part = lines(5_000).encode()
+    part, authorization = lines(5_000).encode(), client.headers["Authorization"].encode()
     writer.write(
         b"POST /users/bulk HTTP/1.1\r\nHost: shop\r\nContent-Type: application/x-ndjson\r\n"
-        b"Transfer-Encoding: chunked\r\nIdempotency-Key: a\r\n\r\n" + f"{len(part):x}\r\n".encode() + part + b"\r\n"
+        b"Transfer-Encoding: chunked\r\nIdempotency-Key: a\r\nAuthorization: %b\r\n\r\n"
+        % authorization
+        + f"{len(part):x}\r\n".encode()
+        + part
+        + b"\r\n"
     )
     await writer.drain()
 

@@ -7,9 +7,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from shop.app import create_app
 from shop_tests.support.factories import make_account, make_order, make_user, transfer
-from shop_tests.support.http_service import http_client
+from shop_tests.support.http_service import create_service, http_client
 from shop_tests.support.openapi import assert_matches_openapi, description
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -58,7 +57,7 @@ async def test_every_list_matches_the_openapi_description(client: httpx.AsyncCli
 
 
 async def test_the_responses_without_a_database_are_described() -> None:
-    async with http_client(create_app("postgresql://nobody@127.0.0.1:1/nothing")) as client:
+    async with http_client(create_service("postgresql://nobody@127.0.0.1:1/nothing")) as client:
         client.event_hooks = {"response": [assert_matches_openapi]}
         key = {"Idempotency-Key": "k"}
         ids = {"from_account_id": str(uuid4()), "to_account_id": str(uuid4())}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from howdah import Database
+from shop_tests.support.identity import ADMIN, sign_in
 
 ROOT = Path(__file__).parents[3]
 
@@ -17,5 +18,6 @@ ROOT = Path(__file__).parents[3]
 def test_generated_requests_get_the_responses_of_the_description(service: str, stored: Database) -> None:
     """The seed and the number of examples are fixed, so that each run sends the same requests."""
     command = [sys.executable, "-m", "soak.fuzz", "--url", service, "--seed", "1", "--examples", "2"]
+    command += ["--authorization", sign_in(ADMIN.role, ADMIN.user_id)["Authorization"]]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -14,10 +14,8 @@ from sqlalchemy import text
 
 from howdah import Database
 from shop import migrations
-from shop.app import create_app
-from shop.settings import Settings
 from shop_tests.support.factories import make_user
-from shop_tests.support.http_service import http_client
+from shop_tests.support.http_service import create_service, http_client
 from shop_tests.support.lossy_proxy import run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 
@@ -33,7 +31,7 @@ def socket_folder() -> Iterator[Path]:
 
 
 async def test_liveness_and_metrics_need_no_database() -> None:
-    async with http_client(create_app(NOWHERE)) as client:
+    async with http_client(create_service(NOWHERE)) as client:
         response = await client.get("/healthz")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
         assert (await client.get("/metrics")).status_code == 200
@@ -41,7 +39,7 @@ async def test_liveness_and_metrics_need_no_database() -> None:
 
 
 async def test_the_service_is_not_ready_without_a_database_and_answers_within_seconds() -> None:
-    async with http_client(create_app(NOWHERE)) as client:
+    async with http_client(create_service(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
         assert_problem(await client.get("/users"), 503, "connection-failed")
@@ -51,7 +49,7 @@ async def test_the_service_is_not_ready_without_a_database_and_answers_within_se
 async def test_the_service_is_ready_once_the_database_is_reachable(committed_url: str, socket_folder: Path) -> None:
     async with run_lossy_proxy(committed_url, socket_folder) as proxy:
         url = proxy.url.render_as_string(hide_password=False)
-    async with http_client(create_app(url)) as client:
+    async with http_client(create_service(url)) as client:
         assert_problem(await client.get("/readyz"), 503, "not-ready")
         async with run_lossy_proxy(committed_url, socket_folder):
             response = await client.get("/readyz")
@@ -62,7 +60,7 @@ async def test_the_service_is_ready_once_the_database_is_reachable(committed_url
 async def test_the_service_is_not_ready_until_the_schema_is_current(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         assert (await client.get("/readyz")).status_code == 200
         async with committed_database.begin() as session:
             await session.execute(text("UPDATE alembic_version SET version_num = '0000'"))
@@ -102,7 +100,7 @@ async def test_the_service_is_not_ready_until_the_schema_is_current(
 async def test_the_service_is_not_ready_if_the_triggers_differ(
     committed_url: str, committed_database: Database, statement: str, undone: str, detail: str
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         async with committed_database.begin() as session:
             await session.execute(text(statement))
         answer = await client.get("/readyz")
@@ -116,7 +114,7 @@ async def test_the_service_is_not_ready_if_the_triggers_differ(
 async def test_the_service_stays_ready_while_a_table_is_locked(
     committed_url: str, committed_database: Database
 ) -> None:
-    async with http_client(create_app(committed_url)) as client:
+    async with http_client(create_service(committed_url)) as client:
         assert (await client.get("/readyz")).status_code == 200
         for table in ("accounts", "transfers", "users"):
             async with committed_database.session() as session:
@@ -128,9 +126,7 @@ async def test_the_service_stays_ready_while_a_table_is_locked(
 
 
 async def test_the_service_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
-    settings = Settings(pool_size=1, pool_timeout=0.2)
-    app = create_app(committed_url, settings)
-    async with http_client(app) as client:
+    async with http_client(create_service(committed_url, pool_size=1, pool_timeout=0.2)) as client:
         user = await make_user(client)
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))

@@ -11,10 +11,12 @@ import pytest
 from sqlalchemy import func, select, text
 
 from howdah import Database
+from shop.identity.principals import Role
 from shop.ledger import maintenance
 from shop.users.models import User
 from shop.web.models import IdempotentRequest
 from shop_tests.support.factories import make_user
+from shop_tests.support.identity import sign_in
 from shop_tests.support.openapi import description
 from shop_tests.support.problems import assert_problem
 
@@ -63,7 +65,7 @@ async def test_a_retry_creates_nothing_and_gets_the_same_response(
 
 async def test_ndjson_of_any_length_is_compared_as_a_whole(client: httpx.AsyncClient, stored: Database) -> None:
     lines = [f'{{"email": "user{number}@example.com", "name": "Ada"}}\n' for number in range(3000)]
-    headers = {"Idempotency-Key": "k", "X-Client-Id": "ada"} | NDJSON
+    headers = {"Idempotency-Key": "k"} | NDJSON
     answers = [
         await client.post("/users/bulk", content="".join(lines[:end]), headers=headers) for end in (3000, 3000, 2999)
     ]
@@ -72,12 +74,12 @@ async def test_ndjson_of_any_length_is_compared_as_a_whole(client: httpx.AsyncCl
     assert await count(stored, User) == 3000
 
 
-async def test_a_rejected_user_uses_no_key_and_clients_have_their_own_keys(client: httpx.AsyncClient) -> None:
+async def test_a_rejected_user_uses_no_key_and_principals_have_their_own_keys(client: httpx.AsyncClient) -> None:
     await make_user(client, email="ada@example.com")
-    for client_id in ("ada", "bob"):
-        headers = {"Idempotency-Key": "k", "X-Client-Id": client_id}
+    for name in ("grace", "bob"):
+        headers = {"Idempotency-Key": "k"} | sign_in(Role.OPERATOR)
         assert_problem(await client.post("/users", json=USER, headers=headers), 409, "unique-violation")
-        other = USER | {"email": f"{client_id}@example.org"}
+        other = USER | {"email": f"{name}@example.org"}
         created = await client.post("/users", json=other, headers=headers)
         assert (created.status_code, created.json()["email"]) == (201, other["email"])
         assert "idempotency-replayed" not in created.headers

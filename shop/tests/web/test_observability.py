@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 from howdah import Database
-from shop.app import create_app
-from shop_tests.support.http_service import client_of, http_client, run_shop_serve
+from shop_tests.support.http_service import client_of, create_service, http_client, run_shop_serve
 from shop_tests.support.problems import assert_problem
 
 
@@ -38,7 +37,7 @@ async def test_error_responses_have_the_request_id(client: httpx.AsyncClient) ->
 async def test_an_unexpected_error_is_a_problem_response_and_a_traceback_in_the_log(
     committed_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = create_app(committed_url)
+    app = create_service(committed_url)
 
     @app.get("/broken")
     async def broken() -> None:

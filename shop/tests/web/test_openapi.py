@@ -98,7 +98,8 @@ def test_every_error_response_is_described_as_a_problem(description: dict[str, A
         if path not in ("/healthz", "/metrics"):
             assert "503" in errors
             assert "Retry-After" in errors["503"]["headers"]
-        if operation.get("parameters") or operation.get("requestBody"):
+        # the lines of a batch are rejected one by one, in a response of 200
+        if operation.get("parameters") or (operation.get("requestBody") and not path.endswith("/batch")):
             assert "422" in errors
         for error in errors.values():
             assert error["content"] == {

@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from soak.bad_day.faults.fault import Attackers, Fault, Target
 from soak.bad_day.timeline import UNLIMITED, Tolerance
 from soak.bad_day.wire import build_request, open_streams
+from soak.identity import ADMIN_LINE
 
 _BODY_BYTES = 300_000_000
 _FLOOD_GRACE_SECONDS = 15.0
@@ -31,7 +32,7 @@ class HugeBody(Attackers):
         length = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % _BODY_BYTES
         head = (
             b"POST /transfers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-            b"Idempotency-Key: %x\r\n%b\r\n\r\n" % (rng.getrandbits(64), length)
+            b"Idempotency-Key: %x\r\n%b\r\n%b\r\n" % (rng.getrandbits(64), length, ADMIN_LINE)
         )
         reader, writer = await open_streams(self.target.deployment.address)
         answered = asyncio.create_task(reader.read(1))

@@ -15,6 +15,7 @@ import orjson
 from soak.bad_day.faults.fault import Attackers
 from soak.bad_day.timeline import Tolerance
 from soak.bad_day.wire import open_streams
+from soak.identity import ADMIN_LINE
 
 UNFINISHED = "unfinished"
 """The prefix of the email addresses in uploads that are never finished."""
@@ -35,7 +36,7 @@ class StalledUploads(Attackers):
         )
         head = (
             b"POST /users/bulk HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-ndjson\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
+            b"Transfer-Encoding: chunked\r\n%b\r\n" % ADMIN_LINE
         )
         async with _connection(self) as (reader, writer):
             writer.write(head + b"%x\r\n%b\r\n" % (len(lines), lines))
@@ -51,7 +52,7 @@ class SlowExports(Attackers):
 
     async def attack(self, rng: random.Random) -> None:
         async with _connection(self, receive_bytes=_SMALL_BUFFER) as (reader, writer):
-            writer.write(b"GET /orders/export HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            writer.write(b"GET /orders/export HTTP/1.1\r\nHost: 127.0.0.1\r\n%b\r\n" % ADMIN_LINE)
             while await reader.read(2_000):
                 await asyncio.sleep(0.1)
 
@@ -74,7 +75,7 @@ class UnreadAnswers(Attackers):
             transport.pause_reading()
             path = rng.choice((b"/accounts", b"/transfers", b"/users", b"/orders"))
             for _ in range(200):  # more than the kernel buffers
-                writer.write(b"GET %b?limit=200 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path)
+                writer.write(b"GET %b?limit=200 HTTP/1.1\r\nHost: 127.0.0.1\r\n%b\r\n" % (path, ADMIN_LINE))
             await asyncio.sleep(self.seconds)
 
 
@@ -105,7 +106,7 @@ class SlowBodies(Attackers):
         async with _connection(self) as (reader, writer):
             writer.write(
                 b"POST /transfers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                b"Idempotency-Key: %x\r\nContent-Length: 500\r\n\r\n{" % rng.getrandbits(64)
+                b"Idempotency-Key: %x\r\nContent-Length: 500\r\n%b\r\n{" % (rng.getrandbits(64), ADMIN_LINE)
             )
             while not reader.at_eof():
                 writer.write(b" ")

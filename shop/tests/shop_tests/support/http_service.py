@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,19 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from shop.app import create_app
+from shop_tests.support.identity import ADMIN, SIGNING_KEYS, TEST_SETTINGS, sign_in
+
+
+def create_service(url: str, **settings: Any) -> FastAPI:
+    """The application of Shop, which accepts the tokens of `sign_in`."""
+    return create_app(url, TEST_SETTINGS.model_copy(update=settings))
+
 
 @asynccontextmanager
-async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application, which runs behind uvicorn in this event loop."""
+async def http_client(app: FastAPI, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, which runs behind uvicorn in this event loop. The options are those of
+    `client_of`."""
     with _listening() as listening:
         server = _server(app)
         running = asyncio.create_task(server.serve(sockets=[listening]))
@@ -30,7 +39,7 @@ async def http_client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
                 if running.done():
                     await running
                 await asyncio.sleep(0.005)
-            async with client_of(_address(listening)) as client:
+            async with client_of(_address(listening), **options) as client:
                 yield client
         finally:
             server.should_exit = True
@@ -54,8 +63,13 @@ def serve_in_thread(app: FastAPI) -> Iterator[str]:
             thread.join()
 
 
-def client_of(address: str, **options: Any) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=address, timeout=30, limits=httpx.Limits(max_connections=None), **options)
+def client_of(
+    address: str, *, principal: Mapping[str, str] | None = None, signs_in: bool = True, **options: Any
+) -> httpx.AsyncClient:
+    """A client that sends the headers of `sign_in`. By default it is signed in as an admin."""
+    headers = (principal or sign_in(ADMIN.role, ADMIN.user_id)) if signs_in else {}
+    unlimited = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, **options)
 
 
 def _listening() -> socket.socket:
@@ -78,13 +92,16 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
     """Run `shop serve`, which logs to the file. Returns its process and its address once it is ready."""
     with _listening() as unused:
         port = unused.getsockname()[1]
-    environment = (
-        os.environ | {"SHOP_DATABASE_URL": url, "SHOP_LOG_FORMAT": "json", "SHOP_SHUTDOWN_PAUSE": "0"} | settings
-    )
+    defaults = {
+        "SHOP_DATABASE_URL": url,
+        "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+        "SHOP_LOG_FORMAT": "json",
+        "SHOP_SHUTDOWN_PAUSE": "0",
+    }
     with log.open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from shop.cli import main; main()", "serve", "--port", str(port)),
-            env=environment,
+            env=os.environ | defaults | settings,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=errors,
         )

@@ -12,8 +12,14 @@ from shop.identity.tokens import TokenSigner
 from shop.settings import Settings
 
 _KEY: Final = "test-key-that-is-long-enough-for-hs256"
-TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(f"test:{_KEY}"))
+SIGNING_KEYS: Final = f"test:{_KEY}"
+"""The environment variable `SHOP_SIGNING_KEYS` of a service in another process."""
+
+TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(SIGNING_KEYS))
 TEST_SIGNER: Final = TokenSigner({"test": _KEY})
+
+ADMIN: Final = Principal(UUID(int=0xAD), Role.ADMIN)
+"""The principal of clients that `client_of` creates, unless another one is given."""
 
 
 def sign_in(role: Role = Role.CUSTOMER, user_id: UUID | str | None = None) -> dict[str, str]:
