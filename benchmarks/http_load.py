@@ -141,6 +141,7 @@ class HttpServer:
                     "BENCHMARK_URL": self._url,
                     "SHOP_DATABASE_URL": self._url,
                     "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+                    "SHOP_RATE_LIMITS": "off",
                     "SHOP_LOG_FORMAT": "json",
                     "SHOP_SHUTDOWN_PAUSE": "0",
                 },

@@ -42,6 +42,7 @@ class Service:
         self._environment = os.environ | {
             "SHOP_DATABASE_URL": database_url,
             "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+            "SHOP_RATE_LIMITS": "off",
             "SHOP_LOG_FORMAT": "json",
             "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
             **settings,

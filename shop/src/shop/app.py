@@ -35,6 +35,7 @@ from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
 from shop.users.service import USER_VIEW
 from shop.web.dependencies import SYSTEM_DATABASE
+from shop.web.rate_limits import build_rate_limits
 
 _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
     (user_reader, USER_VIEW),
@@ -71,6 +72,9 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         readiness_checks=[migrations.find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
+        rate_limits=build_rate_limits(chosen),
+        trusted_proxies=chosen.trusted_proxies,
+        cors_origins=chosen.cors_origins,
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
         load_limit=LoadLimit(

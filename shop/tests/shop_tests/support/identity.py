@@ -15,7 +15,7 @@ _KEY: Final = "test-key-that-is-long-enough-for-hs256"
 SIGNING_KEYS: Final = f"test:{_KEY}"
 """The environment variable `SHOP_SIGNING_KEYS` of a service in another process."""
 
-TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(SIGNING_KEYS))
+TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(SIGNING_KEYS), rate_limits=False)
 TEST_SIGNER: Final = TokenSigner({"test": _KEY})
 
 ADMIN: Final = Principal(UUID(int=0xAD), Role.ADMIN)
