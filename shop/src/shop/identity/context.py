@@ -1,0 +1,94 @@
+"""What the functions of this package work with: the database, the keys, the threads and the mails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+from cryptography.fernet import Fernet
+
+from howdah import Database
+from shop.identity.encryption import SecretBox
+from shop.identity.hashing import PasswordHashing
+from shop.identity.mail import ConsoleMailer, Mailer, MailQueue, SmtpMailer
+from shop.identity.mail_texts import MailTexts
+from shop.identity.principals import Principal, Role
+from shop.identity.sessions import Lifetime, Lifetimes, OpenSession
+from shop.identity.tokens import TokenSigner
+from shop.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SignedIn:
+    """The tokens of a new or refreshed session, and who has signed in. `expires_in` is in seconds."""
+
+    access_token: str
+    refresh_token: str
+    expires_in: int
+    principal: Principal
+
+    def __repr__(self) -> str:
+        return f"SignedIn({self.principal!r})"
+
+
+@dataclass(frozen=True, slots=True, repr=False, kw_only=True)
+class Identity:
+    """The opened parts. `database` has the role `shop_system`."""
+
+    database: Database
+    signer: TokenSigner
+    hashing: PasswordHashing
+    box: SecretBox
+    mails: MailQueue
+    texts: MailTexts
+    lifetimes: Lifetimes
+
+    def sign(self, opened: OpenSession) -> SignedIn:
+        """The tokens of the session. Call it after the commit."""
+        principal = Principal(opened.user_id, Role(opened.role), session_id=opened.id)
+        access_token = self.signer.sign(principal)
+        return SignedIn(access_token, opened.refresh_token, int(self.signer.lifetime.total_seconds()), principal)
+
+
+@asynccontextmanager
+async def open_identity(
+    database: Database, *, settings: Settings, signer: TokenSigner, mailer: Mailer | None = None
+) -> AsyncIterator[Identity]:
+    """The factory of the resource: start the threads and the sending of mails, and end them with the block."""
+    hashing = PasswordHashing(
+        memory_kib=settings.argon2_memory_kib,
+        iterations=settings.argon2_iterations,
+        threads=settings.argon2_threads,
+    )
+    try:
+        async with MailQueue(mailer or _choose_mailer(settings)).running() as mails:
+            yield Identity(
+                database=database,
+                signer=signer,
+                hashing=hashing,
+                box=_open_box(settings),
+                mails=mails,
+                texts=MailTexts(settings.web_url),
+                lifetimes=Lifetimes(
+                    customers=Lifetime(
+                        idle=timedelta(days=settings.session_idle_days), total=timedelta(days=settings.session_days)
+                    )
+                ),
+            )
+    finally:
+        hashing.close()
+
+
+def _choose_mailer(settings: Settings) -> Mailer:
+    if settings.smtp_url is None:
+        return ConsoleMailer()
+    return SmtpMailer(settings.smtp_url.get_secret_value(), sender=settings.mail_from)
+
+
+def _open_box(settings: Settings) -> SecretBox:
+    """Without keys, one that lasts as long as the process: enrolled apps are of no use after a restart."""
+    if settings.encryption_keys is None:
+        return SecretBox([Fernet.generate_key().decode()])
+    return SecretBox([each.strip() for each in settings.encryption_keys.get_secret_value().split(",")])

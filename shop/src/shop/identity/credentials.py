@@ -1,0 +1,86 @@
+"""Store passwords, and ask signed-in users for theirs again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import NotFound
+from shop.identity.context import Identity
+from shop.identity.errors import SignInFailed
+from shop.identity.models import Credential, Purpose, SignInThrottle
+from shop.identity.one_time_tokens import revoke_tokens
+from shop.identity.passwords import check_new_password
+from shop.identity.principals import Role
+from shop.identity.throttles import PER_ACCOUNT, count
+from shop.users.models import User
+
+# Tokens that were issued before the password or the address was changed, maybe to somebody else.
+_REVOKED: Final = (Purpose.RESET_PASSWORD, Purpose.CHANGE_EMAIL, Purpose.ENROL_TOTP)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Account:
+    """A user as sign-in sees it."""
+
+    user_id: UUID
+    email: str
+    name: str
+    role: Role
+    password_hash: str | None
+
+
+async def find_account(session: AsyncSession, user_id: UUID) -> Account:
+    """Raises `NotFound`."""
+    query = (
+        select(User.id, User.email, User.name, Credential.role, Credential.password_hash)
+        .outerjoin(Credential, Credential.user_id == User.id)
+        .where(User.id == user_id)
+    )
+    row = (await session.execute(query)).one_or_none()
+    if row is None:
+        raise NotFound(User, [user_id])
+    return Account(row.id, row.email, row.name, row.role or Role.CUSTOMER, row.password_hash)
+
+
+async def load_account(identity: Identity, user_id: UUID) -> Account:
+    async with identity.database.session(read_only=True) as session:
+        return await find_account(session, user_id)
+
+
+async def verify_own_password(identity: Identity, account: Account, password: str) -> None:
+    """Ask a signed-in user for the password again: a stolen access token alone must not change how they sign in.
+
+    Attempts are throttled apart from sign-ins, so that nobody without the token can block them.
+    """
+    key = f"user:{account.user_id}"
+    await count(identity.database, key, PER_ACCOUNT)
+    is_right, _ = await identity.hashing.verify(password, account.password_hash)
+    if not is_right:
+        raise SignInFailed("the current password is wrong")
+    async with identity.database.begin() as session:
+        await session.execute(delete(SignInThrottle).where(SignInThrottle.key == key))
+
+
+async def hash_new_password(identity: Identity, password: str, *personal: str) -> str:
+    """Raises `PasswordRejected` and `HashingBusy`. No transaction may be open, because this may wait."""
+    return await identity.hashing.hash(check_new_password(password, personal=personal))
+
+
+async def store_password(
+    session: AsyncSession, user_id: UUID, password_hash: str, *, role: Role = Role.CUSTOMER
+) -> None:
+    """Set the password, and make tokens that were issued before it useless. `role` is that of a user without one."""
+    now = func.statement_timestamp()
+    values = {"password_hash": password_hash, "password_changed_at": now}
+    await session.execute(
+        insert(Credential)
+        .values(user_id=user_id, role=role, **values)
+        .on_conflict_do_update(index_elements=[Credential.user_id], set_=values)
+    )
+    await revoke_tokens(session, user_id, *_REVOKED)

@@ -1,0 +1,69 @@
+"""Enrol an authenticator app. The token of an enrolment allows nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shop.identity.clients import Client
+from shop.identity.context import Identity, SignedIn
+from shop.identity.credentials import find_account, load_account, verify_own_password
+from shop.identity.errors import CodeRequired, InvalidToken, SignInFailed
+from shop.identity.events import Event, note
+from shop.identity.models import Purpose
+from shop.identity.one_time_tokens import find_token, issue_token, redeem_token
+from shop.identity.principals import Principal
+from shop.identity.service import start_session
+from shop.identity.sessions import revoke_sessions
+from shop.identity.totp import Enrolment, begin_enrolment, confirm_enrolment, has_device, verify_code
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Enrolled:
+    """The recovery codes, which are shown once, and a new session."""
+
+    recovery_codes: list[str]
+    signed_in: SignedIn
+
+
+async def request_enrolment(
+    identity: Identity, principal: Principal, *, password: str, code: str | None
+) -> str:
+    """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed."""
+    account = await load_account(identity, principal.user_id)
+    await verify_own_password(identity, account, password)
+    async with identity.database.begin() as session:
+        if await has_device(session, account.user_id):
+            if code is None:
+                raise CodeRequired
+            if not await verify_code(session, identity.box, account.user_id, code):
+                raise SignInFailed
+        return await issue_token(session, Purpose.ENROL_TOTP, user_id=account.user_id)
+
+
+async def begin(identity: Identity, token: str) -> Enrolment:
+    """A new secret for the app. A repeated call replaces it. Raises `InvalidToken`."""
+    async with identity.database.begin() as session:
+        found = await find_token(session, Purpose.ENROL_TOTP, token)
+        if found.user_id is None:
+            raise InvalidToken
+        account = await find_account(session, found.user_id)
+        return await begin_enrolment(session, identity.box, account.user_id, account.email)
+
+
+async def confirm(identity: Identity, *, token: str, code: str, client: Client) -> Enrolled:
+    """Use the app from now on, end the sessions from before, and sign in.
+
+    Raises `InvalidToken`, and `SignInFailed` for a wrong code: then the token stays valid.
+    """
+    with identity.mails.reserve() as mails:
+        async with identity.database.begin() as session:
+            redeemed = await redeem_token(session, Purpose.ENROL_TOTP, token)
+            if redeemed.user_id is None:
+                raise InvalidToken
+            account = await find_account(session, redeemed.user_id)
+            codes = await confirm_enrolment(session, identity.box, account.user_id, code)
+            await revoke_sessions(session, account.user_id)
+            await note(session, Event.TOTP_ENROLLED, user_id=account.user_id)
+            opened = await start_session(identity, session, account.user_id, account.role, client)
+        mails.append(identity.texts.totp_enrolled(account.email))
+    return Enrolled(codes, identity.sign(opened))

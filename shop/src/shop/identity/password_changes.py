@@ -1,0 +1,74 @@
+"""Change and reset passwords."""
+
+from __future__ import annotations
+
+from shop.identity.clients import Client
+from shop.identity.context import Identity
+from shop.identity.credentials import (
+    find_account,
+    hash_new_password,
+    load_account,
+    store_password,
+    verify_own_password,
+)
+from shop.identity.errors import InvalidToken, SignInFailed
+from shop.identity.events import Event, note
+from shop.identity.models import Credential, Purpose
+from shop.identity.one_time_tokens import find_token, issue_token_to_address, redeem_token
+from shop.identity.principals import Principal
+from shop.identity.sessions import revoke_sessions
+from shop.identity.throttles import admit_mail, reset_account
+
+
+async def change_password(
+    identity: Identity, principal: Principal, *, current_password: str | None, new_password: str
+) -> None:
+    """Change the password, and end the user's other sessions.
+
+    A user who has none yet, such as a new admin, needs no current password. Raises `SignInFailed` if it is wrong, and
+    `PasswordRejected` for the new one.
+    """
+    account = await load_account(identity, principal.user_id)
+    if account.password_hash is not None:
+        await verify_own_password(identity, account, current_password or "")
+    password_hash = await hash_new_password(identity, new_password, account.email, account.name)
+    with identity.mails.reserve() as mails:
+        async with identity.database.begin() as session:
+            credential = await session.get(Credential, account.user_id, with_for_update=True)
+            if (credential.password_hash if credential else None) != account.password_hash:
+                raise SignInFailed("the password was changed at the same moment: sign in again")
+            await store_password(session, account.user_id, password_hash, role=account.role)
+            await revoke_sessions(session, account.user_id, keep=principal.session_id)
+            await note(session, Event.PASSWORD_CHANGED, user_id=account.user_id)
+        mails.append(identity.texts.password_changed(account.email))
+
+
+async def request_reset(identity: Identity, *, email: str, client: Client) -> None:
+    """Send a token to the address if a user has it. The answer and the work are the same if nobody has it."""
+    await admit_mail(identity.database, email, client)
+    with identity.mails.reserve() as mails:
+        async with identity.database.begin() as session:
+            token, user_id = await issue_token_to_address(session, Purpose.RESET_PASSWORD, email)
+        if user_id is not None:
+            mails.append(identity.texts.reset(email, token))
+
+
+async def reset_password(identity: Identity, *, token: str, new_password: str) -> None:
+    """Set the password, and end all sessions. The second factor stays, so a mailbox alone isn't enough for staff.
+
+    Raises `InvalidToken` and `PasswordRejected`. After a `PasswordRejected` the token is still valid.
+    """
+    async with identity.database.session(read_only=True) as session:
+        found = await find_token(session, Purpose.RESET_PASSWORD, token)
+        if found.user_id is None:
+            raise InvalidToken
+        account = await find_account(session, found.user_id)
+    password_hash = await hash_new_password(identity, new_password, account.email, account.name)
+    with identity.mails.reserve() as mails:
+        async with identity.database.begin() as session:
+            await redeem_token(session, Purpose.RESET_PASSWORD, token)
+            await store_password(session, account.user_id, password_hash)
+            await revoke_sessions(session, account.user_id)
+            await reset_account(session, account.email)
+            await note(session, Event.PASSWORD_RESET, user_id=account.user_id)
+        mails.append(identity.texts.password_changed(account.email))

@@ -1,0 +1,73 @@
+"""The rules for new passwords (NIST SP 800-63B, section 3.1.1, and ASVS 5.0, section 6.2).
+
+A password has 12 to 128 characters, of any kind. There are no rules of composition, and passwords don't expire. Refused
+are common passwords, patterns, and texts that an attacker derives from the address and the name.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+from shop.identity.errors import PasswordRejected
+
+MIN_LENGTH: Final = 12
+MAX_LENGTH: Final = 128
+# Normalization makes a text at most this much longer (NFC: UAX #15, section 12), so longer inputs needn't be read.
+MAX_INPUT_LENGTH: Final = 3 * MAX_LENGTH
+
+_WORDS: Final = frozenset(
+    "password passwort passwd passw0rd p@ssword p@ssw0rd welcome admin administrator root login letmein changeme "
+    "secret iloveyou qwerty qwertz azerty qwertyuiop asdfghjkl dragon monkey sunshine princess football baseball "
+    "superman batman master shadow michael jordan charlie trustno1 hello freedom whatever summer winter spring autumn "
+    "january february march april june july august september october november december monday friday test guest user "
+    "demo default temporary shop howdah service company".split()
+)
+_SEQUENCES: Final = ("abcdefghijklmnopqrstuvwxyz", "01234567890123456789", "qwertyuiopasdfghjklzxcvbnm", "qwertzuiopasdfghjkl")
+_PADDING: Final = re.compile(r"^[\W\d_]+|[\W\d_]+$")
+_REPEATED: Final = re.compile(r"(.{1,6}?)\1+(?:.{0,5})", re.DOTALL)
+_SPACES: Final = {ord(each): " " for each in "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"}
+# A shorter name occurs in too many passwords by chance.
+_MIN_PERSONAL_LENGTH: Final = 4
+_MIN_REST: Final = 6
+
+
+def normalize_password(password: str) -> str:
+    """The text that is hashed: NFC, with every kind of space as U+0020 (RFC 8265, section 4.2.2).
+
+    Keyboards enter the same character as different sequences of code points.
+    """
+    return unicodedata.normalize("NFC", password.translate(_SPACES))
+
+
+def check_new_password(password: str, *, personal: Iterable[str] = ()) -> str:
+    """The normalized password. Raises `PasswordRejected`. `personal` are the user's address and name."""
+    normalized = normalize_password(password[: MAX_INPUT_LENGTH + 1])
+    if not MIN_LENGTH <= len(normalized) <= MAX_LENGTH or len(password) > MAX_INPUT_LENGTH:
+        raise PasswordRejected("length", f"a password must have {MIN_LENGTH} to {MAX_LENGTH} characters")
+    folded = normalized.casefold()
+    if folded in _common_passwords() or _PADDING.sub("", folded) in _WORDS:
+        raise PasswordRejected("common", "this password is one of the first that are tried: choose another one")
+    if _REPEATED.fullmatch(folded) or any(folded in each or folded[::-1] in each for each in _SEQUENCES):
+        raise PasswordRejected("pattern", "this password is a repetition or a sequence: choose another one")
+    if any(len(folded.replace(each, "")) < _MIN_REST for each in _personal_words(personal)):
+        raise PasswordRejected("personal", "this password is little more than your address or name: choose another one")
+    return normalized
+
+
+def _personal_words(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        folded = unicodedata.normalize("NFC", text).casefold()
+        for word in (folded, *re.split(r"[\s@]+", folded)):
+            if len(word) >= _MIN_PERSONAL_LENGTH:
+                yield word
+
+
+@cache
+def _common_passwords() -> frozenset[str]:
+    """Common passwords of at least 12 characters. Those of zxcvbn's list (MIT licence), and some more."""
+    return frozenset(files("shop.identity").joinpath("common_passwords.txt").read_text(encoding="utf-8").split())

@@ -1,0 +1,139 @@
+"""Sign in, refresh and sign out.
+
+An unknown user and a wrong password get the same error after the same work: the attempt is counted, one row is looked
+for, and one hash is verified.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shop.identity.clients import Client
+from shop.identity.context import Identity, SignedIn
+from shop.identity.errors import CodeRequired, EnrolmentRequired, InvalidRefreshToken, SignInFailed
+from shop.identity.events import Event, note
+from shop.identity.models import Credential, Purpose
+from shop.identity.one_time_tokens import issue_token, redeem_token
+from shop.identity.principals import Principal, Role
+from shop.identity.sessions import OpenSession, open_session, refresh_session, revoke_session
+from shop.identity.throttles import Attempt, admit_sign_in, forgive
+from shop.identity.totp import has_device, verify_code
+from shop.users.models import User
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Known:
+    user_id: UUID
+    password_hash: str | None
+
+
+async def sign_in(
+    identity: Identity, *, email: str, password: str, code: str | None = None, client: Client
+) -> SignedIn:
+    """Open a session. `code` is that of the authenticator app, or a recovery code.
+
+    Raises `TooManyAttempts`, `SignInFailed`, `CodeRequired` and `EnrolmentRequired`.
+    """
+    email = email.lower()
+    attempt = await admit_sign_in(identity.database, email, client)
+    known = await _find_user(identity, email)
+    is_right, new_hash = await identity.hashing.verify(password, known.password_hash if known else None)
+    if known is None or not is_right:
+        await note(None, Event.SIGN_IN_FAILED, user_id=known.user_id if known else None)
+        raise SignInFailed
+    async with identity.database.begin() as session:
+        credential = await session.get(Credential, known.user_id, with_for_update=True)
+        # the password was changed, or the user was deleted, while the hash was verified
+        if credential is None or credential.password_hash != known.password_hash:
+            raise SignInFailed
+        if new_hash is not None:
+            credential.password_hash = new_hash
+            await session.flush()
+        opened = await _sign_in_verified(identity, session, credential, code, client, attempt)
+    if isinstance(opened, EnrolmentRequired):
+        raise opened
+    return identity.sign(opened)
+
+
+async def _sign_in_verified(
+    identity: Identity,
+    session: AsyncSession,
+    credential: Credential,
+    code: str | None,
+    client: Client,
+    attempt: Attempt,
+) -> OpenSession | EnrolmentRequired:
+    """Check the second factor, and open the session. `EnrolmentRequired` is returned, because its token is committed
+    with the transaction."""
+    user_id = credential.user_id
+    if await has_device(session, user_id):
+        if code is None:
+            raise CodeRequired
+        if not await verify_code(session, identity.box, user_id, code):
+            await note(None, Event.SIGN_IN_FAILED, user_id=user_id, reason="code")
+            raise SignInFailed
+    elif credential.role is not Role.CUSTOMER:
+        await forgive(session, attempt)
+        return EnrolmentRequired(await issue_token(session, Purpose.ENROL_TOTP, user_id=user_id))
+    await forgive(session, attempt)
+    return await start_session(identity, session, user_id, credential.role, client)
+
+
+async def sign_in_once(identity: Identity, token: str, client: Client) -> SignedIn:
+    """Open a session with a one-time token of `shop create-admin` or of the first start. It needs no second factor.
+
+    Who can create such a token can write to the database as its owner. Raises `InvalidToken`.
+    """
+    async with identity.database.begin() as session:
+        redeemed = await redeem_token(session, Purpose.SIGN_IN, token)
+        assert redeemed.user_id is not None
+        role = await session.scalar(select(Credential.role).where(Credential.user_id == redeemed.user_id))
+        opened = await start_session(identity, session, redeemed.user_id, role or Role.CUSTOMER, client)
+    return identity.sign(opened)
+
+
+async def refresh(identity: Identity, token: str, client: Client) -> SignedIn:
+    """New tokens for the session of this refresh token. Raises `InvalidRefreshToken`.
+
+    A role that was changed has ended the session, so the role of the new access token is the current one.
+    """
+    async with identity.database.begin() as session:
+        opened = await refresh_session(session, token, client, identity.lifetimes)
+        if opened is None:
+            await note(session, Event.REFRESH_TOKEN_REUSED, user_id=None)
+    if opened is None:
+        raise InvalidRefreshToken
+    return identity.sign(opened)
+
+
+async def sign_out(identity: Identity, principal: Principal) -> None:
+    """End the principal's session. It may have ended before."""
+    if principal.session_id is None:
+        return
+    async with identity.database.begin() as session:
+        await revoke_session(session, principal.session_id)
+        await note(session, Event.SIGNED_OUT, user_id=principal.user_id)
+
+
+async def start_session(
+    identity: Identity, session: AsyncSession, user_id: UUID, role: Role, client: Client
+) -> OpenSession:
+    """Open a session in the caller's transaction, after every check."""
+    opened = await open_session(session, user_id, role, client, identity.lifetimes)
+    await note(session, Event.SIGNED_IN, user_id=user_id)
+    return opened
+
+
+async def _find_user(identity: Identity, email: str) -> _Known | None:
+    query = (
+        select(User.id, Credential.password_hash)
+        .outerjoin(Credential, Credential.user_id == User.id)
+        .where(User.email == email)
+    )
+    async with identity.database.autocommit() as connection:
+        row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _Known(row.id, row.password_hash)

@@ -1,0 +1,225 @@
+"""Sessions, and the refresh tokens that rotate in them.
+
+Each refresh token is used once. Its first use replaces it by a successor. If a replaced token is used again, somebody
+has copied it, and nobody can tell who is the owner: the session is revoked.
+
+One case is tolerated: a client sends the same refresh twice, because the response was lost or two of its tasks refresh
+at the same moment. Within `TOLERANCE` the second one gets the same successor as the first one, if that successor hasn't
+been used. So there is never more than one valid refresh token in a session, and a thief gains nothing: as soon as both
+have gone on, one of them uses a replaced token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import Database, NotFound
+from shop.identity.clients import Client
+from shop.identity.errors import InvalidRefreshToken
+from shop.identity.models import Credential, RefreshToken, SignInSession
+from shop.identity.opaque_tokens import derive_successor, hash_token, new_nonce, new_token
+from shop.identity.principals import Role
+
+TOLERANCE: Final = timedelta(seconds=10)
+
+# Ended sessions are kept for this time: verifiers of access tokens read them, and throttles know their networks.
+_KEEP_ENDED: Final = timedelta(days=30)
+_BATCH_SIZE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """A session ends after `idle` without a refresh, and at the latest after `total`."""
+
+    idle: timedelta
+    total: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """Sessions of operators and admins are shorter (NIST SP 800-63B, AAL2)."""
+
+    customers: Lifetime
+    staff: Lifetime = Lifetime(idle=timedelta(hours=1), total=timedelta(hours=12))
+
+    def of(self, role: Role) -> Lifetime:
+        return self.customers if role is Role.CUSTOMER else self.staff
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """A session, and its only valid refresh token."""
+
+    id: UUID
+    user_id: UUID
+    role: Role
+    refresh_token: str
+
+    def __repr__(self) -> str:
+        return f"OpenSession(id={self.id}, user_id={self.user_id}, role={self.role})"
+
+
+async def open_session(
+    session: AsyncSession, user_id: UUID, role: Role, client: Client, lifetimes: Lifetimes
+) -> OpenSession:
+    """Sign the user in, in the session's transaction."""
+    lifetime = lifetimes.of(role)
+    now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
+    opened = SignInSession(
+        user_id=user_id,
+        expires_at=now + min(lifetime.idle, lifetime.total),
+        ends_at=now + lifetime.total,
+        address=client.address,
+        network=client.network,
+        user_agent=client.shown_user_agent,
+    )
+    session.add(opened)
+    await session.flush()
+    token = new_token()
+    session.add(RefreshToken(token_hash=hash_token(token), session_id=opened.id))
+    await session.flush()
+    return OpenSession(opened.id, user_id, role, token)
+
+
+async def refresh_session(session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes) -> OpenSession | None:
+    """Replace the refresh token. None if it was replaced before: then the session is revoked, and the caller commits.
+
+    Raises `InvalidRefreshToken` if the token is unknown or the session has ended.
+    """
+    digest = hash_token(token)
+    session_id = await session.scalar(select(RefreshToken.session_id).where(RefreshToken.token_hash == digest))
+    row = None if session_id is None else (await session.execute(_lock_session(session_id))).one_or_none()
+    if row is None:
+        raise InvalidRefreshToken
+    # Read after the session was locked: another refresh may have replaced the token while this one waited.
+    used, now = (
+        await session.execute(
+            select(RefreshToken, func.clock_timestamp())
+            .where(RefreshToken.token_hash == digest)
+            .execution_options(populate_existing=True)
+        )
+    ).one()
+    if row.revoked_at is not None or now >= row.expires_at:
+        raise InvalidRefreshToken
+    if used.replaced_at is None:
+        await session.execute(
+            update(RefreshToken)
+            .where(RefreshToken.session_id == session_id, RefreshToken.nonce.is_not(None))
+            .values(nonce=None)
+            .execution_options(synchronize_session=False)
+        )
+        used.replaced_at, used.nonce = now, new_nonce()
+        successor = derive_successor(token, used.nonce)
+        session.add(RefreshToken(token_hash=hash_token(successor), session_id=session_id))
+    elif used.nonce is not None and now - used.replaced_at <= TOLERANCE:
+        successor = derive_successor(token, used.nonce)
+    else:
+        await revoke_session(session, row.id)
+        return None
+    role = row.role or Role.CUSTOMER
+    await session.execute(
+        update(SignInSession)
+        .where(SignInSession.id == row.id)
+        .values(
+            last_used_at=now,
+            expires_at=min(now + lifetimes.of(role).idle, row.ends_at),
+            address=client.address,
+            user_agent=client.shown_user_agent,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    await session.flush()
+    return OpenSession(row.id, row.user_id, role, successor)
+
+
+def _lock_session(session_id: UUID) -> Select[UUID, UUID, datetime, datetime, datetime | None, Role | None]:
+    return (
+        select(
+            SignInSession.id,
+            SignInSession.user_id,
+            SignInSession.expires_at,
+            SignInSession.ends_at,
+            SignInSession.revoked_at,
+            Credential.role,
+        )
+        .outerjoin(Credential, Credential.user_id == SignInSession.user_id)
+        .where(SignInSession.id == session_id)
+        .with_for_update(of=SignInSession)
+    )
+
+
+async def revoke_session(session: AsyncSession, session_id: UUID) -> bool:
+    """End the session: its refresh tokens are invalid after the commit, and its access tokens shortly after.
+
+    Returns False if it was revoked before.
+    """
+    return await _revoke(session, SignInSession.id == session_id) > 0
+
+
+async def revoke_sessions(session: AsyncSession, user_id: UUID, *, keep: UUID | None = None) -> int:
+    """End the user's sessions, except the one to keep. Returns their number."""
+    condition = SignInSession.user_id == user_id
+    return await _revoke(session, condition if keep is None else condition & (SignInSession.id != keep))
+
+
+async def _revoke(session: AsyncSession, condition: ColumnElement[bool]) -> int:
+    statement = (
+        update(SignInSession)
+        .where(condition, SignInSession.revoked_at.is_(None))
+        .values(revoked_at=func.clock_timestamp())
+        .returning(SignInSession.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len((await session.execute(statement)).all())
+
+
+async def list_sessions(session: AsyncSession, user_id: UUID) -> list[SignInSession]:
+    """The user's sessions that haven't ended, the newest first."""
+    query = (
+        select(SignInSession)
+        .where(
+            SignInSession.user_id == user_id,
+            SignInSession.revoked_at.is_(None),
+            SignInSession.expires_at > func.statement_timestamp(),
+        )
+        .order_by(SignInSession.created_at.desc(), SignInSession.id.desc())
+        .limit(100)
+    )
+    return list(await session.scalars(query))
+
+
+async def end_own_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
+    """End one of the user's own sessions. Raises `NotFound`, also for a session of another user."""
+    owner = await session.scalar(select(SignInSession.user_id).where(SignInSession.id == session_id))
+    if owner != user_id:
+        raise NotFound(SignInSession, [session_id])
+    await revoke_session(session, session_id)
+
+
+async def delete_ended_sessions(database: Database) -> int:
+    """Delete sessions, with their refresh tokens, that ended more than 30 days ago. Returns their number."""
+    ended = (
+        select(SignInSession.id)
+        .where(SignInSession.expires_at < func.statement_timestamp() - _KEEP_ENDED)
+        .limit(_BATCH_SIZE)
+        .with_for_update(skip_locked=True)
+    )
+    deleted = 0
+    while True:
+        async with database.begin() as session:
+            result = await session.execute(
+                delete(SignInSession)
+                .where(SignInSession.id.in_(ended))
+                .returning(SignInSession.id)
+                .execution_options(synchronize_session=False)
+            )
+            batch_count = len(result.all())
+        deleted += batch_count
+        if batch_count < _BATCH_SIZE:
+            return deleted

@@ -1,0 +1,123 @@
+"""Authenticator apps (TOTP, RFC 6238) and recovery codes."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import pyotp
+from sqlalchemy import BigInteger, cast, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from shop.identity.encryption import SecretBox
+from shop.identity.errors import SignInFailed
+from shop.identity.models import TotpDevice
+from shop.identity.opaque_tokens import hash_recovery_code, new_recovery_code
+
+ISSUER: Final = "Shop"
+_STEP_SECONDS: Final = 30
+_CODE_DIGITS: Final = 6
+# A code is accepted one step before and after its own, because clocks differ and people type slowly.
+_WINDOW: Final = 1
+_RECOVERY_CODES: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What a person enters into an authenticator app. It is shown once."""
+
+    secret: str
+    uri: str
+
+    def __repr__(self) -> str:
+        return "Enrolment()"
+
+
+async def has_device(session: AsyncSession, user_id: UUID) -> bool:
+    """Whether the user has an authenticator app that was confirmed."""
+    query = select(TotpDevice.user_id).where(TotpDevice.user_id == user_id, TotpDevice.confirmed_at.is_not(None))
+    return await session.scalar(query) is not None
+
+
+async def begin_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, email: str) -> Enrolment:
+    """A new secret, which counts only after `confirm_enrolment`. An app that is in use stays in use until then."""
+    secret = pyotp.random_base32()
+    encrypted = box.encrypt(secret)
+    await session.execute(
+        insert(TotpDevice)
+        .values(user_id=user_id, pending_secret=encrypted, last_counter=0, recovery_hashes=[])
+        .on_conflict_do_update(index_elements=[TotpDevice.user_id], set_={"pending_secret": encrypted})
+    )
+    return Enrolment(secret, pyotp.TOTP(secret).provisioning_uri(name=email, issuer_name=ISSUER))
+
+
+async def confirm_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> list[str]:
+    """Use the pending secret from now on. Returns the recovery codes. Raises `SignInFailed` for a wrong code."""
+    device = await session.scalar(select(TotpDevice).where(TotpDevice.user_id == user_id).with_for_update())
+    if device is None or device.pending_secret is None:
+        raise SignInFailed("begin the enrolment first, at /auth/totp")
+    counter = _find_counter(box.decrypt(device.pending_secret), code, await _current_counter(session))
+    if counter is None:
+        raise SignInFailed("this isn't the current code of the authenticator app: check its clock")
+    codes = [new_recovery_code() for _ in range(_RECOVERY_CODES)]
+    device.secret, device.pending_secret, device.last_counter = device.pending_secret, None, counter
+    device.confirmed_at = await session.scalar(select(func.statement_timestamp()))
+    device.recovery_hashes = [hash_recovery_code(each) for each in codes]
+    await session.flush()
+    return codes
+
+
+async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> bool:
+    """Whether the code is right and wasn't used before. It counts as used after the commit.
+
+    The row is locked, so that of two transactions with the same code only one succeeds.
+    """
+    device = await session.scalar(select(TotpDevice).where(TotpDevice.user_id == user_id).with_for_update())
+    if device is None or device.secret is None:
+        return False
+    if not _is_totp(code):
+        return await _use_recovery_code(session, user_id, code)
+    secret = box.decrypt(device.secret)
+    counter = _find_counter(secret, code, await _current_counter(session))
+    if counter is None or counter <= device.last_counter:
+        return False
+    device.last_counter = counter
+    if box.is_outdated(device.secret):
+        device.secret = box.encrypt(secret)
+    await session.flush()
+    return True
+
+
+async def _use_recovery_code(session: AsyncSession, user_id: UUID, code: str) -> bool:
+    digest = hash_recovery_code(code)
+    used = (
+        update(TotpDevice)
+        .where(TotpDevice.user_id == user_id, TotpDevice.recovery_hashes.contains([digest]))
+        .values(recovery_hashes=func.array_remove(TotpDevice.recovery_hashes, digest))
+        .returning(TotpDevice.user_id)
+        .execution_options(synchronize_session=False)
+    )
+    return (await session.execute(used)).first() is not None
+
+
+async def _current_counter(session: AsyncSession) -> int:
+    """The current time step, by the database's clock, so that all processes agree."""
+    epoch = func.floor(func.extract("epoch", func.clock_timestamp()) / _STEP_SECONDS)
+    return (await session.scalars(select(cast(epoch, BigInteger)))).one()
+
+
+def _find_counter(secret: str, code: str, now: int) -> int | None:
+    """The time step of the code. All steps are compared, in constant time."""
+    totp = pyotp.TOTP(secret)
+    found = None
+    for counter in range(now - _WINDOW, now + _WINDOW + 1):
+        if hmac.compare_digest(totp.generate_otp(counter).encode(), code.encode()):
+            found = counter
+    return found
+
+
+def _is_totp(code: str) -> bool:
+    return len(code) == _CODE_DIGITS and code.isascii() and code.isdigit()
