@@ -24,6 +24,7 @@ from benchmarks.overload import Overload
 from benchmarks.pages import Pages
 from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
+from benchmarks.rate_limits import RateLimitCosts
 from benchmarks.retail_import import RetailImport
 from benchmarks.runner import Options, run_comparisons
 from benchmarks.slow_clients import SlowClients
@@ -44,6 +45,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Overhead,
     Pool,
     PoolWaits,
+    RateLimitCosts,
     GetUser,
     Servers,
     Transfers,

@@ -71,7 +71,7 @@ class RateLimits:
 
 
 @dataclass(slots=True)
-class _Limited:
+class Limited:
     """The tables of one limit, and its headers."""
 
     name: str
@@ -100,55 +100,23 @@ class RateLimiter:
         self._exempt_paths = frozenset(exempt_paths)
         self._classify = limits.classify
         self._classes = {name: _build(name, limit, limits.max_entries) for name, limit in limits.classes.items()}
-        self._address = None if limits.address is None else _build(_ADDRESS, limits.address, limits.max_entries)
+        self.address = None if limits.address is None else _build(_ADDRESS, limits.address, limits.max_entries)
 
     def count_entries(self) -> int:
         """The number of clients that are counted, in all limits."""
-        limited = [*self._classes.values(), *([] if self._address is None else [self._address])]
+        limited = [*self._classes.values(), *([] if self.address is None else [self.address])]
         return sum(len(each.principals) + len(each.addresses) for each in limited)
 
     def list_names(self) -> list[str]:
-        return [*self._classes, *([] if self._address is None else [_ADDRESS])]
+        return [*self._classes, *([] if self.address is None else [_ADDRESS])]
 
-    async def limit_address(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application, unless the address of the request exceeds its limit."""
-        if scope["type"] not in ("http", "websocket") or self._is_exempt(scope):
-            await app(scope, receive, send)
-            return
-        address = scope[_ADDRESS_KEY] = find_network(scope)
-        limited = self._address
-        if limited is not None:
-            excess = limited.addresses.hit(address, time.monotonic())
-            if excess > 0:
-                await self._reject(limited, excess, scope, receive, send)
-                return
-        await app(scope, receive, send)
+    def find_class(self, scope: Scope) -> Limited | None:
+        return self._classes.get(self._classify(scope))
 
-    async def limit_principal(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application, unless the principal exceeds the limit of the class of this request."""
-        address: str | None = scope.get(_ADDRESS_KEY)
-        limited = None if address is None else self._classes.get(self._classify(scope))  # None: an exempt path
-        if address is None or limited is None:
-            await app(scope, receive, send)
-            return
-        principal = find_principal(HTTPConnection(scope))
-        table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
-        excess = table.hit(key, time.monotonic())
-        if excess > 0:
-            await self._reject(limited, excess, scope, receive, send)
-            return
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), limited.policy, limited.describe(excess)]
-            await send(message)
-
-        await app(scope, receive, send_with_headers)
-
-    def _is_exempt(self, scope: Scope) -> bool:
+    def is_exempt(self, scope: Scope) -> bool:
         return scope["path"].removeprefix(scope.get("root_path", "")) in self._exempt_paths
 
-    async def _reject(self, limited: _Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
+    async def reject(self, limited: Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
         self.rejected[limited.name] += 1
         seconds, limit = math.ceil(excess), limited.principals.limit
         response = problem_response(
@@ -164,23 +132,50 @@ class RateLimiter:
 
 
 class AddressRateLimits:
-    """ASGI middleware in front of the authentication."""
+    """ASGI middleware in front of the authentication: a request that exceeds the limit of its address is rejected."""
 
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self._app, self._limiter = app, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._limiter.limit_address(self._app, scope, receive, send)
+        limiter = self._limiter
+        if scope["type"] in ("http", "websocket") and not limiter.is_exempt(scope):
+            address = scope[_ADDRESS_KEY] = find_network(scope)
+            limited = limiter.address
+            if limited is not None:
+                excess = limited.addresses.hit(address, time.monotonic())
+                if excess > 0:
+                    await limiter.reject(limited, excess, scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
 
 
 class PrincipalRateLimits:
-    """ASGI middleware behind the authentication, and in front of the routes."""
+    """ASGI middleware behind the authentication and in front of the routes: it limits the class of the request."""
 
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self._app, self._limiter = app, limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._limiter.limit_principal(self._app, scope, receive, send)
+        limiter = self._limiter
+        address: str | None = scope.get(_ADDRESS_KEY)
+        limited = None if address is None else limiter.find_class(scope)
+        if address is None or limited is None:  # an exempt path, or a class without a limit
+            await self._app(scope, receive, send)
+            return
+        principal = find_principal(HTTPConnection(scope))
+        table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
+        excess = table.hit(key, time.monotonic())
+        if excess > 0:
+            await limiter.reject(limited, excess, scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), limited.policy, limited.describe(excess)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 def find_network(scope: Mapping[str, Any]) -> str:
@@ -201,7 +196,5 @@ def _find_ipv6_network(host: str) -> str:
     return str(IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
 
 
-def _build(name: str, limit: RateLimit, max_entries: int) -> _Limited:
-    return _Limited(
-        name, RateTable(limit, max_entries=max_entries), addresses=RateTable(limit, max_entries=max_entries)
-    )
+def _build(name: str, limit: RateLimit, max_entries: int) -> Limited:
+    return Limited(name, RateTable(limit, max_entries=max_entries), addresses=RateTable(limit, max_entries=max_entries))
