@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Final
 from uuid import UUID, uuid4
 
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
+from shop.keyrings import new_key, parse_keyring
 
-_KEY: Final = "benchmark-key-that-is-long-enough-for-hs256"
-SIGNING_KEYS: Final = f"benchmark:{_KEY}"
+# A new key for each run: no key in the repository is ever a valid one. Its other processes inherit the variable.
+SIGNING_KEYS: Final = os.environ.setdefault("BENCHMARKS_SIGNING_KEYS", new_key())
 """The environment variable `SHOP_SIGNING_KEYS` of the service."""
 
 
 def create_authorization(role: Role = Role.ADMIN, user_id: UUID = UUID(int=0xAD)) -> str:  # noqa: B008
     """The header `Authorization` of a principal with this role. The token outlives every run."""
-    signer = TokenSigner({"benchmark": _KEY}, lifetime=timedelta(days=2))
+    signer = TokenSigner(parse_keyring(SIGNING_KEYS), lifetime=timedelta(days=2))
     return f"Bearer {signer.sign(Principal(user_id, role, session_id=uuid4()))}"
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Final
 from uuid import UUID, uuid4
 
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
+from shop.keyrings import new_key, parse_keyring
 
-_KEY: Final = "soak-key-that-is-long-enough-for-hs256"
-SIGNING_KEYS: Final = f"soak:{_KEY}"
+# A new key for each run: no key in the repository is ever a valid one. Its other processes inherit the variable.
+SIGNING_KEYS: Final = os.environ.setdefault("SOAK_SIGNING_KEYS", new_key())
 """The environment variable `SHOP_SIGNING_KEYS` of the service."""
 
 # Longer than any run, which doesn't have to renew its token.
-_SIGNER: Final = TokenSigner({"soak": _KEY}, lifetime=timedelta(days=2))
+_SIGNER: Final = TokenSigner(parse_keyring(SIGNING_KEYS), lifetime=timedelta(days=2))
 ADMIN_ID: Final = UUID(int=0xAD)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
-from secrets import token_hex
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -14,7 +13,19 @@ from fastapi import FastAPI
 from howdah import JsonView
 from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
+from shop.identity import problems as identity_problems
+from shop.identity.account_routes import router as sign_in_account_routes
+from shop.identity.api_keys.routes import router as api_key_routes
+from shop.identity.api_keys.verification import DELETE_OLD_KEYS, WRITE_LAST_USED, api_key_verifier
 from shop.identity.authenticating import build_authenticate
+from shop.identity.context import open_identity
+from shop.identity.dependencies import identity
+from shop.identity.mail import Mailer
+from shop.identity.maintenance import build_jobs as build_identity_jobs
+from shop.identity.oauth2_routes import router as oauth2_routes
+from shop.identity.revocation import POLL_REVOCATIONS, revocations
+from shop.identity.routes import router as sign_in_routes
+from shop.identity.staff_routes import router as staff_routes
 from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
@@ -50,14 +61,13 @@ Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457): branch on 
 """
 
 
-def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
+def create_app(database_url: str, settings: Settings | None = None, *, mailer: Mailer | None = None) -> FastAPI:
     """Create the application for this database, whose schema must be current, or newer.
 
-    The connection pool is opened at startup, and closed at shutdown.
+    The connection pool is opened at startup, and closed at shutdown. `mailer` replaces that of the settings.
     """
     chosen = settings if settings is not None else Settings()
-    keys = chosen.signing_keys.get_secret_value() if chosen.signing_keys is not None else f"default:{token_hex(32)}"
-    tokens = TokenSigner(dict(each.split(":", 1) for each in keys.split(",")))
+    tokens = TokenSigner(chosen.signing_keyring)
     app = FastAPI(title="Shop", version=version("shop"), description=_DESCRIPTION)
     configure_app(
         app,
@@ -67,8 +77,17 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
         resources=[
             *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
             ledger.using(partial(Ledger, submit_timeout=chosen.submit_timeout)),
+            identity.using(partial(open_identity, settings=chosen, signer=tokens, mailer=mailer)),
+            revocations,
+            api_key_verifier,
         ],
-        jobs=build_jobs(ledger, key_retention_days=chosen.key_retention_days),
+        jobs=[
+            *build_jobs(ledger, key_retention_days=chosen.key_retention_days),
+            *build_identity_jobs(),
+            POLL_REVOCATIONS,
+            WRITE_LAST_USED,
+            DELETE_OLD_KEYS,
+        ],
         readiness_checks=[migrations.find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
@@ -83,8 +102,11 @@ def create_app(database_url: str, settings: Settings | None = None) -> FastAPI:
             max_wait_seconds=chosen.max_request_wait,
         ),
     )
-    for router in (user_routes, user_order_routes, order_routes, account_routes, transfer_routes):
+    for router in (
+        *(user_routes, user_order_routes, order_routes, account_routes, transfer_routes),
+        *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
+    ):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
-    for problems in (ledger_problems, order_problems):
+    for problems in (identity_problems, ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

@@ -46,11 +46,13 @@ def serve(
     from howdah.serving import serve as serve_app
     from shop import migrations
     from shop.app import create_app
+    from shop.generated_secrets import with_generated_secrets
     from shop.memory import collect_less_often, freeze_loaded_objects
     from shop.postgres import open_location, report_location
     from shop.settings import Settings
 
     settings = Settings()
+    settings.check_secrets()
     configure_logging(settings.log_format)
     # `serve_app` handles the signal later. Until then, the exit ends the `with` block below, which stops an embedded
     # server.
@@ -62,7 +64,7 @@ def serve(
         report_location(settings, lambda line: _out.print(line, highlight=False))
         migrations.upgrade(location.url)
         migrations.verify_schema(location.url)
-        service = create_app(location.url, settings.with_hosts_of(address))
+        service = create_app(location.url, with_generated_secrets(settings).with_hosts_of(address))
         docs_host, docs_port, *_ = sockets[-1].getsockname()
         _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
         freeze_loaded_objects()
@@ -74,6 +76,14 @@ def serve(
             stop_pause=settings.shutdown_pause,
             stop_timeout=settings.shutdown_timeout,
         )
+
+
+@app.command("new-secret")
+def new_secret() -> None:
+    """Print a new key with 256 random bits, for SHOP_SIGNING_KEYS."""
+    from shop.keyrings import new_key
+
+    typer.echo(new_key())
 
 
 @contextmanager

@@ -18,6 +18,7 @@ _CORRECTABLE: Final = {
     "CannotListen": "howdah.serving.running",
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
+    "MissingSecret": "shop.keyrings",
     "OtherServerRuns": "shop.postgres",
     "SchemaMismatch": "shop.ledger.schema",
     "UnreadableFile": "shop.importing.reading",

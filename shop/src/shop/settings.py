@@ -1,34 +1,75 @@
-"""The settings of an operator, which are read once from the environment."""
+"""The settings of an operator, which are read once from the environment and from files with secrets."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from howdah import Database, InvalidUrl
 from howdah.serving import ServerLimits
+from shop.keyrings import MissingSecret, missing_secret, parse_keyring
 
 _RATE: Final = r"^[1-9]\d{0,8}/[1-9]\d{0,4}$"
 
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
+KEYRINGS: Final = ("signing_keys", "encryption_keys")
+"""The settings that are keyrings: `shop.keyrings`. A service doesn't start without them."""
+
+_SECRETS_DIR: Final = "SHOP_SECRETS_DIR"
+
 
 class Settings(BaseSettings):
     """Each field is set by the environment variable `SHOP_<NAME>`. An empty variable counts as not set. Times are in
     seconds, except `key_retention_days`.
+
+    A field without a variable is read from the file `shop_<name>` in the directory `SHOP_SECRETS_DIR`, if that is set.
+    Neither the text of the settings nor a validation error contains a secret.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix="SHOP_", env_ignore_empty=True, frozen=True, hide_input_in_errors=True)
 
     database_url: str | None = Field(
-        default=None, description="The URL of a database. By default an embedded server is used"
+        default=None, repr=False, description="The URL of a database. By default an embedded server is used"
     )
     signing_keys: SecretStr | None = Field(
         default=None,
-        description="The keys of access tokens, as `id:secret,id:secret`. The first one signs; all of them verify",
+        description="The keys of access tokens, as `id:secret,id:secret`. The first one signs; all of them verify. "
+        "`shop new-secret` makes one",
+    )
+    encryption_keys: SecretStr | None = Field(
+        default=None,
+        description="The keys of the secrets of authenticator apps, as `id:secret,id:secret`. The first one encrypts; "
+        "all of them decrypt",
+    )
+    argon2_memory_kib: int = Field(default=19_456, ge=8, description="The memory of one password hash (Argon2id)")
+    argon2_iterations: int = Field(default=2, ge=1)
+    argon2_threads: int = Field(default=2, ge=1, description="How many passwords are hashed at once")
+    session_idle_days: float = Field(
+        default=14.0, gt=0, description="A customer's session ends if it isn't refreshed for this time"
+    )
+    session_days: float = Field(default=90.0, gt=0, description="The longest session of a customer")
+    smtp_url: SecretStr | None = Field(
+        default=None,
+        description="The mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465. "
+        "By default mails are written to the console",
+    )
+    mail_from: str = Field(default="Shop <shop@localhost>", description="The sender of mails")
+    web_url: str | None = Field(
+        default=None,
+        pattern="^https?://",
+        description="The address of the web client. The links in mails begin with it",
     )
     data_dir: Path | None = Field(default=None, description="The directory with the data of the embedded server")
     host: str = "127.0.0.1"
@@ -120,6 +161,43 @@ class Settings(BaseSettings):
     )
 
     @property
+    def signing_keyring(self) -> Mapping[str, str]:
+        """The keys of access tokens by their ids. Raises `MissingSecret`."""
+        if self.signing_keys is None:
+            raise missing_secret("SHOP_SIGNING_KEYS")
+        return parse_keyring(self.signing_keys.get_secret_value())
+
+    @property
+    def encryption_keyring(self) -> Mapping[str, str]:
+        """The keys of the secrets of authenticator apps. Raises `MissingSecret`."""
+        if self.encryption_keys is None:
+            raise missing_secret("SHOP_ENCRYPTION_KEYS")
+        return parse_keyring(self.encryption_keys.get_secret_value())
+
+    def check_secrets(self) -> None:
+        """Raise `MissingSecret` if a secret isn't set that nobody makes: see `shop.generated_secrets`."""
+        for name in KEYRINGS if self.database_url is not None else ():
+            if getattr(self, name) is None:
+                raise missing_secret(f"SHOP_{name.upper()}")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments come before the environment, and the environment before the files with secrets."""
+        folder = os.environ.get(_SECRETS_DIR)
+        if not folder:
+            return init_settings, env_settings
+        if not Path(folder).is_dir():
+            raise MissingSecret(f"{_SECRETS_DIR}: {folder} isn't a directory")
+        return init_settings, env_settings, SecretsSettingsSource(settings_cls, secrets_dir=folder)
+
+    @property
     def server_limits(self) -> ServerLimits:
         """The limits for the connections of `shop serve`."""
         return ServerLimits(
@@ -155,6 +233,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_list(cls, value: object) -> object:
         return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+    @field_validator(*KEYRINGS)
+    @classmethod
+    def _check_keyring(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keyring(value.get_secret_value())
+        return value
 
     @field_validator("database_url")
     @classmethod

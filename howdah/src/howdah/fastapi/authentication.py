@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol, TypeAlias
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi.problem import ProblemException, problem_response
+from howdah.errors import HowdahError
+from howdah.fastapi.problem import ProblemException, error_response, problem_response
 
 # The place of the principal in the ASGI scope.
 _PRINCIPAL_KEY: Final = "howdah.principal"
@@ -40,14 +41,27 @@ class Principal(Protocol):
 
 
 Authenticate: TypeAlias = Callable[[HTTPConnection], Awaitable[Principal | None]]
-"""Returns the principal, or None for a request without credentials. Raises `NotAuthenticated` for wrong ones."""
+"""Returns the principal, or None for a request without credentials. Raises `NotAuthenticated` for wrong ones.
+
+If it raises a `HowdahError`, for example because the database can't be reached, the response is that of
+`error_response`.
+"""
 
 
 class NotAuthenticated(ProblemException):
-    """The credentials are missing, wrong or expired (401)."""
+    """The credentials are missing, wrong or expired (401).
 
-    def __init__(self, detail: str = "sign in, and send the access token in the header Authorization") -> None:
-        super().__init__(HTTPStatus.UNAUTHORIZED, "not-authenticated", detail, headers={"WWW-Authenticate": "Bearer"})
+    Without `detail`, the request has no credentials. As RFC 6750 demands, the challenge has `error="invalid_token"` if
+    credentials were sent.
+    """
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(
+            HTTPStatus.UNAUTHORIZED,
+            "not-authenticated",
+            "sign in, and send the access token in the header Authorization" if detail is None else detail,
+            headers={"WWW-Authenticate": "Bearer" if detail is None else 'Bearer error="invalid_token"'},
+        )
 
 
 def find_principal(connection: HTTPConnection) -> Any:
@@ -76,5 +90,8 @@ class AuthenticationLayer:
                     error.status_code, error.code, detail=error.detail, headers=error.headers, **error.members
                 )
                 await response(scope, receive, send)
+                return
+            except HowdahError as error:
+                await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -55,6 +55,4 @@ def create_first_admin(url: str) -> str | None:
 
 def describe_one_time_sign_in(address: str, token: str) -> str:
     """A line for the console: how to sign in with the token."""
-    return (
-        f"curl -s {address}/auth/one-time -H 'Content-Type: application/json' -d '{{\"token\": \"{token}\"}}'"
-    )
+    return f"curl -s {address}/auth/one-time -H 'Content-Type: application/json' -d '{{\"token\": \"{token}\"}}'"

@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-from cryptography.fernet import Fernet
-
 from howdah import Database
 from shop.identity.encryption import SecretBox
 from shop.identity.hashing import PasswordHashing
@@ -16,7 +14,7 @@ from shop.identity.mail import ConsoleMailer, Mailer, MailQueue, SmtpMailer
 from shop.identity.mail_texts import MailTexts
 from shop.identity.principals import Principal, Role
 from shop.identity.sessions import Lifetime, Lifetimes, OpenSession
-from shop.identity.tokens import TokenSigner
+from shop.identity.tokens import LIFETIME, TokenSigner
 from shop.settings import Settings
 
 
@@ -49,7 +47,7 @@ class Identity:
         """The tokens of the session. Call it after the commit."""
         principal = Principal(opened.user_id, Role(opened.role), session_id=opened.id)
         access_token = self.signer.sign(principal)
-        return SignedIn(access_token, opened.refresh_token, int(self.signer.lifetime.total_seconds()), principal)
+        return SignedIn(access_token, opened.refresh_token, int(LIFETIME.total_seconds()), principal)
 
 
 @asynccontextmanager
@@ -68,7 +66,7 @@ async def open_identity(
                 database=database,
                 signer=signer,
                 hashing=hashing,
-                box=_open_box(settings),
+                box=SecretBox(settings.encryption_keyring),
                 mails=mails,
                 texts=MailTexts(settings.web_url),
                 lifetimes=Lifetimes(
@@ -85,10 +83,3 @@ def _choose_mailer(settings: Settings) -> Mailer:
     if settings.smtp_url is None:
         return ConsoleMailer()
     return SmtpMailer(settings.smtp_url.get_secret_value(), sender=settings.mail_from)
-
-
-def _open_box(settings: Settings) -> SecretBox:
-    """Without keys, one that lasts as long as the process: enrolled apps are of no use after a restart."""
-    if settings.encryption_keys is None:
-        return SecretBox([Fernet.generate_key().decode()])
-    return SecretBox([each.strip() for each in settings.encryption_keys.get_secret_value().split(",")])

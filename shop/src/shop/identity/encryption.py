@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
@@ -10,14 +12,14 @@ from shop.identity.errors import TotpUnavailable
 
 
 class SecretBox:
-    """Encrypts with the first key, and decrypts with all of them (Fernet: AES-128-CBC and HMAC-SHA256).
+    """Encrypts with the first key of a keyring, and decrypts with all of them (Fernet: AES-128-CBC, HMAC-SHA-256).
 
     To replace a key, put the new one in front of it. Each secret is encrypted again at its next use.
     """
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._first = Fernet(keys[0])
-        self._all = MultiFernet([Fernet(key) for key in keys])
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        fernets = [Fernet(_derive_key(key)) for key in keys.values()]
+        self._first, self._all = fernets[0], MultiFernet(fernets)
 
     def encrypt(self, secret: str) -> bytes:
         return self._first.encrypt(secret.encode())
@@ -36,3 +38,8 @@ class SecretBox:
         except InvalidToken:
             return True
         return False
+
+
+def _derive_key(key: str) -> bytes:
+    """A key of Fernet's form. The keys of a keyring are random, so they need no slow derivation."""
+    return urlsafe_b64encode(hashlib.blake2b(key.encode(), digest_size=32, person=b"shop.identity").digest())

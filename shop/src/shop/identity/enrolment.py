@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from uuid import UUID
 
 from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
@@ -19,15 +20,14 @@ from shop.identity.totp import Enrolment, begin_enrolment, confirm_enrolment, ha
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Enrolled:
-    """The recovery codes, which are shown once, and a new session."""
+    """The recovery codes, which are shown once, a new session, and the ids of those that have ended."""
 
     recovery_codes: list[str]
     signed_in: SignedIn
+    ended: list[UUID]
 
 
-async def request_enrolment(
-    identity: Identity, principal: Principal, *, password: str, code: str | None
-) -> str:
+async def request_enrolment(identity: Identity, principal: Principal, *, password: str, code: str | None) -> str:
     """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed."""
     account = await load_account(identity, principal.user_id)
     await verify_own_password(identity, account, password)
@@ -62,8 +62,8 @@ async def confirm(identity: Identity, *, token: str, code: str, client: Client) 
                 raise InvalidToken
             account = await find_account(session, redeemed.user_id)
             codes = await confirm_enrolment(session, identity.box, account.user_id, code)
-            await revoke_sessions(session, account.user_id)
+            ended = await revoke_sessions(session, account.user_id)
             await note(session, Event.TOTP_ENROLLED, user_id=account.user_id)
             opened = await start_session(identity, session, account.user_id, account.role, client)
         mails.append(identity.texts.totp_enrolled(account.email))
-    return Enrolled(codes, identity.sign(opened))
+    return Enrolled(codes, identity.sign(opened), ended)

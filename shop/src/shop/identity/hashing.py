@@ -29,9 +29,7 @@ class PasswordHashing:
     """
 
     def __init__(self, *, memory_kib: int, iterations: int, threads: int) -> None:
-        self._hasher = PasswordHash(
-            [Argon2Hasher(time_cost=iterations, memory_cost=memory_kib, parallelism=1)]
-        )
+        self._hasher = PasswordHash([Argon2Hasher(time_cost=iterations, memory_cost=memory_kib, parallelism=1)])
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="password")
         self._slots = BoundedSemaphore(threads * (1 + _QUEUE_PER_THREAD))
         # What an unknown user's password is compared with. Nobody knows its password.

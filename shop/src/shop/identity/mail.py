@@ -163,7 +163,7 @@ class MailQueue:
         for delay in (*_DELAYS_BEFORE_RETRIES, None):
             try:
                 await self._mailer.send(mail)
-            except Exception as error:  # noqa: BLE001  # whatever a mailer raises must not end the worker
+            except Exception as error:  # whatever a mailer raises must not end the worker
                 # the text of an SMTP error has the recipient's address
                 _log.warning("a mail was not sent", subject=mail.subject, error=type(error).__name__, retry_in=delay)
                 if delay is not None:

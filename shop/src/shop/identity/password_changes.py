@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.credentials import (
@@ -22,8 +24,8 @@ from shop.identity.throttles import admit_mail, reset_account
 
 async def change_password(
     identity: Identity, principal: Principal, *, current_password: str | None, new_password: str
-) -> None:
-    """Change the password, and end the user's other sessions.
+) -> list[UUID]:
+    """Change the password, and end the user's other sessions. Returns their ids.
 
     A user who has none yet, such as a new admin, needs no current password. Raises `SignInFailed` if it is wrong, and
     `PasswordRejected` for the new one.
@@ -38,9 +40,10 @@ async def change_password(
             if (credential.password_hash if credential else None) != account.password_hash:
                 raise SignInFailed("the password was changed at the same moment: sign in again")
             await store_password(session, account.user_id, password_hash, role=account.role)
-            await revoke_sessions(session, account.user_id, keep=principal.session_id)
+            ended = await revoke_sessions(session, account.user_id, keep=principal.session_id)
             await note(session, Event.PASSWORD_CHANGED, user_id=account.user_id)
         mails.append(identity.texts.password_changed(account.email))
+    return ended
 
 
 async def request_reset(identity: Identity, *, email: str, client: Client) -> None:
@@ -53,9 +56,10 @@ async def request_reset(identity: Identity, *, email: str, client: Client) -> No
             mails.append(identity.texts.reset(email, token))
 
 
-async def reset_password(identity: Identity, *, token: str, new_password: str) -> None:
-    """Set the password, and end all sessions. The second factor stays, so a mailbox alone isn't enough for staff.
+async def reset_password(identity: Identity, *, token: str, new_password: str) -> list[UUID]:
+    """Set the password, and end all sessions. Returns their ids.
 
+    The authenticator app stays enrolled, so a mailbox alone isn't enough to sign in as an operator or admin.
     Raises `InvalidToken` and `PasswordRejected`. After a `PasswordRejected` the token is still valid.
     """
     async with identity.database.session(read_only=True) as session:
@@ -68,7 +72,8 @@ async def reset_password(identity: Identity, *, token: str, new_password: str) -
         async with identity.database.begin() as session:
             await redeem_token(session, Purpose.RESET_PASSWORD, token)
             await store_password(session, account.user_id, password_hash)
-            await revoke_sessions(session, account.user_id)
+            ended = await revoke_sessions(session, account.user_id)
             await reset_account(session, account.email)
             await note(session, Event.PASSWORD_RESET, user_id=account.user_id)
         mails.append(identity.texts.password_changed(account.email))
+    return ended

@@ -20,7 +20,7 @@ from shop.identity.models import Credential, Purpose
 from shop.identity.one_time_tokens import issue_token, redeem_token
 from shop.identity.principals import Principal, Role
 from shop.identity.sessions import OpenSession, open_session, refresh_session, revoke_session
-from shop.identity.throttles import Attempt, admit_sign_in, forgive
+from shop.identity.throttles import admit_sign_in, forgive
 from shop.identity.totp import has_device, verify_code
 from shop.users.models import User
 
@@ -53,22 +53,19 @@ async def sign_in(
         if new_hash is not None:
             credential.password_hash = new_hash
             await session.flush()
-        opened = await _sign_in_verified(identity, session, credential, code, client, attempt)
-    if isinstance(opened, EnrolmentRequired):
-        raise opened
+        enrolment = await _check_second_factor(identity, session, credential, code)
+        await forgive(session, attempt)
+        if enrolment is None:
+            opened = await start_session(identity, session, credential.user_id, credential.role, client)
+    if enrolment is not None:
+        raise enrolment
     return identity.sign(opened)
 
 
-async def _sign_in_verified(
-    identity: Identity,
-    session: AsyncSession,
-    credential: Credential,
-    code: str | None,
-    client: Client,
-    attempt: Attempt,
-) -> OpenSession | EnrolmentRequired:
-    """Check the second factor, and open the session. `EnrolmentRequired` is returned, because its token is committed
-    with the transaction."""
+async def _check_second_factor(
+    identity: Identity, session: AsyncSession, credential: Credential, code: str | None
+) -> EnrolmentRequired | None:
+    """Raises an error unless the code is right. `EnrolmentRequired` is returned, because its token must be committed."""
     user_id = credential.user_id
     if await has_device(session, user_id):
         if code is None:
@@ -77,10 +74,8 @@ async def _sign_in_verified(
             await note(None, Event.SIGN_IN_FAILED, user_id=user_id, reason="code")
             raise SignInFailed
     elif credential.role is not Role.CUSTOMER:
-        await forgive(session, attempt)
         return EnrolmentRequired(await issue_token(session, Purpose.ENROL_TOTP, user_id=user_id))
-    await forgive(session, attempt)
-    return await start_session(identity, session, user_id, credential.role, client)
+    return None
 
 
 async def sign_in_once(identity: Identity, token: str, client: Client) -> SignedIn:

@@ -87,7 +87,9 @@ async def open_session(
     return OpenSession(opened.id, user_id, role, token)
 
 
-async def refresh_session(session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes) -> OpenSession | None:
+async def refresh_session(
+    session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes
+) -> OpenSession | None:
     """Replace the refresh token. None if it was replaced before: then the session is revoked, and the caller commits.
 
     Raises `InvalidRefreshToken` if the token is unknown or the session has ended.
@@ -159,16 +161,16 @@ async def revoke_session(session: AsyncSession, session_id: UUID) -> bool:
 
     Returns False if it was revoked before.
     """
-    return await _revoke(session, SignInSession.id == session_id) > 0
+    return bool(await _revoke(session, SignInSession.id == session_id))
 
 
-async def revoke_sessions(session: AsyncSession, user_id: UUID, *, keep: UUID | None = None) -> int:
-    """End the user's sessions, except the one to keep. Returns their number."""
+async def revoke_sessions(session: AsyncSession, user_id: UUID, *, keep: UUID | None = None) -> list[UUID]:
+    """End the user's sessions, except the one to keep. Returns their ids, for `Revocations.revoke` after the commit."""
     condition = SignInSession.user_id == user_id
     return await _revoke(session, condition if keep is None else condition & (SignInSession.id != keep))
 
 
-async def _revoke(session: AsyncSession, condition: ColumnElement[bool]) -> int:
+async def _revoke(session: AsyncSession, condition: ColumnElement[bool]) -> list[UUID]:
     statement = (
         update(SignInSession)
         .where(condition, SignInSession.revoked_at.is_(None))
@@ -176,7 +178,7 @@ async def _revoke(session: AsyncSession, condition: ColumnElement[bool]) -> int:
         .returning(SignInSession.id)
         .execution_options(synchronize_session=False)
     )
-    return len((await session.execute(statement)).all())
+    return list(await session.scalars(statement))
 
 
 async def list_sessions(session: AsyncSession, user_id: UUID) -> list[SignInSession]:

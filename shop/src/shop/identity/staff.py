@@ -62,9 +62,10 @@ async def accept_invitation(identity: Identity, *, token: str, password: str) ->
         raise EmailInUse from error
 
 
-async def change_role(identity: Identity, principal: Principal, user_id: UUID, role: Role) -> None:
-    """Give the user another role, and end the user's sessions. Raises `RoleRefused` for the admin's own role.
+async def change_role(identity: Identity, principal: Principal, user_id: UUID, role: Role) -> list[UUID]:
+    """Give the user another role, and end the user's sessions. Returns their ids.
 
+    Raises `NotFound`, and `RoleRefused` for the admin's own role.
     So the last admin can't disappear, also not if two admins change each other's role at the same time.
     """
     if user_id == principal.user_id:
@@ -72,22 +73,21 @@ async def change_role(identity: Identity, principal: Principal, user_id: UUID, r
     async with identity.database.begin() as session:
         await _lock_as_admin(session, principal, user_id)
         account = await find_account(session, user_id)
-        await set_role(session, user_id, role)
-        await note(
-            session, Event.ROLE_CHANGED, user_id=user_id, by=str(principal.user_id), old=account.role, new=role
-        )
+        ended = await set_role(session, user_id, role)
+        await note(session, Event.ROLE_CHANGED, user_id=user_id, by=str(principal.user_id), old=account.role, new=role)
+    return ended
 
 
-async def end_sessions(identity: Identity, principal: Principal, user_id: UUID) -> int:
-    """End all sessions of the user. Raises `NotFound`."""
+async def end_sessions(identity: Identity, principal: Principal, user_id: UUID) -> list[UUID]:
+    """End all sessions of the user, and return their ids. Raises `NotFound`."""
     async with identity.database.begin() as session:
         await find_account(session, user_id)
         ended = await revoke_sessions(session, user_id)
         await note(session, Event.SESSIONS_ENDED, user_id=user_id, by=str(principal.user_id))
-        return ended
+    return ended
 
 
-async def remove_app(identity: Identity, principal: Principal, user_id: UUID) -> None:
+async def remove_app(identity: Identity, principal: Principal, user_id: UUID) -> list[UUID]:
     """Remove the authenticator app of a user who has lost it and the recovery codes, and end the user's sessions.
 
     An operator or admin has to enrol another app at the next sign-in. Raises `NotFound`.
@@ -97,11 +97,12 @@ async def remove_app(identity: Identity, principal: Principal, user_id: UUID) ->
         removed = delete(TotpDevice).where(TotpDevice.user_id == user_id).returning(TotpDevice.user_id)
         if (await session.execute(removed)).first() is None:
             raise NotFound(TotpDevice, [user_id])
-        await revoke_sessions(session, user_id)
+        ended = await revoke_sessions(session, user_id)
         await note(session, Event.TOTP_REMOVED, user_id=user_id, by=str(principal.user_id))
+    return ended
 
 
-async def set_role(session: AsyncSession, user_id: UUID, role: Role) -> None:
+async def set_role(session: AsyncSession, user_id: UUID, role: Role) -> list[UUID]:
     """Set the role, and end the user's sessions, whose tokens have the old role. The user must exist."""
     await session.execute(
         insert(Credential)
@@ -109,7 +110,7 @@ async def set_role(session: AsyncSession, user_id: UUID, role: Role) -> None:
         .on_conflict_do_update(index_elements=[Credential.user_id], set_={"role": role})
     )
     await revoke_tokens(session, user_id, Purpose.SIGN_IN, Purpose.ENROL_TOTP)
-    await revoke_sessions(session, user_id)
+    return await revoke_sessions(session, user_id)
 
 
 async def _lock_as_admin(session: AsyncSession, principal: Principal, user_id: UUID) -> None:

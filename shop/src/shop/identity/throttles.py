@@ -82,9 +82,7 @@ async def admit_sign_in(database: Database, email: str, client: Client) -> Attem
             )
         )
         is_known = bool(await connection.scalar(select(known.exists())))
-    attempt = Attempt(
-        account_key(email, client.network if is_known else None), f"address:{client.network}"
-    )
+    attempt = Attempt(account_key(email, client.network if is_known else None), f"address:{client.network}")
     await count(database, attempt.address_key, PER_ADDRESS)
     await count(database, attempt.account_key, PER_ACCOUNT)
     return attempt

@@ -1,10 +1,17 @@
-"""Access tokens: signed JWTs with a short life, which are verified without the database."""
+"""Access tokens: signed JWTs with a short life, which are verified without the database.
+
+A token is signed with HMAC-SHA-256, because only this service reads it: `docs/decisions/0038-access-tokens.md`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Final
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import jwt
@@ -14,43 +21,137 @@ from shop.identity.principals import Principal, Role
 
 ISSUER: Final = "shop"
 AUDIENCE: Final = "shop-api"
+LIFETIME: Final = timedelta(minutes=10)
+
+LEEWAY_SECONDS: Final = 5
+"""How much the clocks of two servers may differ."""
+
 _ALGORITHM: Final = "HS256"
+# The type of access tokens (RFC 9068). So a token that was signed with the same key for another purpose isn't accepted.
+_TYPE: Final = "at+jwt"
+_REQUIRED_CLAIMS: Final = ("iss", "aud", "sub", "sid", "role", "iat", "exp")
+
+# A token has about 350 characters. A longer text is rejected before anything is computed from it.
+_MAX_CHARACTERS: Final = 1_024
+# About 700 bytes each.
+_MAX_CACHED: Final = 10_000
+
+_INVALID: Final = "the access token is invalid: sign in again"
+_EXPIRED: Final = "the access token has expired: refresh it, or sign in again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """A token whose signature and claims are right. Its times are checked at each use."""
+
+    principal: Principal
+    issued_at: int
+    expires_at: int
 
 
 class TokenSigner:
-    """Signs access tokens with the first key, and verifies tokens of all keys. The names of the keys are key ids."""
+    """Signs access tokens with the first key, and verifies tokens of all keys. The names of the keys are key ids.
 
-    def __init__(self, keys: Mapping[str, str], *, lifetime: timedelta = timedelta(minutes=10)) -> None:
-        self._keys = dict(keys)
-        self._lifetime = lifetime
+    Verified tokens are cached by their SHA-256 digests, at most `max_cached`. Only tokens with a valid signature enter
+    the cache. The time of a cached token is checked by the same code as that of another token, so it isn't valid for
+    longer.
+    """
+
+    def __init__(
+        self,
+        keys: Mapping[str, str],
+        *,
+        lifetime: timedelta = LIFETIME,
+        max_cached: int = _MAX_CACHED,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not keys:
+            raise ValueError("a TokenSigner needs a key")
+        self._key_id, self._key = next(iter(keys.items()))
+        self._lifetime = int(lifetime.total_seconds())
+        self._max_cached = max_cached
+        self._clock = clock
+        self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
+        # The header of a token must be one that this class writes, byte for byte. So nobody else chooses the algorithm,
+        # the type or the key, and nothing of an unsigned header is parsed.
+        self._keys_by_header = {_first_segment(key_id): key for key_id, key in keys.items()}
 
     def sign(self, principal: Principal, *, now: datetime | None = None) -> str:
         """An access token for this session."""
-        issued = now or datetime.now(UTC)
-        key_id = next(iter(self._keys))
+        issued_at = int(self._clock() if now is None else now.timestamp())
         claims = {
             "iss": ISSUER,
             "aud": AUDIENCE,
             "sub": str(principal.user_id),
             "role": principal.role,
             "sid": str(principal.session_id or uuid4()),
-            "iat": issued,
-            "exp": issued + self._lifetime,
+            "iat": issued_at,
+            "exp": issued_at + self._lifetime,
         }
-        return jwt.encode(claims, self._keys[key_id], _ALGORITHM, headers={"kid": key_id})
+        return jwt.encode(claims, self._key, _ALGORITHM, headers=_header(self._key_id))
 
     def verify(self, token: str) -> Principal:
         """The principal of the token. Raises `NotAuthenticated`."""
+        if len(token) > _MAX_CHARACTERS or not token.isascii():
+            raise NotAuthenticated(_INVALID)
+        digest = sha256(token.encode()).digest()
+        verified = self._cache.get(digest)
+        if verified is None:
+            verified = self._verify_signature(token)
+            self._check_times(verified)
+            self._cache[digest] = verified
+            if len(self._cache) > self._max_cached:
+                self._cache.popitem(last=False)
+        else:
+            self._check_times(verified)
+            self._cache.move_to_end(digest)
+        return verified.principal
+
+    def _verify_signature(self, token: str) -> _Verified:
+        """Check everything but the times. Raises `NotAuthenticated`."""
+        key = self._keys_by_header.get(token.partition(".")[0])
+        if key is None:
+            raise NotAuthenticated(_INVALID)
         try:
-            key = self._keys[str(jwt.get_unverified_header(token).get("kid"))]
             claims = jwt.decode(
                 token,
                 key,
                 algorithms=[_ALGORITHM],
                 audience=AUDIENCE,
                 issuer=ISSUER,
-                options={"require": ["iss", "aud", "sub", "exp", "iat"]},
+                options={
+                    "require": list(_REQUIRED_CLAIMS),
+                    "strict_aud": True,
+                    # they are checked by _check_times, as those of a cached token
+                    "verify_exp": False,
+                    "verify_iat": False,
+                },
             )
-            return Principal(UUID(claims["sub"]), Role(claims["role"]), session_id=UUID(claims["sid"]))
-        except (jwt.InvalidTokenError, KeyError, ValueError) as error:
-            raise NotAuthenticated("the access token is invalid or has expired: sign in again") from error
+            return _read_claims(claims)
+        except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
+            raise NotAuthenticated(_INVALID) from error
+
+    def _check_times(self, verified: _Verified) -> None:
+        now = self._clock()
+        if now >= verified.expires_at + LEEWAY_SECONDS:
+            raise NotAuthenticated(_EXPIRED)
+        if now < verified.issued_at - LEEWAY_SECONDS:
+            raise NotAuthenticated(_INVALID)
+
+
+def _header(key_id: str) -> dict[str, str]:
+    return {"kid": key_id, "typ": _TYPE}
+
+
+def _first_segment(key_id: str) -> str:
+    """The first part of every token with this key id: the encoded header. It doesn't depend on the key."""
+    return jwt.encode({}, "0" * 32, _ALGORITHM, headers=_header(key_id)).partition(".")[0]
+
+
+def _read_claims(claims: Mapping[str, Any]) -> _Verified:
+    """Raises `ValueError`, `TypeError` or `AttributeError` for values that `sign` doesn't write."""
+    issued_at, expires_at = claims["iat"], claims["exp"]
+    if type(issued_at) is not int or type(expires_at) is not int:
+        raise ValueError("the times must be integers")
+    principal = Principal(UUID(claims["sub"]), Role(claims["role"]), session_id=UUID(claims["sid"]))
+    return _Verified(principal, issued_at, expires_at)

@@ -9,14 +9,21 @@ from pydantic import SecretStr
 
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
+from shop.keyrings import new_key, parse_keyring
 from shop.settings import Settings
 
-_KEY: Final = "test-key-that-is-long-enough-for-hs256"
-SIGNING_KEYS: Final = f"test:{_KEY}"
+# A new one for each run, so that no key in the repository is ever a valid one.
+SIGNING_KEYS: Final = new_key()
 """The environment variable `SHOP_SIGNING_KEYS` of a service in another process."""
 
-TEST_SETTINGS: Final = Settings(signing_keys=SecretStr(SIGNING_KEYS), rate_limits=False)
-TEST_SIGNER: Final = TokenSigner({"test": _KEY})
+TEST_SETTINGS: Final = Settings(
+    signing_keys=SecretStr(SIGNING_KEYS),
+    encryption_keys=SecretStr(new_key()),
+    argon2_memory_kib=8,
+    argon2_iterations=1,
+    rate_limits=False,
+)
+TEST_SIGNER: Final = TokenSigner(parse_keyring(SIGNING_KEYS))
 
 ADMIN: Final = Principal(UUID(int=0xAD), Role.ADMIN)
 """The principal of clients that `client_of` creates, unless another one is given."""

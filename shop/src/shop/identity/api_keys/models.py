@@ -1,0 +1,42 @@
+"""API keys, without their secrets."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import ARRAY, CheckConstraint, ForeignKey, Index, LargeBinary, String, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from howdah import Base, UUIDv7PrimaryKey
+
+MAX_NAME: Final = 100
+UNIQUE_NAMES: Final = "uq_api_keys_user_id_name"
+
+
+class ApiKey(UUIDv7PrimaryKey, Base):
+    """A key of a user. `prefix` is the part of the key that isn't secret, and `secret_hash` the SHA-256 of the rest.
+
+    A revoked key is kept, for the audit. `last_used_at` is up to two minutes old.
+    """
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("octet_length(secret_hash) = 32", name="secret_hash_is_sha256"),
+        CheckConstraint("cardinality(scopes) > 0", name="has_scopes"),
+        # A user recognizes a key by its name. And a client that repeats the creation gets a 409, not a second key.
+        Index(UNIQUE_NAMES, "user_id", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
+        Index("ix_api_keys_user_id_id", "user_id", "id"),
+    )
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(MAX_NAME))
+    prefix: Mapped[str] = mapped_column(String(32), unique=True)
+    # Deferred, because the roles of customers and of the staff may not read it.
+    secret_hash: Mapped[bytes] = mapped_column(LargeBinary, deferred=True)
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(String(32)))
+    created_at: Mapped[datetime] = mapped_column(server_default=text("statement_timestamp()"))
+    expires_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]

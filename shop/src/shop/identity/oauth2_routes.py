@@ -1,0 +1,127 @@
+"""`POST /auth/token`: sign in with the form of OAuth 2.0 (RFC 6749), for `/docs` and generated clients.
+
+It is for customers: the form has no field for the code of an authenticator app. Errors have the shape of RFC 6749,
+section 5.2, because clients of OAuth expect it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, Literal
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from howdah.fastapi import describe_problems, get_schema_ref
+from shop.identity import service
+from shop.identity.dependencies import CurrentClient, CurrentIdentity
+from shop.identity.errors import CodeRequired, EnrolmentRequired, InvalidRefreshToken, SignInFailed
+from shop.identity.passwords import MAX_INPUT_LENGTH
+from shop.identity.routes import describe_signed_in
+from shop.identity.rules import ANYONE
+from shop.identity.schemas import SignedInOut
+
+router = APIRouter(prefix="/auth", tags=["auth"])
+
+_MAX_FIELDS: Final = 20
+_MAX_TOKEN: Final = 200
+_MAX_EMAIL: Final = 254
+
+_FORM: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-www-form-urlencoded": {
+                "schema": {
+                    "type": "object",
+                    "required": ["grant_type"],
+                    "properties": {
+                        "grant_type": {"type": "string", "enum": ["password", "refresh_token"]},
+                        "username": {"type": "string", "description": "The mail address"},
+                        "password": {"type": "string", "format": "password"},
+                        "refresh_token": {"type": "string", "format": "password"},
+                        "scope": {"type": "string", "description": "Ignored"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+class OAuth2ErrorOut(BaseModel):
+    """RFC 6749, section 5.2."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    error: Literal["invalid_request", "invalid_grant", "unsupported_grant_type"]
+    error_description: str
+
+
+class _InvalidForm(Exception):
+    pass
+
+
+@router.post(
+    "/token",
+    dependencies=[ANYONE],
+    response_model=SignedInOut,
+    openapi_extra=_FORM,
+    responses={
+        400: {
+            "description": "Bad Request",
+            "content": {"application/json": {"schema": get_schema_ref(OAuth2ErrorOut)}},
+        },
+        **describe_problems(HTTPStatus.TOO_MANY_REQUESTS),
+    },
+)
+async def get_token(request: Request, identity: CurrentIdentity, client: CurrentClient) -> SignedInOut | Response:
+    """Sign in with a form (`grant_type=password`), or refresh (`grant_type=refresh_token`)."""
+    try:
+        form = await _read_form(request)
+        match form.get("grant_type"):
+            case "password":
+                email, password = form["username"][: _MAX_EMAIL + 1], form["password"]
+                if len(password) > MAX_INPUT_LENGTH or len(email) > _MAX_EMAIL or "\0" in email:
+                    raise SignInFailed
+                signed_in = await service.sign_in(identity, email=email, password=password, client=client)
+            case "refresh_token":
+                signed_in = await service.refresh(identity, form["refresh_token"][:_MAX_TOKEN], client)
+            case _:
+                return _error("unsupported_grant_type", "grant_type must be password or refresh_token")
+    except _InvalidForm as error:
+        return _error("invalid_request", str(error))
+    except KeyError as error:
+        return _error("invalid_request", f"the field {error.args[0]} is missing")
+    except (CodeRequired, EnrolmentRequired):
+        return _error("invalid_grant", "this account needs the code of an authenticator app: use POST /auth/sign-in")
+    except (SignInFailed, InvalidRefreshToken) as error:
+        return _error("invalid_grant", str(error))
+    return describe_signed_in(signed_in)
+
+
+async def _read_form(request: Request) -> Mapping[str, str]:
+    """The fields of the form. A repeated field is refused (RFC 6749, section 3.2)."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
+        raise _InvalidForm("the body must be application/x-www-form-urlencoded")
+    try:
+        fields = parse_qsl(
+            (await request.body()).decode(),
+            keep_blank_values=True,
+            strict_parsing=True,
+            max_num_fields=_MAX_FIELDS,
+            errors="strict",
+        )
+    except ValueError as error:  # its text may have the password
+        raise _InvalidForm("the body isn't a form") from error
+    form = {name: value for name, value in fields if value}
+    if len({name for name, _ in fields}) < len(fields):
+        raise _InvalidForm("a field is repeated")
+    return form
+
+
+def _error(code: str, description: str) -> Response:
+    return JSONResponse({"error": code, "error_description": description}, HTTPStatus.BAD_REQUEST)

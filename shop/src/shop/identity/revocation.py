@@ -1,0 +1,108 @@
+"""Sessions that have ended while their access tokens are valid.
+
+An access token is verified without the database. So each process polls for the sessions that ended within the lifetime
+of a token: after a sign-out, a change of the password or the role, or because an admin ended them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Annotated, Final
+from uuid import UUID
+
+import structlog
+from fastapi import Depends
+from sqlalchemy import DateTime, bindparam, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from howdah import Database, HowdahError
+from howdah.fastapi import Job, NotAuthenticated, ProblemException, Resource
+from shop.identity.models import SignInSession
+from shop.identity.tokens import LIFETIME
+from shop.web.dependencies import SYSTEM_DATABASE
+
+POLL_INTERVAL: Final = timedelta(seconds=2)
+
+MAX_STALENESS: Final = timedelta(seconds=30)
+"""If the database can't be polled for this long, no access token is accepted. It is longer than a failover takes."""
+
+# A row is committed later than its `revoked_at`, and a token is signed later than its session was read. Neither takes
+# longer than this.
+_MAX_DELAY: Final = timedelta(minutes=2)
+_RETENTION: Final = LIFETIME + _MAX_DELAY
+
+# GREATEST ignores NULL, which is `since` at the first poll.
+_ENDED: Final = select(SignInSession.id, SignInSession.revoked_at).where(
+    SignInSession.revoked_at
+    >= func.greatest(bindparam("since", type_=DateTime(timezone=True)), func.statement_timestamp() - _RETENTION)
+)
+
+_log = structlog.get_logger("shop.revocation")
+
+
+class Revocations:
+    """The sessions that have ended, as of the last poll of this process.
+
+    `revoke` takes effect immediately in this process, and in the others within `POLL_INTERVAL`.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._forget_at: dict[UUID, float] = {}
+        self._since: datetime | None = None
+        self._polled_at: float | None = None
+
+    def check(self, session_id: UUID | None) -> None:
+        """Raise `NotAuthenticated` if the session has ended, and a 503 if the revocations are too old to know that."""
+        if session_id in self._forget_at:
+            raise NotAuthenticated("the session has ended: sign in again")
+        if self._polled_at is None or self._clock() - self._polled_at > MAX_STALENESS.total_seconds():
+            raise ProblemException(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "sessions-unavailable",
+                "it can't be checked whether the session has ended: try again later",
+            )
+
+    def revoke(self, *session_ids: UUID) -> None:
+        """Reject the tokens of these sessions from now on. Call it after the commit that ends them."""
+        forget_at = self._clock() + _RETENTION.total_seconds()
+        self._forget_at.update(dict.fromkeys(session_ids, forget_at))
+
+    async def poll(self) -> None:
+        """Read the sessions that have ended since the last poll, and forget those whose tokens have expired."""
+        started = self._clock()
+
+        async def read(connection: AsyncConnection) -> dict[UUID, datetime]:
+            rows = await connection.execute(_ENDED, {"since": self._since})
+            return {row.id: row.revoked_at for row in rows}
+
+        ended = await self._database.read(read)
+        self.revoke(*(id_ for id_ in ended if id_ not in self._forget_at))
+        if ended:
+            self._since = max(ended.values()) - _MAX_DELAY
+        self._polled_at = started
+        for id_ in [id_ for id_, forget_at in self._forget_at.items() if forget_at < started]:
+            del self._forget_at[id_]
+
+
+@asynccontextmanager
+async def open_revocations(database: Database) -> AsyncIterator[Revocations]:
+    """The revocations of an application. If it starts without its database, it accepts no token until it can poll."""
+    opened = Revocations(database)
+    try:
+        await opened.poll()
+    except HowdahError as error:
+        _log.warning("the ended sessions can't be read", error=type(error).__name__)
+    yield opened
+
+
+revocations: Final = Resource("revocations", open_revocations, database=SYSTEM_DATABASE)
+
+CurrentRevocations = Annotated[Revocations, Depends(revocations)]
+
+POLL_REVOCATIONS: Final = Job("poll-revocations", every=POLL_INTERVAL, work=Revocations.poll, resource=revocations)
