@@ -39,6 +39,7 @@ from shop.orders.routes import router as order_routes
 from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
 from shop.postgres import open_database
 from shop.settings import Settings
+from shop.sign_in.routes import router as sign_in_pages
 from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
 from shop.user_orders.service import USER_WITH_ORDERS_VIEW
@@ -94,6 +95,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
         rate_limits=build_rate_limits(chosen),
         trusted_proxies=chosen.trusted_proxies,
         cors_origins=chosen.cors_origins,
+        docs_script="/sign-in/session.js",
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
         load_limit=LoadLimit(
@@ -107,6 +109,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
         *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
     ):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
+    app.include_router(sign_in_pages)
     for problems in (identity_problems, ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

@@ -70,6 +70,7 @@ def configure_app(
     rate_limits: RateLimits | None = None,
     trusted_proxies: Iterable[str] = (),
     cors_origins: Iterable[str] = (),
+    docs_script: str | None = None,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -103,6 +104,7 @@ def configure_app(
       socket. Only their headers `X-Forwarded-For` and `X-Forwarded-Proto` are used. By default no proxy is trusted.
     - `cors_origins` are the origins whose pages may read the responses in a browser, such as `https://app.example.com`.
       By default there are none.
+    - `docs_script` is the path of a script of the application that `/docs` runs, for example to show who is signed in.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
       `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
@@ -141,7 +143,7 @@ def configure_app(
         app.add_middleware(AddressRateLimits, limiter=limiter)
     app.add_middleware(_OwnState)
     app.router.redirect_slashes = False
-    replace_docs_pages(app)
+    replace_docs_pages(app, script=docs_script)
     app.add_middleware(
         HTTPRules,
         application=app,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from http import HTTPStatus
 from typing import Final
 
 from starlette.responses import HTMLResponse
 
 # No script of a page may run, except the one file of the page for one-time links.
-_POLICY: Final = (
-    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
+_POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 _POLICY_WITH_SCRIPT: Final = f"{_POLICY}; script-src 'self'"
 
 _PAGE: Final = """\
@@ -68,18 +66,34 @@ _ENROLMENT: Final = """\
 <button>Set up an authenticator app</button>
 </form>"""
 
+_APP_KEY: Final = """\
+<p>Enter this key into your authenticator app, or <a href="{uri}">open the app</a> on this device.</p>
+<p><code id="secret">{secret}</code></p>
+"""
 
-def sign_in_page(root: str, *, next_path: str, email: str = "", error: str | None = None, status: int = 200) -> HTMLResponse:
+_CODE: Final = """\
+<form method="post" action="{root}/sign-in/authenticator/code">
+<input type="hidden" name="token" value="{token}">
+<label for="code">Code that the app shows</label>
+<input id="code" name="code" autocomplete="one-time-code" inputmode="numeric" required maxlength="16">
+<button>Confirm</button>
+</form>"""
+
+_RECOVERY: Final = """\
+<p>If you lose the app, each of these codes signs you in once. Keep them in a safe place: they are not shown again.</p>
+<ul>{codes}</ul>
+<p><a href="{next}">Continue</a></p>"""
+
+
+def sign_in_page(root: str, *, next_path: str, email: str = "", error: str | None = None) -> HTMLResponse:
     """The form. After an error it keeps the address, but not the password."""
     content = _describe(error) + _SIGN_IN.format(root=escape(root), next=escape(next_path), email=escape(email))
-    return _render(root, "Sign in to Shop", content, status=status)
+    return _render(root, "Sign in to Shop", content)
 
 
-def link_page(root: str, *, error: str | None = None, status: int = 200) -> HTMLResponse:
+def link_page(root: str, *, error: str | None = None) -> HTMLResponse:
     """The page of a one-time link. Its button uses the token, because programs that check links only GET it."""
-    return _render(
-        root, "Sign in to Shop", _describe(error) + _LINK.format(root=escape(root)), status=status, script="link.js"
-    )
+    return _render(root, "Sign in to Shop", _describe(error) + _LINK.format(root=escape(root)), script="link.js")
 
 
 def signed_in_page(root: str, *, role: str, next_path: str) -> HTMLResponse:
@@ -91,14 +105,34 @@ def signed_out_page(root: str) -> HTMLResponse:
     return _render(root, "Signed out", f'<p><a href="{escape(root)}/sign-in">Sign in</a></p>')
 
 
+def enrolment_page(root: str, *, token: str) -> HTMLResponse:
+    return _render(root, "Authenticator app", _ENROLMENT.format(root=escape(root), token=escape(token)))
+
+
+def secret_page(root: str, *, token: str, secret: str, uri: str) -> HTMLResponse:
+    """The secret for the app, and the field for its first code."""
+    content = _APP_KEY.format(secret=escape(secret), uri=escape(uri)) + _CODE.format(
+        root=escape(root), token=escape(token)
+    )
+    return _render(root, "Authenticator app", content)
+
+
+def code_page(root: str, *, token: str, error: str) -> HTMLResponse:
+    """The field for the code after a wrong one. The secret isn't shown again."""
+    return _render(root, "Authenticator app", _describe(error) + _CODE.format(root=escape(root), token=escape(token)))
+
+
+def recovery_page(root: str, *, codes: Sequence[str], next_path: str) -> HTMLResponse:
+    items = "".join(f"<li><code>{escape(each)}</code></li>" for each in codes)
+    return _render(root, "Recovery codes", _RECOVERY.format(codes=items, next=escape(root + next_path)))
+
+
 def _describe(error: str | None) -> str:
     return "" if error is None else f'<p role="alert">{escape(error)}</p>\n'
 
 
-def _render(
-    root: str, title: str, content: str, *, status: int = HTTPStatus.OK, script: str | None = None
-) -> HTMLResponse:
+def _render(root: str, title: str, content: str, *, script: str | None = None) -> HTMLResponse:
     element = "" if script is None else f'<script src="{escape(root)}/sign-in/{script}"></script>'
     page = _PAGE.format(root=escape(root), title=escape(title), content=content, script=element)
     policy = _POLICY if script is None else _POLICY_WITH_SCRIPT
-    return HTMLResponse(page, status, headers={"Content-Security-Policy": policy})
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy})

@@ -1,7 +1,7 @@
 """Sign in and out with a browser.
 
-Each POST is checked for its origin, also before a sign-in: otherwise another site could sign a person in to the account
-of an attacker, and the person would enter data there.
+Each POST is checked for its origin, also without a session. Otherwise another site could sign a person in to the
+account of an attacker, and the person would enter data there.
 """
 
 # Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of local names as texts.
@@ -14,25 +14,17 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from howdah.fastapi import PUBLIC, check_same_origin, find_principal
-from shop.identity.context import SignedIn
+from shop.identity import enrolment, service
+from shop.identity.context import Identity, SignedIn
 from shop.identity.dependencies import CurrentClient, CurrentIdentity
-from shop.identity.errors import (
-    EnrolmentRequired,
-    IdentityError,
-    InvalidRefreshToken,
-    InvalidToken,
-    SignInFailed,
-    TooManyAttempts,
-)
+from shop.identity.errors import EnrolmentRequired, IdentityError, InvalidRefreshToken, SignInFailed
+from shop.identity.passwords import MAX_INPUT_LENGTH
 from shop.identity.principals import Principal
-from shop.identity.service import refresh, sign_in, sign_in_once, sign_out
+from shop.identity.problems import to_response
+from shop.identity.revocation import CurrentRevocations, Revocations
 from shop.sign_in import pages
 from shop.sign_in.forms import DEFAULT_PATH, check_path, read_form
 from shop.web.session_cookies import delete_session_cookies, find_refresh_token, set_session_cookies
-
-router: Final = APIRouter(dependencies=[PUBLIC], include_in_schema=False)
-
-_MEDIA_TYPES: Final = {"style.css": "text/css", "link.js": "text/javascript", "session.js": "text/javascript"}
 
 
 async def _check_origin(request: Request) -> None:
@@ -40,7 +32,11 @@ async def _check_origin(request: Request) -> None:
     check_same_origin(request)
 
 
-_CHECK_ORIGIN: Final[Any] = Depends(_check_origin)
+router: Final = APIRouter(dependencies=[PUBLIC], include_in_schema=False)
+_posts: Final = APIRouter(dependencies=[Depends(_check_origin)])
+
+_MAX_EMAIL: Final = 254
+_MAX_TOKEN: Final = 200
 
 
 @router.get("/sign-in")
@@ -53,25 +49,25 @@ async def get_sign_in(request: Request, next_path: Annotated[str | None, Query(a
     return pages.signed_in_page(root, role=principal.role, next_path=path)
 
 
-@router.post("/sign-in", dependencies=[_CHECK_ORIGIN])
-async def post_sign_in(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+@_posts.post("/sign-in")
+async def sign_in(
+    request: Request, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+) -> Response:
     """Sign in with the fields of the form. Every error is shown on the same page."""
     form = await read_form(request)
-    root, path, email = _get_root(request), check_path(form.get("next")), form.get("email", "")
+    root, path = _get_root(request), check_path(form.get("next"))
+    email, password = form.get("email", "").strip(), form.get("password", "")
     try:
-        signed_in = await sign_in(
-            identity,
-            email=email,
-            password=form.get("password", ""),
-            code=form.get("code", "").replace(" ", "") or None,
-            client=client,
-        )
+        if len(password) > MAX_INPUT_LENGTH or len(email) > _MAX_EMAIL or "\0" in email:
+            raise SignInFailed
+        code = form.get("code", "").replace(" ", "") or None
+        signed_in = await service.sign_in(identity, email=email, password=password, code=code, client=client)
     except EnrolmentRequired as error:
         return pages.enrolment_page(root, token=error.token)
     except IdentityError as error:
-        page = pages.sign_in_page(root, next_path=path, email=email, error=_describe(error), status=_get_status(error))
-        return _with_retry_after(page, error)
-    return await _redirect(request, identity, signed_in, path)
+        page = pages.sign_in_page(root, next_path=path, email=email[:_MAX_EMAIL], error=str(error))
+        return _as_error(page, error)
+    return await _start_session(request, identity, revocations, signed_in, path)
 
 
 @router.get("/sign-in/link")
@@ -80,25 +76,57 @@ async def get_link(request: Request) -> Response:
     return pages.link_page(_get_root(request))
 
 
-@router.post("/sign-in/link", dependencies=[_CHECK_ORIGIN])
-async def post_link(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+@_posts.post("/sign-in/link")
+async def use_link(
+    request: Request, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+) -> Response:
     """Exchange the one-time token for a session."""
-    token = (await read_form(request)).get("token", "")
+    token = await _read_token(request)
     try:
-        signed_in = await sign_in_once(identity, token.strip(), client)
-    except InvalidToken as error:
-        return pages.link_page(_get_root(request), error=str(error), status=HTTPStatus.UNAUTHORIZED)
-    return await _redirect(request, identity, signed_in, DEFAULT_PATH)
+        signed_in = await service.sign_in_once(identity, token, client)
+    except IdentityError as error:
+        return _as_error(pages.link_page(_get_root(request), error=str(error)), error)
+    return await _start_session(request, identity, revocations, signed_in, DEFAULT_PATH)
 
 
-@router.post("/sign-in/refresh", dependencies=[_CHECK_ORIGIN])
-async def post_refresh(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
-    """Renew the cookies. The answer is 200 without a session, too, because a page asks whether there is one."""
+@_posts.post("/sign-in/authenticator")
+async def begin_enrolment(request: Request, identity: CurrentIdentity) -> Response:
+    """Show the secret for an authenticator app."""
+    token = await _read_token(request)
+    root = _get_root(request)
+    try:
+        begun = await enrolment.begin(identity, token)
+    except IdentityError as error:
+        return _as_error(pages.sign_in_page(root, next_path=DEFAULT_PATH, error=str(error)), error)
+    return pages.secret_page(root, token=token, secret=begun.secret, uri=begun.uri)
+
+
+@_posts.post("/sign-in/authenticator/code")
+async def confirm_enrolment(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+    """Use the app from now on, and show the recovery codes."""
+    form = await read_form(request)
+    root, token = _get_root(request), form.get("token", "")[:_MAX_TOKEN]
+    try:
+        enrolled = await enrolment.confirm(
+            identity, token=token, code=form.get("code", "").replace(" ", ""), client=client
+        )
+    except SignInFailed as error:
+        return _as_error(pages.code_page(root, token=token, error=str(error)), error)
+    except IdentityError as error:
+        return _as_error(pages.sign_in_page(root, next_path=DEFAULT_PATH, error=str(error)), error)
+    page = pages.recovery_page(root, codes=enrolled.recovery_codes, next_path=DEFAULT_PATH)
+    _set_cookies(page, enrolled.signed_in)
+    return page
+
+
+@_posts.post("/sign-in/refresh")
+async def refresh(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+    """Renew the cookies. Without a session the answer is 200, too, because pages ask whether there is one."""
     token = find_refresh_token(request)
     try:
         if token is None:
             raise InvalidRefreshToken
-        signed_in = await refresh(identity, token, client)
+        signed_in = await service.refresh(identity, token[:_MAX_TOKEN], client)
     except InvalidRefreshToken:
         response = JSONResponse({"is_signed_in": False})
         delete_session_cookies(response)
@@ -110,16 +138,79 @@ async def post_refresh(request: Request, identity: CurrentIdentity, client: Curr
     return response
 
 
-@router.post("/sign-out", dependencies=[_CHECK_ORIGIN])
-async def post_sign_out(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+@_posts.post("/sign-out")
+async def sign_out(
+    request: Request, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+) -> Response:
     """End the session, and delete the cookies."""
-    await _end_session(request, identity, client)
-    response = pages.signed_out_page(_get_root(request))
-    delete_session_cookies(response)
-    response.headers["Clear-Site-Data"] = '"storage"'
+    principal: Principal | None = find_principal(request)
+    token = find_refresh_token(request)
+    if principal is None and token is not None:  # the access token has expired
+        try:
+            principal = (await service.refresh(identity, token[:_MAX_TOKEN], client)).principal
+        except InvalidRefreshToken:
+            principal = None
+    await _end_session(identity, revocations, principal)
+    page = pages.signed_out_page(_get_root(request))
+    delete_session_cookies(page)
+    page.headers["Clear-Site-Data"] = '"storage"'
+    return page
+
+
+def _add_file(name: str, media_type: str) -> None:
+    @router.get(f"/sign-in/{name}")
+    async def get_file() -> Response:
+        content = (files("shop.sign_in") / name).read_bytes()
+        return Response(content, headers={"Cache-Control": "private, max-age=3600"}, media_type=media_type)
+
+
+_add_file("style.css", "text/css")
+_add_file("link.js", "text/javascript")
+_add_file("session.js", "text/javascript")
+
+router.include_router(_posts)
+
+
+async def _start_session(
+    request: Request, identity: Identity, revocations: Revocations, signed_in: SignedIn, path: str
+) -> Response:
+    """Set the cookies, and lead to the path. A session that the browser had before ends."""
+    await _end_session(identity, revocations, find_principal(request))
+    response = RedirectResponse(f"{_get_root(request)}{path}", HTTPStatus.SEE_OTHER)
+    _set_cookies(response, signed_in)
     return response
 
 
-for name, media_type in _MEDIA_TYPES.items():
+async def _end_session(identity: Identity, revocations: Revocations, principal: Principal | None) -> None:
+    if principal is not None and principal.session_id is not None:
+        await service.sign_out(identity, principal)
+        revocations.revoke(principal.session_id)
 
-    async def get_file(name: str = name, media_type: str = media_type) -> Response: ...
+
+def _set_cookies(response: Response, signed_in: SignedIn) -> None:
+    set_session_cookies(
+        response,
+        access_token=signed_in.access_token,
+        refresh_token=signed_in.refresh_token,
+        expires_in=signed_in.expires_in,
+    )
+
+
+def _as_error(page: Response, error: IdentityError) -> Response:
+    """Give the page the status and the headers of the error."""
+    problem = to_response(error)
+    page.status_code = problem.status_code
+    for name in ("Retry-After", "WWW-Authenticate"):
+        if name in problem.headers:
+            page.headers[name] = problem.headers[name]
+    return page
+
+
+async def _read_token(request: Request) -> str:
+    return (await read_form(request)).get("token", "").strip()[:_MAX_TOKEN]
+
+
+def _get_root(request: Request) -> str:
+    """The path at which the application is mounted."""
+    root: Any = request.scope.get("root_path", "")
+    return str(root).rstrip("/")
