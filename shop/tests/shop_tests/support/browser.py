@@ -94,14 +94,14 @@ class Page:
 
     async def fill(self, selector: str, text: str) -> None:
         """Type the text into a field."""
-        await self.wait(f"document.querySelector({json.dumps(selector)})")
+        await self.wait(f"document.querySelector({json.dumps(selector)}) !== null")
         await self.run(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
     async def click(self, selector: str) -> None:
         """Click on the first element of the selector with the mouse."""
         element = f"document.querySelector({json.dumps(selector)})"
-        await self.wait(element)
+        await self.wait(f"{element} !== null")
         await self.run(f"{element}.scrollIntoView({{block: 'center'}})")
         x, y = await self.run(
             f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
