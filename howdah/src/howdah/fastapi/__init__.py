@@ -12,9 +12,15 @@ async def create_user(body: UserIn, db: DbSession) -> UserOut: ...
 
 from __future__ import annotations
 
-from howdah.fastapi.access import PUBLIC, AccessRule, NotAllowed, allow
+from howdah.fastapi.access import PUBLIC, AccessRule, NotAllowed, allow, protect
 from howdah.fastapi.application import configure_app
-from howdah.fastapi.authentication import Authenticate, NotAuthenticated, Principal, find_principal
+from howdah.fastapi.authentication import (
+    Authenticate,
+    AuthenticationTimeout,
+    NotAuthenticated,
+    Principal,
+    find_principal,
+)
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
 from howdah.fastapi.cross_origin import CrossOrigin, check_same_origin
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
@@ -98,6 +104,7 @@ __all__ = [
     "PUBLIC",
     "AccessRule",
     "Authenticate",
+    "AuthenticationTimeout",
     "BodyLimits",
     "BodyRows",
     "BodyTimeout",
@@ -173,6 +180,7 @@ __all__ = [
     "parse_json",
     "parse_line",
     "problem_response",
+    "protect",
     "read_lines",
     "retry_after",
     "session_dependency",

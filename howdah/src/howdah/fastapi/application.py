@@ -19,7 +19,9 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
-from howdah.fastapi.authentication import Authenticate, AuthenticationLayer
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
+from howdah.fastapi.access import unwrap_protected
+from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
 from howdah.fastapi.cors import add_cors
 from howdah.fastapi.docs_page import replace_docs_pages
@@ -31,9 +33,10 @@ from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import InternalPort
 from howdah.fastapi.jobs import Job, build_runners, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
-from howdah.fastapi.openapi import iterate_all_routes, iterate_dependants
+from howdah.fastapi.openapi_security import BEARER_SCHEME, set_security_schemes
 from howdah.fastapi.rate_limits import AddressRateLimits, PrincipalRateLimits, RateLimiter, RateLimits
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
+from howdah.fastapi.route_rules import RuleCheck
 from howdah.fastapi.security_headers import SecurityHeaders
 from howdah.fastapi.trusted_proxies import TrustedProxies
 from howdah.serving._scope_keys import ADMIT_KEY
@@ -67,6 +70,8 @@ def configure_app(
     load_limit: LoadLimit | None = _DEFAULT_LOAD_LIMIT,
     cancel_abandoned: bool = True,
     authenticate: Authenticate | None = None,
+    authenticate_timeout: float = DEFAULT_AUTHENTICATE_SECONDS,
+    security_schemes: Mapping[str, Mapping[str, Any]] = BEARER_SCHEME,
     rate_limits: RateLimits | None = None,
     trusted_proxies: Iterable[str] = (),
     cors_origins: Iterable[str] = (),
@@ -97,8 +102,11 @@ def configure_app(
       `/metrics` are not limited. None: no limit.
     - With `cancel_abandoned`, a request is cancelled if its client disconnects before the response starts, and before a
       `DbSession` is committed. A route with the dependency `finish_without_client` is not cancelled.
-    - `authenticate` finds the principal of a request before its body is read. Then each route needs a rule: see
-      `howdah.fastapi.access`.
+    - `authenticate` finds the principal of a request before its body is read. If it takes more than
+      `authenticate_timeout` seconds, the response is a 503. Then each route needs a rule, `allow(...)` or `PUBLIC`. An
+      application with a route without a rule doesn't start (`RuntimeError`). See `howdah.fastapi.access`.
+    - `security_schemes` are the security schemes of the OpenAPI description, by name. A client uses one of them. By
+      default it is `{"bearer": {"type": "http", "scheme": "bearer"}}`.
     - `rate_limits` bound the requests of each address and each principal. The excess gets a 429. None: no limit.
     - `trusted_proxies` are the addresses of proxies in front of the server, such as `10.0.0.0/8`, or `unix` for a Unix
       socket. Only their headers `X-Forwarded-For` and `X-Forwarded-Proto` are used. By default no proxy is trusted.
@@ -133,14 +141,23 @@ def configure_app(
     _require_extra(request_log, "request_log", "structlog", "logging")
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
-    add_error_handlers(app)
     limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths=PROBE_PATHS)
     if limiter is not None:
         app.add_middleware(PrincipalRateLimits, limiter=limiter)
     if authenticate is not None:
-        app.add_middleware(AuthenticationLayer, authenticate=authenticate)
+        rule_check = configuration.rule_check = RuleCheck(app)
+        app.add_middleware(
+            AuthenticationLayer,
+            application=app,
+            authenticate=authenticate,
+            timeout=authenticate_timeout,
+            prepare=rule_check,
+            log_principal=_bind_principal if request_log else None,
+        )
+        set_security_schemes(app, security_schemes)
     if limiter is not None:
         app.add_middleware(AddressRateLimits, limiter=limiter)
+    add_error_handlers(app)
     app.add_middleware(_OwnState)
     app.router.redirect_slashes = False
     replace_docs_pages(app, script=docs_script)
@@ -234,6 +251,7 @@ class _Configuration:
         self._lifespan = lifespan
         self._in_progress = in_progress
         self.replacements: Mapping[str, Database] | None = None
+        self.rule_check: RuleCheck | None = None
 
     @asynccontextmanager
     async def run(self, app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -259,6 +277,8 @@ class _Configuration:
             jobs = [] if self.replacements is not None else build_runners(self._jobs, databases, values)
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
+            if self.rule_check is not None:
+                self.rule_check()  # here, because the application's own lifespan may have added routes
             await stack.enter_async_context(run_jobs(jobs))
             yield {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress}
 
@@ -317,8 +337,9 @@ def _iterate_mounted(routes: Sequence[Any]) -> Iterator[FastAPI]:
     for each in iterate_all_routes(routes):
         route = getattr(each, "original_route", each)
         if isinstance(route, Mount | Host):
-            if isinstance(route.app, FastAPI):
-                yield route.app
+            mounted = unwrap_protected(route.app)
+            if isinstance(mounted, FastAPI):
+                yield mounted
             else:
                 yield from _iterate_mounted(route.routes)
 
@@ -367,6 +388,13 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
     for mounted in _iterate_mounted(app.routes):
         if not hasattr(mounted.state, _CONFIGURATION_KEY):
             _reject_unknown_resources(mounted, known)
+
+
+def _bind_principal(key: str) -> None:
+    """Add the principal to every log entry of the request. `RequestLog` removes it at the end."""
+    import structlog
+
+    structlog.contextvars.bind_contextvars(principal=key)
 
 
 def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:

@@ -9,25 +9,36 @@ The application's function verifies the credentials with any library. The result
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from typing import Any, Final, Protocol, TypeAlias
 
+from fastapi import FastAPI
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.errors import HowdahError
-from howdah.fastapi.problem import ProblemException, error_response, problem_response
+from howdah.fastapi._started import TimeLimitReached, run_in_time
+from howdah.fastapi.path_methods import get_route_path
+from howdah.fastapi.problem import ProblemException
 
-# The place of the principal in the ASGI scope.
-_PRINCIPAL_KEY: Final = "howdah.principal"
+DEFAULT_AUTHENTICATE_SECONDS: Final = 10.0
+
+PRINCIPAL_KEY: Final = "howdah.principal"
+"""The place of the principal in the ASGI scope."""
+
+_BEARER: Final = "Bearer"
+
+_log: Final = logging.getLogger("howdah.authentication")
 
 
 class Principal(Protocol):
     """Who sent a request. The application's own class has these attributes, and any others.
 
-    `key` identifies the principal, for example `user:<id>`. It is the scope of idempotency keys and of rate limits.
-    `role` is one of the application's roles. `scopes` limit an API key; None means that nothing is limited.
+    `key` identifies the principal, for example `user:<id>`. It is the scope of idempotency keys and of rate limits, and
+    every log entry of the request has it. `role` is one of the application's roles. `scopes` limit an API key; None
+    means that nothing is limited.
     """
 
     @property
@@ -41,57 +52,100 @@ class Principal(Protocol):
 
 
 Authenticate: TypeAlias = Callable[[HTTPConnection], Awaitable[Principal | None]]
-"""Returns the principal, or None for a request without credentials. Raises `NotAuthenticated` for wrong ones.
-
-If it raises a `HowdahError`, for example because the database can't be reached, the response is that of
-`error_response`.
-"""
+"""Returns the principal, or None for a request without credentials. Raises `NotAuthenticated` for wrong ones."""
 
 
 class NotAuthenticated(ProblemException):
     """The credentials are missing, wrong or expired (401).
 
-    Without `detail`, the request has no credentials. As RFC 6750 demands, the challenge has `error="invalid_token"` if
-    credentials were sent.
+    Without `detail`, the request has no credentials. A `detail` says what is wrong with the credentials that were sent.
+    It never tells whether an account exists. `challenge` is the scheme for the header `WWW-Authenticate`. As RFC 6750
+    demands, `Bearer` has `error="invalid_token"` if credentials were sent.
     """
 
-    def __init__(self, detail: str | None = None) -> None:
+    def __init__(self, detail: str | None = None, *, challenge: str = _BEARER) -> None:
+        if detail is not None and challenge == _BEARER:
+            challenge = f'{_BEARER} error="invalid_token"'
         super().__init__(
             HTTPStatus.UNAUTHORIZED,
             "not-authenticated",
             "sign in, and send the access token in the header Authorization" if detail is None else detail,
-            headers={"WWW-Authenticate": "Bearer" if detail is None else 'Bearer error="invalid_token"'},
+            headers={"WWW-Authenticate": challenge},
+        )
+
+
+class AuthenticationTimeout(ProblemException):
+    """`authenticate` has not ended in time (503)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE, "authentication-timeout", "the credentials could not be checked in time"
         )
 
 
 def find_principal(connection: HTTPConnection) -> Any:
     """The principal of the request, or None if the request has no credentials."""
-    return connection.scope.get(_PRINCIPAL_KEY)
-
-
-def set_principal(scope: Scope, principal: Principal | None) -> None:
-    scope[_PRINCIPAL_KEY] = principal
+    return connection.scope.get(PRINCIPAL_KEY)
 
 
 class AuthenticationLayer:
-    """ASGI middleware that sets the principal. A request with wrong credentials gets a 401, and its body isn't read."""
+    """ASGI middleware that sets the principal. A request with wrong credentials gets a 401, and its body isn't read.
 
-    def __init__(self, app: ASGIApp, *, authenticate: Authenticate) -> None:
+    This also holds for routes with the rule `PUBLIC`, unknown paths and other methods. Without credentials these get
+    the response that they would get anyway. `public_paths` returns the paths that are never authenticated, so that a
+    probe doesn't depend on the database.
+
+    `prepare` is called before each request. It checks that every route has a rule. The errors of `authenticate` are
+    answered by the error handlers of `application`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        application: FastAPI,
+        authenticate: Authenticate,
+        timeout: float,
+        prepare: Callable[[], Collection[str]],
+        log_principal: Callable[[str], None] | None,
+    ) -> None:
         self._app = app
+        self._application = application
         self._authenticate = authenticate
+        self._timeout = timeout
+        self._prepare = prepare
+        self._log_principal = log_principal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] in ("http", "websocket"):
-            connection = HTTPConnection(scope)
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        public_paths = self._prepare()
+        principal: Principal | None = None
+        if get_route_path(scope) not in public_paths:
             try:
-                set_principal(scope, await self._authenticate(connection))
-            except ProblemException as error:
-                response = problem_response(
-                    error.status_code, error.code, detail=error.detail, headers=error.headers, **error.members
-                )
-                await response(scope, receive, send)
+                principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
+            except Exception as error:
+                await self._answer(error, scope, receive, send)
                 return
-            except HowdahError as error:
-                await error_response(error)(scope, receive, send)
-                return
+            if principal is not None and self._log_principal is not None:
+                self._log_principal(principal.key)
+        scope[PRINCIPAL_KEY] = principal
         await self._app(scope, receive, send)
+
+    async def _answer(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the application's error handlers. An error without a handler is raised, logged, and a 500."""
+        raised = error
+        if isinstance(error, TimeLimitReached):
+            _log.warning("authenticate has not ended within %g s", self._timeout)
+            raised = AuthenticationTimeout()
+
+        async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+            raise raised from raised.__cause__
+
+        handlers = {
+            key: handler
+            for key, handler in self._application.exception_handlers.items()
+            if key not in (Exception, HTTPStatus.INTERNAL_SERVER_ERROR)
+        }
+        await ExceptionMiddleware(fail, handlers)(scope, receive, send)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Coroutine, Generator
-from functools import partial
+from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi._started import resume
 from howdah.fastapi.problem import ProblemException, problem_response
 
 DEFAULT_MAX_BODY_BYTES: Final = 1_048_576
@@ -175,7 +174,7 @@ class _LimitedBody:
         started = loop.time()
         try:
             async with asyncio.timeout_at(started + max_seconds + self._size / _BYTES_PER_SECOND - self._waited):
-                return await _resume(receiving, waiting_for)
+                return await resume(receiving, waiting_for)
         finally:
             self._waited += loop.time() - started
 
@@ -184,23 +183,6 @@ class _LimitedBody:
         if self.is_response_started:
             return {"type": "http.disconnect"}
         raise error
-
-
-@types.coroutine
-def _resume(coroutine: Coroutine[Any, Any, Message], waiting_for: Any) -> Generator[Any, Any, Message]:
-    """Await the rest of a coroutine that has yielded `waiting_for`."""
-    while True:
-        try:
-            sent = yield waiting_for
-        except BaseException as error:
-            resume = partial(coroutine.throw, error)
-        else:
-            resume = partial(coroutine.send, sent)
-        try:
-            waiting_for = resume()
-        except StopIteration as finished:
-            message: Message = finished.value
-            return message
 
 
 def _find_length(scope: Scope) -> int | None:

@@ -13,6 +13,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
+from howdah.fastapi.access import OPERATOR_PAGE, protect
+
 # FastAPI's own pages load Swagger UI and ReDoc from cdn.jsdelivr.net. The package fastapi-offline has the same files.
 _PACKAGE: Final = "fastapi_offline"
 _MEDIA_TYPES: Final = {
@@ -91,9 +93,10 @@ def replace_docs_pages(app: FastAPI, *, script: str | None = None) -> None:
         policy = _CONTENT_SECURITY_POLICY.format(origins=" ".join(["'self'", *_list_origins(app)]))
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    app.add_route(app.docs_url, docs, include_in_schema=False)
+    app.add_route(app.docs_url, protect(docs, OPERATOR_PAGE), include_in_schema=False)
     for name, media_type in {**_MEDIA_TYPES, _START_SCRIPT: "text/javascript"}.items():
-        app.add_route(f"{files_path}/{name}", _make_file_endpoint(name, media_type), include_in_schema=False)
+        endpoint = protect(_make_file_endpoint(name, media_type), OPERATOR_PAGE)
+        app.add_route(f"{files_path}/{name}", endpoint, include_in_schema=False)
 
 
 def _list_origins(app: FastAPI) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
 
@@ -15,11 +15,19 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
+from howdah.fastapi.access import AccessRule
 from howdah.fastapi.body_limits import BodyLimitsMiddleware
 from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
 from howdah.fastapi.openapi_details import add_links, correct_schemas, forbid_nul, iterate_objects, require_headers
+from howdah.fastapi.openapi_security import (
+    add_security_schemes,
+    describe_challenge,
+    describe_rule,
+    find_security_schemes,
+)
 from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
@@ -82,10 +90,12 @@ def add_problem_descriptions(app: FastAPI) -> None:
 def _complete(description: dict[str, Any], app: FastAPI) -> None:
     """Add the problems and the models to a description. Remove FastAPI's error schemas if nothing refers to them."""
     routes = {(route.path_format, method): route for route in _iterate_routes(app) for method in route.methods}
+    schemes = find_security_schemes(app)
     for path, operations in description.get("paths", {}).items():
         for method, operation in operations.items():
             if isinstance(operation, dict) and "responses" in operation:
-                _describe_operation(operation, method.upper(), routes.get((path, method.upper())))
+                _describe_operation(operation, method.upper(), routes.get((path, method.upper())), schemes)
+    add_security_schemes(description, schemes)
     _describe_body_limit(description, app)
     _describe_rate_limits(description, app)
     _insert_models(description)
@@ -97,14 +107,19 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
             del schemas[name]
 
 
-def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> None:
+def _describe_operation(
+    operation: dict[str, Any], method: str, route: Any, schemes: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Add the problems that the route can answer with, and replace FastAPI's own 422. Declared responses stay."""
     responses = operation["responses"]
     if route is not None:
         require_headers(operation, _find_required_headers(route))
         if any(_has_parameters(each, Filters) for each in iterate_dependants(route.dependant)):
             forbid_nul(operation)
-    statuses = [] if route is None else list(_infer_statuses(operation, method, route))
+    statuses: list[int] = [] if route is None else list(_infer_statuses(operation, method, route))
+    if route is not None and schemes:
+        for rule in _find_rules(route):
+            statuses += describe_rule(operation, rule, schemes)
     schema_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
     if schema_422 == _FASTAPI_422:
         del responses["422"]
@@ -114,6 +129,8 @@ def _describe_operation(operation: dict[str, Any], method: str, route: Any) -> N
             responses |= {str(code): response for code, response in describe_problems(status).items()}
     if route is not None and any(is_idempotency_key(each.call) for each in iterate_dependants(route.dependant)):
         _describe_replays(responses)
+    if schemes:
+        describe_challenge(responses)
     operation["responses"] = dict(sorted(responses.items()))
 
 
@@ -178,18 +195,16 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.SERVICE_UNAVAILABLE
 
 
+def _find_rules(route: Any) -> Iterator[AccessRule]:
+    return (each.call for each in iterate_dependants(route.dependant) if isinstance(each.call, AccessRule))
+
+
 def _find_required_headers(route: Any) -> Iterator[str]:
     for each in iterate_dependants(route.dependant):
         if each.call is get_required_if_match:
             yield "If-Match"
         elif (name := get_required_header(each.call)) is not None:
             yield name
-
-
-def iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
-    yield dependant
-    for each in dependant.dependencies:
-        yield from iterate_dependants(each)
 
 
 def _has_parameters(dependant: Dependant, kind: type[BaseModel]) -> bool:
@@ -206,12 +221,6 @@ def _iterate_routes(app: FastAPI) -> Iterator[Any]:
     for route in iterate_all_routes(app.routes):
         if isinstance(getattr(route, "original_route", route), routing.APIRoute):
             yield route
-
-
-def iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:
-    """All routes, also WebSockets and mounts, with those of included routers. Each may have an `original_route`."""
-    # In newer versions of FastAPI an included router is one route, and this function lists the routes in it.
-    yield from getattr(routing, "iter_route_contexts", iter)(routes)
 
 
 def _insert_models(description: dict[str, Any]) -> None:

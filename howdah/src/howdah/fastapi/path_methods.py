@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.routing import Host, Match, Mount
 from starlette.types import Scope
 
-from howdah.fastapi.openapi import iterate_all_routes
+from howdah.fastapi._routes import iterate_all_routes
 
 # The key in the ASGI scope for the path of the routes, if a request is rejected before its route is found.
 ROUTE_PATH_KEY: Final = "howdah.route_path"

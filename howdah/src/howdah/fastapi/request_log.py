@@ -36,6 +36,8 @@ class RequestLog:
     client didn't receive the whole response. It has no query, no headers, no body and no
     address, because these may be personal data.
 
+    In an application with `authenticate` the entries also have the principal's key.
+
     If a mounted application has this middleware, too, the outer one makes the id and the entry.
     """
 
@@ -89,6 +91,8 @@ class RequestLog:
                     ms=milliseconds,
                 )
             structlog.contextvars.reset_contextvars(**tokens)
+            if is_outermost:
+                structlog.contextvars.unbind_contextvars("principal")  # set by the authentication
 
 
 def _find_unavailable(error: Exception) -> Unavailable | None:

@@ -1,0 +1,201 @@
+"""The rules of all routes of an application. Each route needs one, which is checked before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.routing import Host, Mount, WebSocketRoute
+from starlette.types import Receive, Scope, Send
+
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
+from howdah.fastapi.access import AccessRule, get_protecting_rule, unwrap_protected
+from howdah.fastapi.authentication import AuthenticationLayer
+
+WEBSOCKET: Final = "WEBSOCKET"
+"""The method of a WebSocket in the list of routes."""
+
+_MAX_LISTED: Final = 20
+
+
+@dataclass(frozen=True)
+class RouteRules:
+    """A route and its rules. `path` has the paths of the mounts before it. `route` is None for a page of FastAPI."""
+
+    path: str
+    methods: frozenset[str]
+    rules: tuple[AccessRule, ...]
+    route: Any
+    is_own_page: bool = False
+
+    def __str__(self) -> str:
+        methods = ",".join(sorted(self.methods - {"HEAD"})) or "*"
+        return f"{methods} {self.path}"
+
+
+def iterate_route_rules(app: FastAPI, *, prefix: str = "") -> Iterator[RouteRules]:
+    """All routes, with those of included routers and mounted applications.
+
+    A mounted application with `authenticate` is left out, because it checks its own routes.
+    """
+    yield from _iterate(app.routes, prefix)
+    # The routes of `app.frontend()`, which newer versions of FastAPI try after all others. FastAPI has no public list.
+    for each in getattr(app.router, "_iter_low_priority_routes", tuple)():
+        group = getattr(each, "original_route", each)
+        for frontend in group.routes:
+            yield _describe(each, f"{prefix}{getattr(each, 'frontend_prefix', '')}{frontend.path}/*".replace("//", "/"))
+
+
+def _iterate(routes: Sequence[Any], prefix: str) -> Iterator[RouteRules]:
+    for each in iterate_all_routes(routes):
+        original = getattr(each, "original_route", each)
+        path = f"{prefix}{getattr(each, 'path', None) or ''}"
+        if not isinstance(original, Mount | Host):
+            yield _describe(each, path)
+        elif (rule := get_protecting_rule(original.app)) is not None:
+            yield RouteRules(f"{path}/*", frozenset(), (rule,), original)
+        elif isinstance(original.app, FastAPI):
+            if not _has_layer(original.app):
+                yield from iterate_route_rules(original.app, prefix=path)
+        elif inner := getattr(original.app, "routes", None):
+            yield from _iterate(inner, path)
+        else:
+            yield RouteRules(f"{path}/*", frozenset(), (), original)
+
+
+def _describe(route: Any, path: str) -> RouteRules:
+    original = getattr(route, "original_route", route)
+    methods = frozenset({WEBSOCKET} if isinstance(original, WebSocketRoute) else getattr(route, "methods", None) or ())
+    rules = {id(rule): rule for rule in _find_rules(route)}
+    endpoint = getattr(route, "endpoint", None)
+    return RouteRules(
+        path,
+        methods,
+        tuple(rules.values()),
+        original,
+        # `/openapi.json`, and the pages of `/docs` that `configure_app` doesn't replace in a mounted application
+        is_own_page=not isinstance(original, APIRoute) and getattr(endpoint, "__module__", None) == FastAPI.__module__,
+    )
+
+
+def _find_rules(route: Any) -> Iterator[AccessRule]:
+    dependant = getattr(route, "dependant", None)
+    if isinstance(dependant, Dependant):
+        yield from (each.call for each in iterate_dependants(dependant) if isinstance(each.call, AccessRule))
+    rule = get_protecting_rule(getattr(route, "endpoint", None))
+    if rule is not None:
+        yield rule
+
+
+def find_rule(route: Any) -> AccessRule | None:
+    """The rule of a route, or None."""
+    return next(_find_rules(route), None)
+
+
+def _has_layer(app: FastAPI) -> bool:
+    return any(cast(object, each.cls) is AuthenticationLayer for each in app.user_middleware)
+
+
+class RuleCheck:
+    """Checks that every route has one rule, and lets each route check its rule first. For `AuthenticationLayer`.
+
+    The check runs when the application starts, and again if a route was added since.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._lists: list[list[Any]] = []
+        self._counts: list[int] = []
+        self._public_paths: frozenset[str] = frozenset()
+
+    def __call__(self) -> Collection[str]:
+        """The paths of the probes, the metrics and the docs. Raises `RuntimeError` if a route has no rule."""
+        if not self._counts or [*map(len, self._lists)] != self._counts:
+            self._run()
+        return self._public_paths
+
+    def _run(self) -> None:
+        found = [*iterate_route_rules(self._app)]
+        _reject_routes_without_rule(found)
+        for each in found:
+            _check_rule_first(each.route)
+        self._public_paths = frozenset(
+            each.path for each in found if each.is_own_page or any(rule.is_page for rule in each.rules)
+        )
+        self._lists = [*_iterate_route_lists(self._app.router)]
+        self._counts = [*map(len, self._lists)]
+
+
+def _iterate_route_lists(router: Any) -> Iterator[list[Any]]:
+    """The lists to which routes are added: of the application, of its included routers, and of what is mounted."""
+    yield router.routes
+    yield getattr(router, "_low_priority_routes", [])
+    for each in router.routes:
+        inner = getattr(each, "original_router", None)
+        if inner is None and isinstance(each, Mount | Host):
+            inner = unwrap_protected(each.app)
+            inner = getattr(inner, "router", inner)
+        if isinstance(getattr(inner, "routes", None), list):
+            yield from _iterate_route_lists(inner)
+
+
+def _reject_routes_without_rule(found: Sequence[RouteRules]) -> None:
+    without = [f"{each}: no rule" for each in found if not each.rules and not each.is_own_page]
+    several = [f"{each}: {' and '.join(map(repr, each.rules))}" for each in found if len(each.rules) > 1]
+    faults = without + several
+    if not faults:
+        return
+    more = [f"and {len(faults) - _MAX_LISTED} more"] if len(faults) > _MAX_LISTED else []
+    listed = "".join(f"\n- {each}" for each in faults[:_MAX_LISTED] + more)
+    raise RuntimeError(
+        "the application has `authenticate`, so each route needs exactly one rule that says who may call it. Add "
+        "`dependencies=[allow(<role>, ...)]`, or `[PUBLIC]` for everyone, to the route or its router. For a mount or a "
+        f"route of Starlette, write protect(<application or endpoint>, <rule>):{listed}"
+    )
+
+
+def _check_rule_first(route: Any) -> None:
+    """Let a route of FastAPI check its rule before it reads the body.
+
+    FastAPI reads the body before it calls the dependencies, and it calls them in the order of their declaration. A
+    route class, such as `IdempotentRoute`, may also do something before. `handle` is called before all of that.
+    """
+    if isinstance(route, APIRoute) and not isinstance(route.handle, _RuleFirst):
+        route.handle = _RuleFirst(route)  # type: ignore[method-assign]
+
+
+class _RuleFirst:
+    """The method `handle` of a route, after the check of its rule.
+
+    The route may be included several times, with further dependencies. So there is a rule for each inclusion.
+    """
+
+    def __init__(self, route: APIRoute) -> None:
+        self._route = route
+        self._handle: Callable[[Scope, Receive, Send], Any] = route.handle
+        # by the id of the dependencies; the dependencies are in the value so that they, and the id, stay
+        self._rules: dict[int, tuple[Dependant, AccessRule | None]] = {}
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
+        """Check the rule, and return what `handle` returns. Another method is left to `handle`, which answers 405."""
+        route = self._route
+        if route.methods is None or scope["method"] in route.methods:
+            rule = self._find_rule(scope)
+            if rule is not None:
+                overrides = scope["app"].dependency_overrides
+                if not overrides or rule not in overrides:
+                    rule.check_first(scope)
+        return self._handle(scope, receive, send)
+
+    def _find_rule(self, scope: Scope) -> AccessRule | None:
+        included = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
+        if included is None or included.original_route is not self._route:
+            included = self._route
+        found = self._rules.get(id(included.dependant))
+        if found is None:
+            found = self._rules[id(included.dependant)] = (included.dependant, find_rule(included))
+        return found[1]
