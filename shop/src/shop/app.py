@@ -25,6 +25,7 @@ from shop.identity.maintenance import build_jobs as build_identity_jobs
 from shop.identity.oauth2_routes import router as oauth2_routes
 from shop.identity.revocation import POLL_REVOCATIONS, revocations
 from shop.identity.routes import router as sign_in_routes
+from shop.identity.security_schemes import SECURITY_SCHEMES
 from shop.identity.staff_routes import router as staff_routes
 from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
@@ -96,6 +97,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
         trusted_proxies=chosen.trusted_proxies,
         cors_origins=chosen.cors_origins,
         docs_script="/sign-in/session.js",
+        security_schemes=SECURITY_SCHEMES,
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
         load_limit=LoadLimit(
