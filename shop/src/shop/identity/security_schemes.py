@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from shop.identity.authenticating import API_KEY_HEADER, TOKEN_PATH
-from shop.identity.scopes import Scope
 
 _TOKEN_URL: Final = TOKEN_PATH.removeprefix("/")  # relative, because the application may be mounted at a path
 
@@ -22,7 +21,7 @@ SECURITY_SCHEMES: Final[Mapping[str, Mapping[str, Any]]] = {
             "password": {
                 "tokenUrl": _TOKEN_URL,
                 "refreshUrl": _TOKEN_URL,
-                "scopes": {str(scope): "" for scope in Scope},
+                "scopes": {},  # an access token allows everything that its user may do
             }
         },
     },

@@ -9,7 +9,9 @@ from typing import Final
 from starlette.responses import HTMLResponse
 
 # No script of a page may run, except the one file of the page for one-time links.
-_POLICY: Final = "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_POLICY: Final = (
+    "default-src 'none'; img-src data:; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 _POLICY_WITH_SCRIPT: Final = f"{_POLICY}; script-src 'self'"
 
 _PAGE: Final = """\

@@ -86,7 +86,7 @@ class Page:
         async with asyncio.timeout(_TIMEOUT_SECONDS):
             while True:
                 try:
-                    if value := await self.run(f"({expression}) || null"):
+                    if value := await self.run(f"(v => v instanceof Node || v)({expression})"):
                         return value
                 except RuntimeError:  # the page is changing
                     pass
@@ -108,6 +108,10 @@ class Page:
         )
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    async def press_enter(self) -> None:
+        for kind in ("rawKeyDown", "char", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text="\r")
 
     async def list_cookies(self) -> dict[str, dict[str, Any]]:
         """All cookies of the browser, by their names."""
