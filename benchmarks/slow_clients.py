@@ -191,7 +191,7 @@ async def _ignore_lists(connection: socket.socket) -> None:
 
 
 def _head(request: str, headers: str = "") -> bytes:
-    return f"{request} HTTP/1.1\r\nHost: shop\r\nAuthorization: {AUTHORIZATION}\r\n{headers}\r\n".encode()
+    return f"{request} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {AUTHORIZATION}\r\n{headers}\r\n".encode()
 
 
 async def _read(connection: socket.socket, *, bytes_per_second: int) -> None:

@@ -78,7 +78,7 @@ async def stop_once(server: ShopServer, pause: float, clients: int, stops: Stops
         async with httpx.AsyncClient(base_url=service.address, headers=ADMIN, timeout=30) as client:
             email = f"user-{time.monotonic_ns()}@example.com"
             user = str((await client.post("/users", json={"email": email, "name": "Ada"})).json()["id"])
-        request = b"GET /users/%b HTTP/1.1\r\nHost: test\r\n%b\r\n" % (user.encode(), ADMIN_LINE)
+        request = b"GET /users/%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (user.encode(), ADMIN_LINE)
         tasks = [asyncio.create_task(run_client(service.port, request, stops)) for _ in range(clients)]
         await asyncio.sleep(_LOAD_SECONDS)
         started = time.monotonic()

@@ -196,7 +196,7 @@ async def unpaid_order(session: AsyncSession) -> Order:
     session.add(user)
     await session.flush()
     items = [{"sku": "TEA", "quantity": 1, "unit_price_cents": 5}]
-    return await place_order(session, OrderIn.model_validate({"user_id": user.id, "items": items}))
+    return await place_order(session, OrderIn.model_validate({"items": items}), user.id)
 
 
 def test_every_field_of_a_request_has_its_types_in_this_file() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated
 from uuid import UUID
@@ -21,8 +22,9 @@ from howdah.fastapi import (
 from shop.ledger.http.dependencies import RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
-from shop.orders.dependencies import OrderReader, OrderWithItemsReader
+from shop.orders.dependencies import BuyerId, OrderReader, OrderWithItemsReader, buyer_id
 from shop.orders.models import Order
+from shop.orders.rules import OWN_ORDERS, OWN_PAYING_ACCOUNTS, PAY_ORDERS, PLACE_ORDERS, READ_ORDERS, SET_STATUSES
 from shop.orders.schemas import (
     MAX_STATUS_CHANGE_BYTES,
     OrderExportParameters,
@@ -35,29 +37,38 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import Caller, PrincipalReadSession, PrincipalSession
+from shop.web.dependencies import Caller, CurrentPrincipal, PrincipalReadSession, PrincipalSession
 from shop.web.idempotency import StrictIdempotentRoute, request_key
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempotentRoute)
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=OrderWithItemsOut, dependencies=[request_key])
-async def create_order(body: OrderIn, db: PrincipalSession, response: Response) -> Order:
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    response_model=OrderWithItemsOut,
+    dependencies=[PLACE_ORDERS, buyer_id, request_key],
+)
+async def create_order(body: OrderIn, db: PrincipalSession, user_id: BuyerId, response: Response) -> Order:
     """Place an order. Its total is computed from the items."""
-    order = await place_order(db, body)
+    order = await place_order(db, body, user_id)
     response.headers["Location"] = f"/orders/{order.id}"
     return order
 
 
-@router.get("", response_model=PageOut[OrderOut])
-async def list_orders(parameters: Annotated[OrderPageParameters, Query()], orders: OrderReader) -> Response:
-    """Orders by the time when they were placed."""
-    return await list_response(orders, parameters)
+@router.get("", response_model=PageOut[OrderOut], dependencies=[READ_ORDERS])
+async def list_orders(
+    parameters: Annotated[OrderPageParameters, Query()], orders: OrderReader, principal: CurrentPrincipal
+) -> Response:
+    """Orders by the time when they were placed. A customer's list has only their own orders."""
+    return await list_response(orders, parameters, statement=OWN_ORDERS.restrict(select(Order), principal))
 
 
-@router.get("/export", response_class=StreamingResponse, responses=describe_export(OrderOut))
+@router.get(
+    "/export", response_class=StreamingResponse, responses=describe_export(OrderOut), dependencies=[READ_ORDERS]
+)
 async def export_orders(
-    parameters: Annotated[OrderExportParameters, Query()], db: PrincipalReadSession
+    parameters: Annotated[OrderExportParameters, Query()], db: PrincipalReadSession, principal: CurrentPrincipal
 ) -> StreamingResponse:
     """All orders that match the filters, by the time when they were placed, as NDJSON or as CSV with a header line.
 
@@ -65,7 +76,7 @@ async def export_orders(
     """
     return await export_response(
         db,
-        parameters.apply(select(Order)),
+        parameters.apply(OWN_ORDERS.restrict(select(Order), principal)),
         parameters.format,
         columns=[getattr(Order, name) for name in OrderOut.model_fields],
         name="orders",
@@ -73,37 +84,52 @@ async def export_orders(
     )
 
 
-@router.patch("/status", max_body_size=MAX_STATUS_CHANGE_BYTES)
+@router.patch("/status", max_body_size=MAX_STATUS_CHANGE_BYTES, dependencies=[SET_STATUSES])
 async def change_order_status(body: StatusChangeIn, db: PrincipalSession) -> StatusChangeOut:
     """Set the status of many orders."""
     changed = await change_status(db, body.order_ids, body.status)
     return StatusChangeOut(updated=changed.count, missing=changed.missing)
 
 
-@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=NOT_MODIFIED)
-async def get_order(order_id: UUID, request: Request, orders: OrderWithItemsReader) -> Response:
+@router.get("/{order_id}", response_model=OrderWithItemsOut, responses=NOT_MODIFIED, dependencies=[READ_ORDERS])
+async def get_order(
+    order_id: UUID, request: Request, orders: OrderWithItemsReader, principal: CurrentPrincipal
+) -> Response:
     """The order with its items."""
-    return json_response(await orders.get(order_id), request)
+    return json_response(await orders.get(order_id, viewer=OWN_ORDERS.viewer(principal)), request)
 
 
-@router.post("/{order_id}/pay", response_model=OrderOut)
+@router.post("/{order_id}/pay", response_model=OrderOut, dependencies=[PAY_ORDERS])
 async def pay(
     *,
     order_id: UUID,
     body: PaymentIn,
     db: PrincipalSession,
+    principal: CurrentPrincipal,
     caller: Caller,
     response: Response,
     idempotency_key: RequiredIdempotencyKey,
 ) -> Order | Response:
     """Transfer the order's total between two accounts and mark the order as paid, both or neither. Payments and
-    transfers share one set of idempotency keys."""
-    accounts = (body.from_account_id, body.to_account_id)
+    transfers share one set of idempotency keys.
+
+    A customer pays from an account of their own, to an account without an owner."""
+    pay_once = partial(
+        pay_order,
+        db,
+        order_id,
+        body.from_account_id,
+        body.to_account_id,
+        key=idempotency_key,
+        scope=caller,
+        where=OWN_ORDERS.criterion(principal),
+        customer_id=OWN_PAYING_ACCOUNTS.find_customer(principal),
+    )
     try:
-        payment = await pay_order(db, order_id, *accounts, key=idempotency_key, scope=caller)
+        payment = await pay_once()
     except KeyInUse:  # The request with the same key has ended by now. If it was committed, this one is a replay.
         await db.rollback()
-        payment = await pay_order(db, order_id, *accounts, key=idempotency_key, scope=caller)
+        payment = await pay_once()
     if payment.result.refusal is not None:
         return refusal_response(payment.result.refusal, replayed=payment.result.replayed)
     if payment.result.replayed:

@@ -35,7 +35,9 @@ class OrderItemIn(BaseModel):
 class OrderIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    user_id: UUID = Field(examples=[EXAMPLE_ID])
+    user_id: UUID | None = Field(
+        default=None, examples=[EXAMPLE_ID], description="By default the user who is signed in"
+    )
     currency: Currency = "GBP"
     items: list[OrderItemIn] = Field(min_length=1, max_length=1000)
 

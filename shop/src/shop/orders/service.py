@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import JsonView, MatchResult, bulk, lock
-from shop.ledger.requests import TransferRequest, TransferResult
+from howdah import JsonView, MatchResult, bulk, lock_one
+from shop.ledger.models import Account
+from shop.ledger.requests import Refusal, TransferRequest, TransferResult
 from shop.ledger.service import find_replay, post_transfers
 from shop.orders.models import Order, OrderItem, OrderStatus
+from shop.orders.rules import is_visible
 from shop.orders.schemas import OrderIn, OrderOut, OrderWithItemsOut
+from shop.web.access import Viewer
 
 ORDER_VIEW: Final = JsonView(Order, OrderOut)
-ORDER_WITH_ITEMS_VIEW: Final = JsonView(Order, OrderWithItemsOut)
+ORDER_WITH_ITEMS_VIEW: Final[JsonView[Order, Viewer]] = JsonView(Order, OrderWithItemsOut, where={Order: is_visible})
 
 
 class OrderNotPayable(ValueError):
@@ -34,14 +38,14 @@ class OrderNotPayable(ValueError):
         super().__init__(f"order {order.id} can't be paid: {reason}")
 
 
-async def place_order(db: AsyncSession, order: OrderIn) -> Order:
-    """Create a pending order. The total is computed from the items.
+async def place_order(db: AsyncSession, order: OrderIn, user_id: UUID) -> Order:
+    """Create a pending order of this user. The total is computed from the items.
 
     Raises `ForeignKeyViolation` if the user doesn't exist.
     """
     items = [OrderItem(line_no=number, **item.model_dump()) for number, item in enumerate(order.items, start=1)]
     placed = Order(
-        user_id=order.user_id,
+        user_id=user_id,
         currency=order.currency,
         total_cents=sum(item.quantity * item.unit_price_cents for item in items),
         items=items,
@@ -81,6 +85,8 @@ async def pay_order(
     *,
     key: str | None = None,
     scope: str = "",
+    where: ColumnElement[bool] | None = None,
+    customer_id: UUID | None = None,
 ) -> Payment:
     """Transfer the order's total between the accounts and mark the order as paid, both or neither.
 
@@ -90,8 +96,13 @@ async def pay_order(
     it replays the first result, or is refused with `key_reused` if its accounts differ. With another key or none, it
     raises `OrderNotPayable` if the first call has paid the order. Also raises `NotFound` and `KeyInUse` (see
     `post_transfers`).
+
+    The order must meet the criterion `where`. A customer pays from an account of their own, to an account without an
+    owner. Other accounts are refused like unknown ones.
     """
-    order = (await lock(db, Order, [order_id]))[order_id]
+    order = await lock_one(db, Order, order_id, where=where)
+    if customer_id is not None and not await _may_pay(db, customer_id, from_account_id, to_account_id):
+        return Payment(order, TransferResult(refusal=Refusal.UNKNOWN_ACCOUNT))
     request = TransferRequest(
         from_account_id,
         to_account_id,
@@ -111,3 +122,13 @@ async def pay_order(
         order.status = OrderStatus.PAID
         await db.flush()
     return Payment(order, result)
+
+
+async def _may_pay(db: AsyncSession, customer_id: UUID, from_account_id: UUID, to_account_id: UUID) -> bool:
+    """Whether the customer owns the first account, and nobody owns the second one. An owner never changes.
+
+    A customer who could pay to an account of a customer would mark an order as paid, and keep the money.
+    """
+    owners = select(Account.id, Account.user_id).where(Account.id.in_([from_account_id, to_account_id]))
+    found = {account.id: account.user_id for account in await db.execute(owners)}
+    return found.get(from_account_id) == customer_id and found.get(to_account_id, customer_id) is None

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import select
 
 from howdah.fastapi import (
     BodyRows,
@@ -24,6 +25,7 @@ from howdah.fastapi import (
 from shop.users.dependencies import UserReader
 from shop.users.models import User
 from shop.users.repository import UserRepository
+from shop.users.rules import CHANGE_EMAIL, CHANGE_USERS, CREATE_USERS, DELETE_USERS, OWN_USERS, READ_USERS
 from shop.users.schemas import (
     BulkCreatedOut,
     UserChange,
@@ -31,7 +33,7 @@ from shop.users.schemas import (
     UserOut,
     UserPageParameters,
 )
-from shop.web.dependencies import PrincipalSession
+from shop.web.dependencies import CurrentPrincipal, PrincipalSession
 from shop.web.idempotency import StrictIdempotentRoute, request_key
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotentRoute)
@@ -39,7 +41,7 @@ router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotent
 _CHUNK_ROWS: Final = 1000
 
 
-@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, dependencies=[request_key])
+@router.post("", status_code=HTTPStatus.CREATED, response_model=UserOut, dependencies=[CREATE_USERS, request_key])
 async def create_user(body: UserIn, db: PrincipalSession, response: Response) -> User:
     user = await UserRepository(db).create(**body.model_dump())
     response.headers["Location"] = f"/users/{user.id}"
@@ -50,7 +52,7 @@ async def create_user(body: UserIn, db: PrincipalSession, response: Response) ->
 @router.post(
     "/bulk",
     status_code=HTTPStatus.CREATED,
-    dependencies=[request_key],
+    dependencies=[CREATE_USERS, request_key],
     responses=describe_problems(HTTPStatus.UNPROCESSABLE_ENTITY),
     openapi_extra=describe_rows_body(UserIn),
 )
@@ -63,26 +65,38 @@ async def create_users(request: Request, db: PrincipalSession) -> BulkCreatedOut
     return BulkCreatedOut(created=created.count)
 
 
-@router.get("", response_model=PageOut[UserOut])
-async def list_users(parameters: Annotated[UserPageParameters, Query()], users: UserReader) -> Response:
-    """Users in the order of their creation."""
-    return await list_response(users, parameters)
+@router.get("", response_model=PageOut[UserOut], dependencies=[READ_USERS])
+async def list_users(
+    parameters: Annotated[UserPageParameters, Query()], users: UserReader, principal: CurrentPrincipal
+) -> Response:
+    """Users in the order of their creation. A customer's list has only the customer."""
+    return await list_response(users, parameters, statement=OWN_USERS.restrict(select(User), principal))
 
 
-@router.patch("/{user_id}", response_model=UserOut)
+@router.patch("/{user_id}", response_model=UserOut, dependencies=[CHANGE_USERS])
 async def change_user(
-    user_id: UUID, body: UserChange, db: PrincipalSession, response: Response, if_match: RequiredIfMatch
+    *,
+    user_id: UUID,
+    body: UserChange,
+    db: PrincipalSession,
+    principal: CurrentPrincipal,
+    response: Response,
+    if_match: RequiredIfMatch,
 ) -> User:
-    """Change the fields that the body has. `If-Match` must have the user's current `ETag`."""
+    """Change the fields that the body has. `If-Match` must have the user's current `ETag`. Only an admin can change
+    the email address."""
+    OWN_USERS.check(principal, user_id, User, user_id)
     users = UserRepository(db)
     user = await users.lock_one(user_id)
     if_match.check(user.version)
+    if "email" in body.model_fields_set and body.email != user.email:
+        CHANGE_EMAIL.check(principal)
     await users.update(user, **body.model_dump(exclude_unset=True))
     response.headers["ETag"] = make_etag(user.version)
     return user
 
 
-@router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT)
+@router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT, dependencies=[DELETE_USERS])
 async def delete_user(user_id: UUID, db: PrincipalSession, if_match: IfMatch) -> None:
     """Delete a user who has no orders and no accounts."""
     users = UserRepository(db)
