@@ -31,7 +31,7 @@ from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
 from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import InternalPort
-from howdah.fastapi.jobs import Job, build_runners, run_jobs
+from howdah.fastapi.jobs import Job, build_runners, check_jobs, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi_security import BEARER_SCHEME, set_security_schemes
 from howdah.fastapi.rate_limits import AddressRateLimits, PrincipalRateLimits, RateLimiter, RateLimits
@@ -245,7 +245,7 @@ class _Configuration:
                     f"the resource {resource.name!r} uses the database {resource.database!r}, which is not in "
                     f"configure_app(..., databases={{...}})"
                 )
-        _check_jobs(jobs, self._factories, {resource.key for resource in resources})
+        check_jobs(jobs, self._factories, {resource.key for resource in resources})
         self._resources = resources
         self._jobs = jobs
         self._lifespan = lifespan
@@ -349,23 +349,6 @@ def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
     yield getattr(app.state, _CONFIGURATION_KEY)
     for mounted, _ in _find_mounted(app):
         yield from _iterate_configurations(mounted)
-
-
-def _check_jobs(jobs: list[Job], databases: Collection[str], resources: Collection[object]) -> None:
-    names = [job.name for job in jobs]
-    for job in jobs:
-        if names.count(job.name) > 1:
-            raise ValueError(f"two jobs have the name {job.name!r}: give each its own name")
-        if job.database not in databases:
-            raise ValueError(
-                f"the job {job.name!r} uses the database {job.database!r}, which is not in "
-                "configure_app(..., databases={...})"
-            )
-        if job.resource is not None and job.resource.key not in resources:
-            raise ValueError(
-                f"the job {job.name!r} uses the resource {job.resource.name!r}: add it to "
-                "configure_app(..., resources=[...])"
-            )
 
 
 def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
