@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.requests import HTTPConnection
 
 from howdah import Database
-from howdah.fastapi import NotAuthenticated, RateLimit, RateLimits, configure_app
+from howdah.fastapi import PUBLIC, NotAuthenticated, RateLimit, RateLimits, configure_app
 from howdah.fastapi._rate_table import RateTable
 from howdah.fastapi.rate_limits import find_network
 from howdah_tests.support.fastapi_apps import http_client
@@ -43,11 +43,11 @@ def build_app(rate_limits: RateLimits | None) -> FastAPI:
         rate_limits=rate_limits,
     )
 
-    @app.get("/items")
+    @app.get("/items", dependencies=[PUBLIC])
     async def list_items() -> list[int]:
         return []
 
-    @app.post("/items")
+    @app.post("/items", dependencies=[PUBLIC])
     async def create_item(request: Request) -> int:
         return len(await request.body())
 

@@ -141,7 +141,7 @@ def configure_app(
     _require_extra(request_log, "request_log", "structlog", "logging")
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
-    limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths=PROBE_PATHS)
+    limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths={*PROBE_PATHS, METRICS_PATH})
     if limiter is not None:
         app.add_middleware(PrincipalRateLimits, limiter=limiter)
     if authenticate is not None:

@@ -35,7 +35,7 @@ from howdah.fastapi.problem import PROBLEM_JSON, Problem
 from howdah.fastapi.rate_limits import AddressRateLimits
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 from howdah.filters import Filters
-from howdah.serving.limits import PROBE_PATHS
+from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
 # The arguments of each call of `get_schema_ref`, by the name in its reference. `_insert_models` replaces these names.
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
@@ -149,12 +149,12 @@ def _describe_body_limit(description: Mapping[str, Any], app: FastAPI) -> None:
 
 
 def _describe_rate_limits(description: Mapping[str, Any], app: FastAPI) -> None:
-    """Add 429 to every operation, if the application has rate limits. Probes aren't limited."""
+    """Add 429 to every operation, if the application has rate limits. Probes and metrics aren't limited."""
     if not any(cast(object, each.cls) is AddressRateLimits for each in app.user_middleware):
         return
     status = HTTPStatus.TOO_MANY_REQUESTS
     for path, operations in description.get("paths", {}).items():
-        for operation in operations.values() if path not in PROBE_PATHS else ():
+        for operation in operations.values() if path not in {*PROBE_PATHS, METRICS_PATH} else ():
             responses = operation.get("responses") if isinstance(operation, dict) else None
             if responses is not None and not responses.keys() & {str(int(status)), "4XX", "default"}:
                 operation["responses"] = dict(
