@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import results
+from benchmarks.authentication import Authentication
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
@@ -48,6 +49,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     RateLimitCosts,
     GetUser,
     Servers,
+    Authentication,
     Transfers,
     TransfersOverHttp,
     SlowClients,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # Shop has tables of the same names, so a process that measur
     from benchmarks.postgres import Connections
 
 Role: TypeAlias = Literal["howdah", "baseline", "reference", "peer"]
-GoalKind: TypeAlias = Literal["times as fast", "of the time", "of the p50", "MB"]
+GoalKind: TypeAlias = Literal["times as fast", "of the time", "of the p50", "MB", "µs"]
 
 MAX_TEXT_LENGTH: Final = 200
 """The largest number of characters of a failure's text, which must fit into a table."""
@@ -61,6 +61,7 @@ class Goal:
     - `of the time`: it takes at most `bound` times the time of `against`.
     - `of the p50`: its median latency is at most `bound` times that of `against`.
     - `MB`: its peak memory is at most `bound` MB.
+    - `µs`: it takes at most `bound` microseconds for one unit.
     """
 
     contender: str
@@ -269,6 +270,8 @@ def evaluate_goal(goal: Goal, figures: Mapping[str, Figures]) -> GoalResult:
     ours = figures[goal.contender]
     if goal.kind == "MB":
         values = ours.megabytes
+    elif goal.kind == "µs":
+        values = [seconds / ours.units * 1e6 for seconds in ours.seconds]
     else:
         assert goal.against is not None
         theirs = figures[goal.against]

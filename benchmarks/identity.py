@@ -24,3 +24,14 @@ def create_authorization(role: Role = Role.ADMIN, user_id: UUID = UUID(int=0xAD)
 
 AUTHORIZATION: Final = create_authorization()
 """The header of an admin."""
+
+OPERATOR_AUTHORIZATION: Final = create_authorization(Role.OPERATOR)
+"""The header of an operator."""
+
+CACHED, FIRST, KEY, NOTHING = (
+    "access token, used before",
+    "access token, first use",
+    "API key, used before",
+    "no credentials",
+)
+"""The contenders of `benchmarks.authentication_loads`."""

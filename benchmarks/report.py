@@ -80,7 +80,8 @@ def ratio(goal: Mapping[str, Any]) -> str:
         return str(goal["failure"])
     if goal["kind"] == "MB":
         return f"{goal['median']:.0f} MB ({goal['minimum']:.0f} - {goal['maximum']:.0f})"
-    return f"{_number(goal['median'])} ({_number(goal['minimum'])} - {_number(goal['maximum'])})"
+    unit = " µs" if goal["kind"] == "µs" else ""
+    return f"{_number(goal['median'])}{unit} ({_number(goal['minimum'])} - {_number(goal['maximum'])})"
 
 
 def verdict(goal: Mapping[str, Any]) -> str:
@@ -92,7 +93,9 @@ def per_second(contender: Mapping[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{seconds * 1000:.2f} ms"
+    if seconds >= 0.1:
+        return f"{seconds:.3f} s"
+    return f"{seconds * 1000:.2f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.1f} µs"
 
 
 def _of(goal: Mapping[str, Any]) -> str:
@@ -102,6 +105,7 @@ def _of(goal: Mapping[str, Any]) -> str:
         "of the time": f" × the time of{against}",
         "of the p50": f" × the p50 of{against}",
         "MB": " MB",
+        "µs": " µs",
     }[goal["kind"]]
 
 

@@ -19,6 +19,7 @@ from howdah import Database
 from shop.cli import app
 from shop.demo import create_demo
 from shop.ledger.check import STEPS
+from shop_tests.support.identity import SIGNING_KEYS
 
 NOWHERE = "postgresql://shop:secret@127.0.0.1:1/shop"
 
@@ -33,7 +34,12 @@ def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProce
     """Run the command in another process. `serve` needs one: it sets a signal handler and the garbage collector."""
     return subprocess.run(
         [sys.executable, "-c", "from shop.cli import main; main()", *arguments],
-        env={**os.environ, **{f"SHOP_{name}": value for name, value in variables.items()}},
+        env={
+            **os.environ,
+            "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+            "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+            **{f"SHOP_{name}": value for name, value in variables.items()},
+        },
         capture_output=True,
         text=True,
         timeout=60,

@@ -67,6 +67,8 @@ def serve(
         service = create_app(location.url, with_generated_secrets(settings).with_hosts_of(address))
         docs_host, docs_port, *_ = sockets[-1].getsockname()
         _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
+        if settings.database_url is None:
+            print_first_sign_in(location.url, f"http://{address}:{sockets[0].getsockname()[1]}")
         freeze_loaded_objects()
         collect_less_often()
         serve_app(
@@ -84,6 +86,50 @@ def new_secret() -> None:
     from shop.keyrings import new_key
 
     typer.echo(new_key())
+
+
+def print_first_sign_in(url: str, address: str) -> None:
+    """As long as no admin has a password, print how to sign in as one. Only the console gets the token, not the log."""
+    from shop.identity.bootstrap import FIRST_ADMIN, create_first_admin, describe_one_time_sign_in
+
+    token = create_first_admin(url)
+    if token is not None:
+        _out.print(f"to sign in as {FIRST_ADMIN}, once, within 15 minutes:", highlight=False)
+        _out.print(f"  {describe_one_time_sign_in(address, token)}", highlight=False, markup=False)
+
+
+@app.command("create-admin")
+def create_admin_command(
+    email: Annotated[str, typer.Argument(help="The address of a new or existing user")],
+    address: Annotated[str, typer.Option(help="The address of the service, for the printed command")] = (
+        "http://localhost:8000"
+    ),
+) -> None:
+    """Make a user an admin, and print a token to sign in with once. It also helps if no admin can sign in any more."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from shop import migrations
+    from shop.identity.bootstrap import create_admin, describe_one_time_sign_in
+    from shop.postgres import open_database, open_running_location, report_location
+    from shop.settings import Settings
+    from shop.users.schemas import Email
+
+    settings = Settings()
+    report_location(settings)
+    try:
+        email = TypeAdapter(Email).validate_python(email)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"], param_hint="EMAIL") from error
+
+    async def run(url: str) -> str:
+        async with open_database(url, settings, application_name="shop create-admin") as database:
+            return await create_admin(database, email)
+
+    with open_running_location(settings) as location:
+        migrations.upgrade(location.url)
+        token = asyncio.run(run(location.url))
+    _out.print(f"{email} is an admin. To sign in, once, within 15 minutes:", highlight=False)
+    _out.print(f"  {describe_one_time_sign_in(address, token)}", highlight=False, markup=False)
 
 
 @contextmanager

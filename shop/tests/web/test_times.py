@@ -20,8 +20,9 @@ import shop.users.schemas
 from shop.app import create_app
 from shop.web.fields import Moment
 from shop_tests.support.factories import make_account
+from shop_tests.support.identity import TEST_SETTINGS
 
-DESCRIBED = create_app("postgresql://unused/").openapi()
+DESCRIBED = create_app("postgresql://unused/", TEST_SETTINGS).openapi()
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 NOT_A_TIME = [

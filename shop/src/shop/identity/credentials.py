@@ -12,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
 from shop.identity.context import Identity
-from shop.identity.errors import SignInFailed
+from shop.identity.errors import AccountDeleted, SignInFailed
 from shop.identity.models import Credential, Purpose, SignInThrottle
 from shop.identity.one_time_tokens import revoke_tokens
 from shop.identity.passwords import check_new_password
-from shop.identity.principals import Role
+from shop.identity.principals import Principal, Role
 from shop.identity.throttles import PER_ACCOUNT, count
 from shop.users.models import User
 
@@ -48,9 +48,12 @@ async def find_account(session: AsyncSession, user_id: UUID) -> Account:
     return Account(row.id, row.email, row.name, row.role or Role.CUSTOMER, row.password_hash)
 
 
-async def load_account(identity: Identity, user_id: UUID) -> Account:
-    async with identity.database.session(read_only=True) as session:
-        return await find_account(session, user_id)
+async def load_own_account(session: AsyncSession, principal: Principal) -> Account:
+    """The account of the user who has signed in. Raises `AccountDeleted`."""
+    try:
+        return await find_account(session, principal.user_id)
+    except NotFound as error:
+        raise AccountDeleted from error
 
 
 async def verify_own_password(identity: Identity, account: Account, password: str) -> None:

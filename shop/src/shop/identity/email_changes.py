@@ -7,7 +7,7 @@ from sqlalchemy import select
 from howdah import UniqueViolation
 from shop.identity.clients import Client
 from shop.identity.context import Identity
-from shop.identity.credentials import load_account, verify_own_password
+from shop.identity.credentials import load_own_account, verify_own_password
 from shop.identity.errors import EmailInUse, InvalidToken
 from shop.identity.events import Event, note
 from shop.identity.models import Purpose
@@ -21,7 +21,8 @@ async def request_email_change(
     identity: Identity, principal: Principal, *, new_email: str, password: str, client: Client
 ) -> None:
     """Send a token to the new address. The answer is the same if another user has it; that user gets a mail."""
-    account = await load_account(identity, principal.user_id)
+    async with identity.database.session(read_only=True) as session:
+        account = await load_own_account(session, principal)
     await verify_own_password(identity, account, password)
     await admit_mail(identity.database, new_email, client)
     with identity.mails.reserve() as mails:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
-from shop.identity.credentials import find_account, load_account, verify_own_password
+from shop.identity.credentials import find_account, load_own_account, verify_own_password
 from shop.identity.errors import CodeRequired, InvalidToken, SignInFailed
 from shop.identity.events import Event, note
 from shop.identity.models import Purpose
@@ -29,7 +29,8 @@ class Enrolled:
 
 async def request_enrolment(identity: Identity, principal: Principal, *, password: str, code: str | None) -> str:
     """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed."""
-    account = await load_account(identity, principal.user_id)
+    async with identity.database.session(read_only=True) as session:
+        account = await load_own_account(session, principal)
     await verify_own_password(identity, account, password)
     async with identity.database.begin() as session:
         if await has_device(session, account.user_id):

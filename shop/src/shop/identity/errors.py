@@ -10,6 +10,7 @@ IdentityError
 ├── TooManyAttempts
 ├── EmailInUse
 ├── RoleRefused
+├── AccountDeleted
 └── Busy
     ├── HashingBusy
     ├── MailBusy
@@ -84,6 +85,13 @@ class EmailInUse(IdentityError):
 
 class RoleRefused(IdentityError):
     """The role can't be changed."""
+
+
+class AccountDeleted(IdentityError):
+    """The user of the access token has been deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("the user of this access token has been deleted")
 
 
 class Busy(IdentityError):

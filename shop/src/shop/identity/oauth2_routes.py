@@ -82,7 +82,7 @@ async def get_token(request: Request, identity: CurrentIdentity, client: Current
     """Sign in with a form (`grant_type=password`), or refresh (`grant_type=refresh_token`)."""
     try:
         form = await _read_form(request)
-        match form.get("grant_type"):
+        match form["grant_type"]:
             case "password":
                 email, password = form["username"][: _MAX_EMAIL + 1], form["password"]
                 if len(password) > MAX_INPUT_LENGTH or len(email) > _MAX_EMAIL or "\0" in email:

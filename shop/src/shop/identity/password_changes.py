@@ -9,7 +9,7 @@ from shop.identity.context import Identity
 from shop.identity.credentials import (
     find_account,
     hash_new_password,
-    load_account,
+    load_own_account,
     store_password,
     verify_own_password,
 )
@@ -30,7 +30,8 @@ async def change_password(
     A user who has none yet, such as a new admin, needs no current password. Raises `SignInFailed` if it is wrong, and
     `PasswordRejected` for the new one.
     """
-    account = await load_account(identity, principal.user_id)
+    async with identity.database.session(read_only=True) as session:
+        account = await load_own_account(session, principal)
     if account.password_hash is not None:
         await verify_own_password(identity, account, current_password or "")
     password_hash = await hash_new_password(identity, new_password, account.email, account.name)

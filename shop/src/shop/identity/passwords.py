@@ -20,12 +20,14 @@ MAX_LENGTH: Final = 128
 # Normalization makes a text at most this much longer (NFC: UAX #15, section 12), so longer inputs needn't be read.
 MAX_INPUT_LENGTH: Final = 3 * MAX_LENGTH
 
-_SEQUENCES: Final = (
+_ALPHABETS: Final = (
     "abcdefghijklmnopqrstuvwxyz",
-    "01234567890123456789",
+    "0123456789",
     "qwertyuiopasdfghjklzxcvbnm",
-    "qwertzuiopasdfghjkl",
+    "qwertzuiopasdfghjklyxcvbnm",
 )
+# Each alphabet in a circle, because a sequence may go on at its beginning.
+_SEQUENCES: Final = tuple(each * (MAX_LENGTH // len(each) + 2) for each in _ALPHABETS)
 _PADDING: Final = re.compile(r"^[\W\d_]+|[\W\d_]+$")
 _REPEATED: Final = re.compile(r"(.{1,6}?)\1+(?:.{0,5})", re.DOTALL)
 _SPACES: Final = dict.fromkeys((160, 5760, *range(8192, 8203), 8239, 8287, 12288), " ")

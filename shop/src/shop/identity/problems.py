@@ -21,6 +21,7 @@ _STATUSES: Final[Mapping[type[errors.IdentityError], tuple[HTTPStatus, str]]] = 
     errors.TooManyAttempts: (HTTPStatus.TOO_MANY_REQUESTS, "too-many-attempts"),
     errors.EmailInUse: (HTTPStatus.CONFLICT, "email-in-use"),
     errors.RoleRefused: (HTTPStatus.CONFLICT, "role-refused"),
+    errors.AccountDeleted: (HTTPStatus.UNAUTHORIZED, "not-authenticated"),
     errors.Busy: (HTTPStatus.SERVICE_UNAVAILABLE, "sign-in-busy"),
 }
 

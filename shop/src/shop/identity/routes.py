@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from howdah.fastapi import StrictJSONRoute, describe_problems
 from shop.identity import registration, service
 from shop.identity.context import SignedIn
-from shop.identity.credentials import find_account
+from shop.identity.credentials import load_own_account
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
 from shop.identity.events import Event, note
 from shop.identity.revocation import CurrentRevocations
@@ -121,11 +121,11 @@ async def sign_out(principal: SessionPrincipal, identity: CurrentIdentity, revoc
         revocations.revoke(principal.session_id)
 
 
-@router.get("/me", dependencies=[SIGNED_IN])
+@router.get("/me", dependencies=[SIGNED_IN], responses=describe_problems(HTTPStatus.UNAUTHORIZED))
 async def get_me(principal: CurrentPrincipal, identity: CurrentIdentity) -> UserOut:
     """Who has signed in."""
     async with identity.database.session(read_only=True) as session:
-        account = await find_account(session, principal.user_id)
+        account = await load_own_account(session, principal)
         has_totp = await has_device(session, principal.user_id)
     return UserOut(
         user_id=account.user_id,

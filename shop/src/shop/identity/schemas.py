@@ -95,11 +95,11 @@ class EnrolmentConfirmationIn(_Body):
 class InvitationIn(_Body):
     email: Email
     name: Name
-    role: Literal[Role.OPERATOR, Role.ADMIN]
+    role: Literal[Role.OPERATOR, Role.ADMIN] = Field(examples=["operator"])
 
 
 class RoleIn(_Body):
-    role: Role
+    role: Role = Field(examples=["operator"])
 
 
 class SignedInOut(BaseModel):

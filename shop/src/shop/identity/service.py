@@ -65,7 +65,7 @@ async def sign_in(
 async def _check_second_factor(
     identity: Identity, session: AsyncSession, credential: Credential, code: str | None
 ) -> EnrolmentRequired | None:
-    """Raises an error unless the code is right. `EnrolmentRequired` is returned, because its token must be committed."""
+    """Raise an error unless the code is right. `EnrolmentRequired` is returned, because its token must be committed."""
     user_id = credential.user_id
     if await has_device(session, user_id):
         if code is None:

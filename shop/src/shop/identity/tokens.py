@@ -15,6 +15,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 import jwt
+import orjson
 
 from howdah.fastapi import NotAuthenticated
 from shop.identity.principals import Principal, Role
@@ -29,7 +30,7 @@ LEEWAY_SECONDS: Final = 5
 _ALGORITHM: Final = "HS256"
 # The type of access tokens (RFC 9068). So a token that was signed with the same key for another purpose isn't accepted.
 _TYPE: Final = "at+jwt"
-_REQUIRED_CLAIMS: Final = ("iss", "aud", "sub", "sid", "role", "iat", "exp")
+_JWS: Final = jwt.PyJWS(algorithms=[_ALGORITHM])
 
 # A token has about 350 characters. A longer text is rejected before anything is computed from it.
 _MAX_CHARACTERS: Final = 1_024
@@ -113,22 +114,8 @@ class TokenSigner:
         if key is None:
             raise NotAuthenticated(_INVALID)
         try:
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=[_ALGORITHM],
-                audience=AUDIENCE,
-                issuer=ISSUER,
-                options={
-                    "require": list(_REQUIRED_CLAIMS),
-                    "strict_aud": True,
-                    # they are checked by _check_times, as those of a cached token
-                    "verify_exp": False,
-                    "verify_iat": False,
-                },
-            )
-            return _read_claims(claims)
-        except (jwt.InvalidTokenError, ValueError, TypeError, AttributeError) as error:
+            return _read_claims(orjson.loads(_JWS.decode(token, key, algorithms=[_ALGORITHM])))
+        except (jwt.InvalidTokenError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise NotAuthenticated(_INVALID) from error
 
     def _check_times(self, verified: _Verified) -> None:
@@ -149,8 +136,14 @@ def _first_segment(key_id: str) -> str:
 
 
 def _read_claims(claims: Mapping[str, Any]) -> _Verified:
-    """Raises `ValueError`, `TypeError` or `AttributeError` for values that `sign` doesn't write."""
+    """Check the claims of a token with a valid signature. Raises `KeyError` for a missing one, and `ValueError`,
+    `TypeError` or `AttributeError` for a value that `sign` doesn't write.
+
+    `jwt.decode` would check the same, and the times twice. It takes a sixth longer.
+    """
     issued_at, expires_at = claims["iat"], claims["exp"]
+    if claims["iss"] != ISSUER or claims["aud"] != AUDIENCE:
+        raise ValueError("the token is from another issuer, or for another audience")
     if type(issued_at) is not int or type(expires_at) is not int:
         raise ValueError("the times must be integers")
     principal = Principal(UUID(claims["sub"]), Role(claims["role"]), session_id=UUID(claims["sid"]))

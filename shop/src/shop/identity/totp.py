@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 import pyotp
-from sqlalchemy import BigInteger, cast, func, select, update
+from sqlalchemy import BigInteger, cast, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -56,7 +56,7 @@ async def begin_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, 
 
 async def confirm_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> list[str]:
     """Use the pending secret from now on. Returns the recovery codes. Raises `SignInFailed` for a wrong code."""
-    device = await session.scalar(select(TotpDevice).where(TotpDevice.user_id == user_id).with_for_update())
+    device = await _lock_device(session, user_id)
     if device is None or device.pending_secret is None:
         raise SignInFailed("begin the enrolment first, at /auth/totp")
     counter = _find_counter(box.decrypt(device.pending_secret), code, await _current_counter(session))
@@ -75,11 +75,16 @@ async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code
 
     The row is locked, so that of two transactions with the same code only one succeeds.
     """
-    device = await session.scalar(select(TotpDevice).where(TotpDevice.user_id == user_id).with_for_update())
+    device = await _lock_device(session, user_id)
     if device is None or device.secret is None:
         return False
     if not _is_totp(code):
-        return await _use_recovery_code(session, user_id, code)
+        used = hash_recovery_code(code)
+        remaining = [each for each in device.recovery_hashes if each != used]
+        is_right = len(remaining) < len(device.recovery_hashes)
+        device.recovery_hashes = remaining
+        await session.flush()
+        return is_right
     secret = box.decrypt(device.secret)
     counter = _find_counter(secret, code, await _current_counter(session))
     if counter is None or counter <= device.last_counter:
@@ -91,16 +96,9 @@ async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code
     return True
 
 
-async def _use_recovery_code(session: AsyncSession, user_id: UUID, code: str) -> bool:
-    digest = hash_recovery_code(code)
-    used = (
-        update(TotpDevice)
-        .where(TotpDevice.user_id == user_id, TotpDevice.recovery_hashes.contains([digest]))
-        .values(recovery_hashes=func.array_remove(TotpDevice.recovery_hashes, digest))
-        .returning(TotpDevice.user_id)
-        .execution_options(synchronize_session=False)
-    )
-    return (await session.execute(used)).first() is not None
+async def _lock_device(session: AsyncSession, user_id: UUID) -> TotpDevice | None:
+    query = select(TotpDevice).where(TotpDevice.user_id == user_id).with_for_update()
+    return await session.scalar(query.execution_options(populate_existing=True))
 
 
 async def _current_counter(session: AsyncSession) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from shop.app import create_app
+from shop_tests.support.identity import TEST_SETTINGS
 
 _NUMBERS = {"integer": int, "number": int | float}
 _OTHERS = {"string": str, "boolean": bool, "null": type(None), "array": list, "object": dict}
@@ -17,7 +18,7 @@ _OTHERS = {"string": str, "boolean": bool, "null": type(None), "array": list, "o
 
 @cache
 def description() -> dict[str, Any]:
-    return create_app("postgresql://unused/").openapi()
+    return create_app("postgresql://unused/", TEST_SETTINGS).openapi()
 
 
 async def assert_matches_openapi(response: httpx.Response) -> None:

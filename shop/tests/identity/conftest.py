@@ -1,0 +1,51 @@
+"""A service whose mails are kept."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from howdah import Database
+from shop.app import create_app
+from shop.identity.context import Identity, open_identity
+from shop_tests.support.http_service import client_of, serve_in_thread
+from shop_tests.support.identity import TEST_SETTINGS, TEST_SIGNER
+from shop_tests.support.openapi import assert_matches_openapi
+from shop_tests.support.people import Mailbox
+
+
+@pytest.fixture(scope="session")
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture(scope="session")
+def mailing_service(database_url: str, mailbox: Mailbox) -> Iterator[str]:
+    with serve_in_thread(create_app(database_url, TEST_SETTINGS, mailer=mailbox)) as address:
+        yield address
+
+
+@pytest_asyncio.fixture
+async def anonymous(mailing_service: str, stored: Database, mailbox: Mailbox) -> AsyncIterator[httpx.AsyncClient]:
+    """A client without credentials. It compares each response with the OpenAPI description."""
+    mailbox.mails.clear()
+    async with client_of(mailing_service, signs_in=False, event_hooks={"response": [_check]}) as client:
+        yield client
+
+
+async def _check(response: httpx.Response) -> None:
+    if response.status_code in (401, 403):
+        await response.aread()
+        if response.json()["type"].endswith((":not-authenticated", ":not-allowed")):
+            return  # the rule of the route describes them
+    await assert_matches_openapi(response)
+
+
+@pytest_asyncio.fixture
+async def identity(stored: Database, mailbox: Mailbox) -> AsyncIterator[Identity]:
+    """What the service works with, as in another process: own connections, threads and memory."""
+    async with open_identity(stored, settings=TEST_SETTINGS, signer=TEST_SIGNER, mailer=mailbox) as opened:
+        yield opened
