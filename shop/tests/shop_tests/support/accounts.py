@@ -11,7 +11,7 @@ from pwdlib import PasswordHash
 from pwdlib.hashers.argon2 import Argon2Hasher
 
 from howdah import Database
-from shop.identity.bootstrap import create_admin
+from shop.identity.bootstrap import create_admin, describe_sign_in_link
 from shop.identity.encryption import SecretBox
 from shop.identity.models import Credential, TotpDevice
 from shop.identity.principals import Role
@@ -50,4 +50,5 @@ async def create_person(
 
 async def create_link(database: Database, address: str) -> str:
     """The link of a first admin, which signs in once."""
-    return f"{address}/sign-in/link#token={await create_admin(database, 'admin@example.com')}"
+    line = describe_sign_in_link(address, await create_admin(database, "admin@example.com"))
+    return line.removeprefix("or in a browser: ")
