@@ -144,9 +144,9 @@ async def test_a_principal_that_exceeds_its_limit_gets_429() -> None:
         assert (await client.get("/items", headers={"Authorization": "b"})).status_code == 200
         assert [(await client.get("/items")).status_code for _ in range(3)] == [200, 200, 429]
         assert (await client.head("/items")).status_code == 429
-        metrics = (await client.get("/metrics", headers={"Authorization": "c"})).text
+        metrics = (await client.get("/metrics")).text
         assert 'howdah_requests_rate_limited_total{limit="read"} 3.0' in metrics
-        assert "howdah_rate_limit_entries 5.0" in metrics
+        assert "howdah_rate_limit_entries 4.0" in metrics
         for path in ("/healthz", "/healthz", "/healthz", "/healthz"):
             probe = await client.get(path)
             assert probe.status_code == 200

@@ -61,10 +61,10 @@ class SecurityHeaders:
 
 def _add_headers(message: Message, *, is_over_tls: bool) -> None:
     headers: list[_Header] = [*message.get("headers", ())]
-    names = {name for name, _ in headers}
-    headers += [each for each in _ALWAYS if each[0] not in names]
-    if is_over_tls and _OVER_TLS[0] not in names:
+    own = dict(headers)
+    headers += [each for each in _ALWAYS if each[0] not in own]
+    if is_over_tls and _OVER_TLS[0] not in own:
         headers.append(_OVER_TLS)
-    if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
-        headers += [each for each in _PAGES if each[0] not in names]
+    if own.get(b"content-type", b"").startswith(b"text/html"):
+        headers += [each for each in _PAGES if each[0] not in own]
     message["headers"] = headers

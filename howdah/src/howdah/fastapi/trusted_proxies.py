@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 UNIX_SOCKET: Final = "unix"
 # More entries than any chain of proxies has. The client can send any number, and they are read from the right.
 _MAX_HOPS: Final = 16
+# An IPv6 address with an IPv4 address at its end, brackets and a port has 53 characters.
+_MAX_ENTRY_LENGTH: Final = 64
 _SCHEMES: Final = {"http": ("http", "ws"), "https": ("https", "wss")}
 
 
@@ -84,6 +86,11 @@ def _parse_network(text: str) -> IPv4Network | IPv6Network:
 def _parse_entry(text: str) -> str | None:
     """The address of an entry, which may have a port: `192.0.2.1:80`, `[2001:db8::1]:80`, `2001:db8::1`."""
     host = text.strip()
+    return None if len(host) > _MAX_ENTRY_LENGTH else _parse_host(host)  # so that the memory of the cache is bounded
+
+
+@lru_cache(maxsize=4_096)
+def _parse_host(host: str) -> str | None:
     if host.startswith("["):
         host = host[1:].partition("]")[0]
     elif host.count(":") == 1:
