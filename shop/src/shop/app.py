@@ -40,6 +40,7 @@ from shop.orders.routes import router as order_routes
 from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
 from shop.postgres import open_database
 from shop.settings import Settings
+from shop.sign_in.routes import HAS_PUBLIC_DOCS
 from shop.sign_in.routes import router as sign_in_pages
 from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
@@ -112,6 +113,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
     ):
         app.include_router(router, responses=describe_problems(HTTPStatus.SERVICE_UNAVAILABLE))
     app.include_router(sign_in_pages)
+    setattr(app.state, HAS_PUBLIC_DOCS, chosen.internal_port is None)
     for problems in (identity_problems, ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

@@ -17,7 +17,7 @@ from howdah import Database
 from shop.identity.bootstrap import create_admin
 from shop.identity.principals import Role
 from shop_tests.support.accounts import PASSWORD, create_person
-from shop_tests.support.http_service import client_of
+from shop_tests.support.http_service import client_of, create_service, http_client
 
 ACCESS: Final = "__Host-shop-access"
 REFRESH: Final = "__Host-shop-refresh"
@@ -271,6 +271,12 @@ async def test_a_one_time_link_is_used_by_its_button_only(browser: httpx.AsyncCl
     assert again.status_code == 400
     assert "was used before" in again.text
     assert not read_cookies(again)
+
+
+async def test_the_sign_in_does_not_lead_to_docs_that_are_on_the_internal_port(committed_url: str) -> None:
+    async with http_client(create_service(committed_url, internal_port=1), signs_in=False) as client:
+        assert (await client.get("/docs")).status_code == 404
+        assert find_value(await client.get("/sign-in"), "next") == "/sign-in"
 
 
 async def test_the_pages_are_not_in_the_description(browser: httpx.AsyncClient) -> None:

@@ -11,8 +11,6 @@ from fastapi import Request
 
 from howdah.fastapi import ProblemException, UnsupportedMediaType
 
-DEFAULT_PATH: Final = "/docs"
-
 _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FIELDS: Final = 10
 # A path of this service. `//host` and `/\host` would be other hosts, and browsers ignore tabs and line ends in a URL.
@@ -33,6 +31,9 @@ async def read_form(request: Request) -> dict[str, str]:
     return dict(pairs)
 
 
-def check_path(path: str | None) -> str:
-    """The path, if it is one of this service. Otherwise a link could lead people to a forged page after the sign-in."""
-    return path if path is not None and _LOCAL_PATH.fullmatch(path) else DEFAULT_PATH
+def check_path(path: str | None, *, default: str) -> str:
+    """The path, if it is one of this service, otherwise the default.
+
+    A link could otherwise lead people to a forged page after the sign-in.
+    """
+    return path if path is not None and _LOCAL_PATH.fullmatch(path) else default

@@ -23,7 +23,7 @@ from shop.identity.principals import Principal
 from shop.identity.problems import to_response
 from shop.identity.revocation import CurrentRevocations, Revocations
 from shop.sign_in import pages
-from shop.sign_in.forms import DEFAULT_PATH, check_path, read_form
+from shop.sign_in.forms import check_path, read_form
 from shop.web.session_cookies import delete_session_cookies, find_refresh_token, set_session_cookies
 
 
@@ -35,6 +35,9 @@ async def _check_origin(request: Request) -> None:
 router: Final = APIRouter(dependencies=[PUBLIC], include_in_schema=False)
 _posts: Final = APIRouter(dependencies=[Depends(_check_origin)])
 
+HAS_PUBLIC_DOCS: Final = "has_public_docs"
+"""The attribute of `app.state` that tells whether `/docs` is on the port of these pages."""
+
 _MAX_EMAIL: Final = 254
 _MAX_TOKEN: Final = 200
 
@@ -43,7 +46,7 @@ _MAX_TOKEN: Final = 200
 async def get_sign_in(request: Request, next_path: Annotated[str | None, Query(alias="next")] = None) -> Response:
     """The form, or who is signed in."""
     principal: Principal | None = find_principal(request)
-    root, path = _get_root(request), check_path(next_path)
+    root, path = _get_root(request), check_path(next_path, default=_get_start(request))
     if principal is None:
         return pages.sign_in_page(root, next_path=path)
     return pages.signed_in_page(root, role=principal.role, next_path=path)
@@ -55,7 +58,7 @@ async def sign_in(
 ) -> Response:
     """Sign in with the fields of the form. Every error is shown on the same page."""
     form = await read_form(request)
-    root, path = _get_root(request), check_path(form.get("next"))
+    root, path = _get_root(request), check_path(form.get("next"), default=_get_start(request))
     email, password = form.get("email", "").strip(), form.get("password", "")
     try:
         if len(password) > MAX_INPUT_LENGTH or len(email) > _MAX_EMAIL or "\0" in email:
@@ -86,7 +89,7 @@ async def use_link(
         signed_in = await service.sign_in_once(identity, token, client)
     except IdentityError as error:
         return _as_error(pages.link_page(_get_root(request), error=str(error)), error)
-    return await _start_session(request, identity, revocations, signed_in, DEFAULT_PATH)
+    return await _start_session(request, identity, revocations, signed_in, _get_start(request))
 
 
 @_posts.post("/sign-in/authenticator")
@@ -97,7 +100,7 @@ async def begin_enrolment(request: Request, identity: CurrentIdentity) -> Respon
     try:
         begun = await enrolment.begin(identity, token)
     except IdentityError as error:
-        return _as_error(pages.sign_in_page(root, next_path=DEFAULT_PATH, error=str(error)), error)
+        return _as_error(pages.sign_in_page(root, next_path=_get_start(request), error=str(error)), error)
     return pages.secret_page(root, token=token, secret=begun.secret, uri=begun.uri)
 
 
@@ -113,8 +116,8 @@ async def confirm_enrolment(request: Request, identity: CurrentIdentity, client:
     except SignInFailed as error:
         return _as_error(pages.code_page(root, token=token, error=str(error)), error)
     except IdentityError as error:
-        return _as_error(pages.sign_in_page(root, next_path=DEFAULT_PATH, error=str(error)), error)
-    page = pages.recovery_page(root, codes=enrolled.recovery_codes, next_path=DEFAULT_PATH)
+        return _as_error(pages.sign_in_page(root, next_path=_get_start(request), error=str(error)), error)
+    page = pages.recovery_page(root, codes=enrolled.recovery_codes, next_path=_get_start(request))
     _set_cookies(page, enrolled.signed_in)
     return page
 
@@ -208,6 +211,11 @@ def _as_error(page: Response, error: IdentityError) -> Response:
 
 async def _read_token(request: Request) -> str:
     return (await read_form(request)).get("token", "").strip()[:_MAX_TOKEN]
+
+
+def _get_start(request: Request) -> str:
+    """The page to which a sign-in leads by default: the docs, unless they are on the internal port."""
+    return "/docs" if getattr(request.app.state, HAS_PUBLIC_DOCS, True) else "/sign-in"
 
 
 def _get_root(request: Request) -> str:
