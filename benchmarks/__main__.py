@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import results
+from benchmarks.access import Access
 from benchmarks.authentication import Authentication
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
@@ -44,6 +45,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Pages,
     Summary,
     Overhead,
+    Access,
     Pool,
     PoolWaits,
     RateLimitCosts,

@@ -29,9 +29,9 @@ from howdah.fastapi import (
     add_error_handlers,
     allow,
     configure_app,
-    find_principal,
     idempotency_key,
     protect,
+    require_principal_key,
 )
 from howdah.fastapi.route_rules import iterate_route_rules
 from howdah.testing import open_client
@@ -372,11 +372,7 @@ def add_routes_with_bodies(router: APIRouter) -> None:
     async def get_query(n: int) -> None: ...
 
 
-async def get_caller(request: Request) -> str:
-    return str(find_principal(request).key)
-
-
-key = idempotency_key(IdempotentRequest, scope=get_caller)
+key = idempotency_key(IdempotentRequest, scope=require_principal_key)
 
 
 class StrictIdempotent(IdempotentRoute, StrictJSONRoute):
@@ -445,7 +441,7 @@ async def test_a_replay_is_checked(committed_url: str) -> None:
         assert await session.scalar(select(func.count()).select_from(Note)) == 2
 
 
-async def test_a_rule_runs_once_and_also_without_the_layer() -> None:
+async def test_a_rule_runs_once_for_each_request() -> None:
     rule = allow(CUSTOMER)
     checks: list[Any] = []
     check = rule.dependency.check
@@ -454,26 +450,69 @@ async def test_a_rule_runs_once_and_also_without_the_layer() -> None:
         checks.append(principal)
         check(principal)
 
+    async def answer_parameter(_: Any = rule) -> None: ...
+
     rule.dependency.check = count
-    async with started(create_protected_app(lambda app: app.get("/", dependencies=[rule])(answer))) as client:
-        assert (await client.get("/", headers=sign_in(CUSTOMER))).status_code == 200
-    assert len(checks) == 1
-    bare = FastAPI()
-    add_error_handlers(bare)
-    bare.get("/", dependencies=[rule])(answer)
-    transport = httpx.ASGITransport(bare)
+
+    def add(app: FastAPI) -> None:
+        app.get("/", dependencies=[rule])(answer)
+        app.get("/parameter")(answer_parameter)
+
+    app = create_protected_app(add)
+    rules = {str(each): each.rules for each in iterate_route_rules(app)}
+    description = {**app.openapi()}
+    async with started(app) as client:
+        for path in ("/", "/parameter"):
+            for _ in range(3):
+                checks.clear()
+                assert (await client.get(path, headers=sign_in(CUSTOMER))).status_code == 200
+                assert len(checks) == 1
+                assert (await client.get(path)).status_code == 401
+    assert {str(each): each.rules for each in iterate_route_rules(app)} == rules
+    app.openapi_schema = None
+    assert app.openapi() == description
+
+
+async def test_a_rule_is_also_checked_without_the_layer() -> None:
+    app = FastAPI()
+    add_error_handlers(app)
+    app.get("/", dependencies=[Customers])(answer)
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert (await client.get("/")).status_code == 401
 
 
+async def test_each_inclusion_of_a_router_has_its_own_rule() -> None:
+    router = APIRouter()
+    router.get("/route")(answer)
+
+    def add(app: FastAPI) -> None:
+        app.include_router(router, prefix="/a", dependencies=[Customers])
+        app.include_router(router, prefix="/b", dependencies=[allow(OPERATOR)])
+        app.include_router(router, prefix="/c", dependencies=[PUBLIC])
+
+    async with started(create_protected_app(add)) as client:
+        for _ in range(3):
+            found = {
+                (path, role): (await client.get(f"{path}/route", headers=headers)).status_code
+                for path in ("/a", "/b", "/c")
+                for role, headers in (("customer", sign_in(CUSTOMER)), ("operator", sign_in(OPERATOR)), ("none", {}))
+            }
+            assert [*found.values()] == [200, 403, 401, 403, 200, 401, 200, 200, 200]
+
+
 async def test_a_test_can_override_a_rule() -> None:
     rule = allow(OPERATOR)
-    app = create_protected_app(lambda app: app.get("/", dependencies=[rule])(answer))
+    calls: list[int] = []
+    app = create_protected_app(lambda app: include(app, dependencies=[rule]).get("/route")(answer))
     async with started(app) as client:
-        app.dependency_overrides[rule.dependency] = lambda: None
-        assert (await client.get("/")).status_code == 200
-        app.dependency_overrides.clear()
-        assert (await client.get("/")).status_code == 401
+        for _ in range(3):
+            assert (await client.get("/inner/route")).status_code == 401
+            app.dependency_overrides[rule.dependency] = lambda: calls.append(1)
+            for _ in range(2):
+                assert (await client.get("/inner/route")).status_code == 200
+            app.dependency_overrides.clear()
+    assert len(calls) == 6
 
 
 def test_the_list_of_rules_has_every_route() -> None:

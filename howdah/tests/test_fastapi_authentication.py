@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from http import HTTPStatus
+from typing import Annotated, Any
 
 import httpx
 import pytest
@@ -20,12 +21,13 @@ from howdah import Database
 from howdah.fastapi import (
     PUBLIC,
     DbSession,
-    NotAuthenticated,
     Resource,
     allow,
     configure_app,
     database_from_state,
     find_principal,
+    require_principal,
+    require_principal_key,
 )
 from howdah.testing import open_client
 from howdah_tests.support.principals import (
@@ -38,6 +40,7 @@ from howdah_tests.support.principals import (
     sign_in,
     unreachable_database,
 )
+from howdah_tests.support.served_apps import PROTOCOLS, served
 
 
 @asynccontextmanager
@@ -296,18 +299,36 @@ async def test_an_application_without_authenticate_has_no_principal() -> None:
         assert (await client.get("/protected")).status_code == 401
 
 
-async def test_a_sub_dependency_can_require_a_principal(protected: httpx.AsyncClient) -> None:
-    async def require(connection: HTTPConnection) -> Any:
-        if (principal := find_principal(connection)) is None:
-            raise NotAuthenticated
-        return principal
-
+async def test_a_route_with_the_rule_public_can_require_a_principal() -> None:
     def add_dependent(app: FastAPI) -> None:
         @app.get("/me", dependencies=[PUBLIC])
-        async def read_me(principal: Any = Depends(require)) -> str:  # noqa: B008
-            key: str = principal.key
-            return key
+        async def read_me(
+            principal: Annotated[Caller, Depends(require_principal)],
+            key: Annotated[str, Depends(require_principal_key)],
+        ) -> list[str]:
+            return [principal.name, key]
 
     async with started(create_protected_app(add_dependent)) as client:
-        assert (await client.get("/me")).headers["www-authenticate"] == "Bearer"
-        assert (await client.get("/me", headers=sign_in(CUSTOMER, "ann"))).json() == "user:ann"
+        missing = await client.get("/me")
+        assert (missing.status_code, missing.headers["www-authenticate"]) == (401, "Bearer")
+        assert (await client.get("/me", headers=sign_in(CUSTOMER, "ann"))).json() == ["ann", "user:ann"]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+async def test_a_client_that_waits_with_its_body_does_not_send_it(protocol: str) -> None:
+    # RFC 9110, section 10.1.1: a client with `Expect: 100-continue` sends the body when it is asked to
+    wait = "Expect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n"
+    async with served(create_protected_app(add_routes), PROTOCOLS[protocol]) as app:
+        for credentials, expected in (
+            ({}, 401),
+            (WRONG, 401),
+            (sign_in(OPERATOR), 403),
+            (sign_in(CUSTOMER), 100),  # the control
+        ):
+            headers = "".join(f"{name}: {value}\r\n" for name, value in credentials.items())
+            async with app.client() as client:
+                client.send("POST", "/me", headers=headers + wait)
+                if expected == HTTPStatus.CONTINUE:
+                    assert (await client.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+                else:
+                    assert (await client.read()).status == expected

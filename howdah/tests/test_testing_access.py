@@ -32,6 +32,7 @@ EXPECTED = {
     "DELETE /parcels/{parcel_id}": expect(operator="all"),
     "POST /sign-in": EVERYONE,
     "GET /page": expect(operator="all"),
+    "WEBSOCKET /changes": expect(operator="all"),
 }
 
 
@@ -118,6 +119,7 @@ async def test_a_correct_application_has_no_gap(service: Service) -> None:
         ("lists are empty", "GET /parcels as customer with token: the response lacks "),
         ("sign-in has a rule", "POST /sign-in as customer with no credentials: expected success, got 401"),
         ("the page is public", "GET /page as customer with token: expected 403, got 200 page"),
+        ("the websocket is public", "WEBSOCKET /changes as customer with no credentials: expected 401, got 101"),
         ("another route", "GET /other has no entry in `expected`: say who may call it"),
     ],
 )
@@ -180,7 +182,7 @@ async def test_rules_and_operations_are_listed() -> None:
     assert list_rules(app) == {
         READ.dependency: ["GET /parcels", "GET /parcels/{parcel_id}"],
         WRITE.dependency: ["PATCH /parcels/{parcel_id}"],
-        REMOVE.dependency: ["DELETE /parcels/{parcel_id}", "GET /page"],
+        REMOVE.dependency: ["DELETE /parcels/{parcel_id}", "GET /page", "WEBSOCKET /changes"],
     }
     operations = list_operations(app)
     assert operations.keys() == EXPECTED.keys()
@@ -199,5 +201,5 @@ async def test_the_failure_lists_the_gaps(service: Service) -> None:
         with pytest.raises(pytest.fail.Exception) as caught:
             await matrix.check(client)
     message = str(caught.value)
-    assert message.startswith("the access matrix has 6 gaps:\n- ")
+    assert message.startswith("the access matrix has 7 gaps:\n- ")
     assert "\n- GET /page has no entry in `expected`" in message

@@ -20,6 +20,8 @@ from howdah.fastapi.authentication import (
     NotAuthenticated,
     Principal,
     find_principal,
+    require_principal,
+    require_principal_key,
 )
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
 from howdah.fastapi.cross_origin import CrossOrigin, check_same_origin
@@ -182,6 +184,8 @@ __all__ = [
     "problem_response",
     "protect",
     "read_lines",
+    "require_principal",
+    "require_principal_key",
     "retry_after",
     "session_dependency",
     "session_from",

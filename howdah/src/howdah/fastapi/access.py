@@ -10,14 +10,17 @@ app.mount("/static", protect(StaticFiles(directory="static"), PUBLIC))
 
 import functools
 import inspect
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from fastapi import Depends
+from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsMarker
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from howdah.fastapi._routes import iterate_dependants
 from howdah.fastapi.authentication import PRINCIPAL_KEY, NotAuthenticated, find_principal
 from howdah.fastapi.problem import ProblemException
 
@@ -29,6 +32,9 @@ _CHECKED_KEY: Final = "howdah.checked_rule"
 _RULE_ATTRIBUTE: Final = "howdah_rule"
 
 _ASGI_PARAMETERS: Final = 3
+
+TAKEN_RULE: Final = "howdah_taken_rule"
+"""The attribute of a route that has its rule, if the rule isn't one of its dependencies any more."""
 
 
 class NotAllowed(ProblemException):
@@ -180,6 +186,19 @@ def to_rule(rule: Any) -> AccessRule:
 def unwrap_protected(app: Any) -> Any:
     """The application that was given to `protect`, or the same application."""
     return app.wrapped if isinstance(app, _Protected) else app
+
+
+def find_rules(route: Any) -> Iterator[AccessRule]:
+    """All rules of a route, or of its inclusion. A rule may occur several times."""
+    taken = getattr(route, TAKEN_RULE, None)
+    if taken is not None:
+        yield taken
+    dependant = getattr(route, "dependant", None)
+    if isinstance(dependant, Dependant):
+        yield from (each.call for each in iterate_dependants(dependant) if isinstance(each.call, AccessRule))
+    protecting = get_protecting_rule(getattr(route, "endpoint", None))
+    if protecting is not None:
+        yield protecting
 
 
 def get_protecting_rule(endpoint: Any) -> AccessRule | None:

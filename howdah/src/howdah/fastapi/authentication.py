@@ -88,6 +88,28 @@ def find_principal(connection: HTTPConnection) -> Any:
     return connection.scope.get(PRINCIPAL_KEY)
 
 
+async def require_principal(connection: HTTPConnection) -> Any:
+    """The principal of the request. Raises `NotAuthenticated` (401) without credentials.
+
+    It is a dependency: `CurrentUser = Annotated[User, Depends(require_principal)]`, where `User` is the class of the
+    application's principals.
+    """
+    principal = find_principal(connection)
+    if principal is None:
+        raise NotAuthenticated
+    return principal
+
+
+async def require_principal_key(connection: HTTPConnection) -> str:
+    """The key of the principal. Raises `NotAuthenticated` (401) without credentials.
+
+    It is a dependency, for example for `idempotency_key(..., scope=require_principal_key)`: principals never get each
+    other's responses.
+    """
+    key: str = (await require_principal(connection)).key
+    return key
+
+
 class AuthenticationLayer:
     """ASGI middleware that sets the principal. A request with wrong credentials gets a 401, and its body isn't read.
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
-from howdah.fastapi.access import AccessRule
+from howdah.fastapi.access import find_rules
 from howdah.fastapi.body_limits import BodyLimitsMiddleware
 from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
@@ -118,7 +118,7 @@ def _describe_operation(
             forbid_nul(operation)
     statuses: list[int] = [] if route is None else list(_infer_statuses(operation, method, route))
     if route is not None and schemes:
-        for rule in _find_rules(route):
+        for rule in find_rules(route):
             statuses += describe_rule(operation, rule, schemes)
     schema_422 = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema")
     if schema_422 == _FASTAPI_422:
@@ -193,10 +193,6 @@ def _infer_statuses(operation: Mapping[str, Any], method: str, route: Any) -> It
         yield HTTPStatus.PRECONDITION_REQUIRED
     if any(map(is_database_dependency, calls)):
         yield HTTPStatus.SERVICE_UNAVAILABLE
-
-
-def _find_rules(route: Any) -> Iterator[AccessRule]:
-    return (each.call for each in iterate_dependants(route.dependant) if isinstance(each.call, AccessRule))
 
 
 def _find_required_headers(route: Any) -> Iterator[str]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from fastapi import FastAPI
-from fastapi.dependencies.models import Dependant
+from fastapi import Depends, FastAPI
+from fastapi.dependencies.utils import get_parameterless_sub_dependant
 from fastapi.routing import APIRoute
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
-from howdah.fastapi.access import AccessRule, get_protecting_rule, unwrap_protected
+from howdah.fastapi.access import TAKEN_RULE, AccessRule, find_rules, get_protecting_rule, unwrap_protected
 from howdah.fastapi.authentication import AuthenticationLayer
 
 WEBSOCKET: Final = "WEBSOCKET"
@@ -70,7 +70,7 @@ def _iterate(routes: Sequence[Any], prefix: str) -> Iterator[RouteRules]:
 def _describe(route: Any, path: str) -> RouteRules:
     original = getattr(route, "original_route", route)
     methods = frozenset({WEBSOCKET} if isinstance(original, WebSocketRoute) else getattr(route, "methods", None) or ())
-    rules = {id(rule): rule for rule in _find_rules(route)}
+    rules = {id(rule): rule for rule in find_rules(route)}
     endpoint = getattr(route, "endpoint", None)
     return RouteRules(
         path,
@@ -80,20 +80,6 @@ def _describe(route: Any, path: str) -> RouteRules:
         # `/openapi.json`, and the pages of `/docs` that `configure_app` doesn't replace in a mounted application
         is_own_page=not isinstance(original, APIRoute) and getattr(endpoint, "__module__", None) == FastAPI.__module__,
     )
-
-
-def _find_rules(route: Any) -> Iterator[AccessRule]:
-    dependant = getattr(route, "dependant", None)
-    if isinstance(dependant, Dependant):
-        yield from (each.call for each in iterate_dependants(dependant) if isinstance(each.call, AccessRule))
-    rule = get_protecting_rule(getattr(route, "endpoint", None))
-    if rule is not None:
-        yield rule
-
-
-def find_rule(route: Any) -> AccessRule | None:
-    """The rule of a route, or None."""
-    return next(_find_rules(route), None)
 
 
 def _has_layer(app: FastAPI) -> bool:
@@ -177,25 +163,46 @@ class _RuleFirst:
     def __init__(self, route: APIRoute) -> None:
         self._route = route
         self._handle: Callable[[Scope, Receive, Send], Any] = route.handle
-        # by the id of the dependencies; the dependencies are in the value so that they, and the id, stay
-        self._rules: dict[int, tuple[Dependant, AccessRule | None]] = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
         """Check the rule, and return what `handle` returns. Another method is left to `handle`, which answers 405."""
-        route = self._route
-        if route.methods is None or scope["method"] in route.methods:
-            rule = self._find_rule(scope)
+        route: Any = self._route
+        if scope["method"] in route.methods:
+            included = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
+            if included is None or included.original_route is not route:
+                included = route
+            rule = getattr(included, TAKEN_RULE, None) or _take_rule(included)
             if rule is not None:
                 overrides = scope["app"].dependency_overrides
-                if not overrides or rule not in overrides:
+                if overrides and rule in overrides:
+                    _give_back_rule(included, rule)
+                else:
                     rule.check_first(scope)
         return self._handle(scope, receive, send)
 
-    def _find_rule(self, scope: Scope) -> AccessRule | None:
-        included = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
-        if included is None or included.original_route is not self._route:
-            included = self._route
-        found = self._rules.get(id(included.dependant))
-        if found is None:
-            found = self._rules[id(included.dependant)] = (included.dependant, find_rule(included))
-        return found[1]
+
+def _take_rule(included: Any) -> AccessRule | None:
+    """The rule of a route. It is removed from the dependencies, because FastAPI needs 10 µs to call a dependency.
+
+    This happens at the first request of an inclusion. So `handle` is known to be called for it, and FastAPI also calls
+    the dependency for the first request. A rule that isn't in `dependencies`, but a parameter of the endpoint or of
+    another dependency, stays there.
+    """
+    dependant = included.dependant
+    for each in iterate_dependants(dependant):
+        if isinstance(each.call, AccessRule):
+            # a new list, because another request may iterate over the old one
+            dependant.dependencies = [one for one in dependant.dependencies if one.call is not each.call or one.name]
+            setattr(included, TAKEN_RULE, each.call)
+            return each.call
+    return None
+
+
+def _give_back_rule(included: Any, rule: AccessRule) -> None:
+    """Add the rule to the dependencies again, so that FastAPI calls what overrides it."""
+    dependant = included.dependant
+    if all(each.call is not rule for each in iterate_dependants(dependant)):
+        added = get_parameterless_sub_dependant(depends=Depends(rule), path=dependant.path or "")
+        dependant.dependencies = [added, *dependant.dependencies]
+    if hasattr(included, TAKEN_RULE):
+        delattr(included, TAKEN_RULE)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     import httpx
 
-SUCCESS: Final = range(200, 400)
+# 101: a WebSocket was accepted
+SUCCESS: Final = frozenset({101, *range(200, 400)})
 _MAX_SHOWN_CHARACTERS: Final = 160
 # The extension of a response that has the texts of its request. A response may repeat them.
 _SENT_KEY: Final = "howdah_sent"

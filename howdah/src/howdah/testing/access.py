@@ -14,8 +14,9 @@
     )
     await matrix.check(committed_client)
 
-The routes are those of the OpenAPI description, and those that are hidden from it. What is expected is written apart
-from the rules, so that a changed rule is noticed. A route without an entry is a gap. So is an entry without a route.
+The routes are those of the OpenAPI description, and those that are hidden from it, also `WEBSOCKET /path`. What is
+expected is written apart from the rules, so that a changed rule is noticed. A route without an entry is a gap. So is an
+entry without a route.
 
 With `disabled(rule)` the matrix must have a gap, for each rule of `list_rules(app)`:
 
@@ -40,7 +41,7 @@ import pytest
 
 from howdah.fastapi.access import AccessRule, to_rule
 from howdah.fastapi.openapi_security import ROLES_EXTENSION, SCOPE_EXTENSION
-from howdah.fastapi.route_rules import RouteRules, iterate_route_rules
+from howdah.fastapi.route_rules import WEBSOCKET, RouteRules, iterate_route_rules
 from howdah.testing._access_responses import (
     SUCCESS,
     can_tell_apart,
@@ -50,6 +51,8 @@ from howdah.testing._access_responses import (
     remember_sent,
     shorten,
 )
+from howdah.testing._websockets import open_websocket
+from howdah.testing.clients import find_application
 
 if TYPE_CHECKING:
     import httpx
@@ -287,14 +290,17 @@ class AccessMatrix:
                 values[name] = str(await _resolve(self._path_values[name](case)))
         url = data.url or _PARAMETER.sub(lambda match: quote(values[match[1]], safe=""), template)
         try:
-            response = await client.request(
-                data.method or method,
-                url,
-                params=data.query or None,
-                json=data.json,
-                content=data.content,
-                headers={**data.headers, **headers},
-            )
+            if method == WEBSOCKET:
+                response = await open_websocket(find_application(client), url, {**data.headers, **headers})
+            else:
+                response = await client.request(
+                    data.method or method,
+                    url,
+                    params=data.query or None,
+                    json=data.json,
+                    content=data.content,
+                    headers={**data.headers, **headers},
+                )
         except Exception as error:  # of the application, which has no `request_log`
             response = httpx.Response(HTTPStatus.INTERNAL_SERVER_ERROR, text=repr(error))
         remember_sent(response, values, url, data.query, data.json, data.content)

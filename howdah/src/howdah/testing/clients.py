@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     import httpx
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _BASE_URL: Final = "http://test"
 # A request may wait for a lock (`lock_timeout`, 5 s) or a statement (`statement_timeout`, 30 s).
 _MAX_WAIT_SECONDS: Final = 40.0
+
+_applications: Final[WeakKeyDictionary[httpx.AsyncClient, ASGIApp]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
@@ -43,7 +46,15 @@ async def open_client(
 
             transport = httpx.ASGITransport(app_with_state)
             async with httpx.AsyncClient(transport=transport, base_url=_BASE_URL) as client:
+                _applications[client] = app_with_state
                 yield client
+
+
+def find_application(client: httpx.AsyncClient) -> ASGIApp:
+    """The application of a client that `open_client` has opened. httpx can't open its WebSockets."""
+    if client not in _applications:
+        raise TypeError("only a client of open_client, or of the fixtures, can open a WebSocket")
+    return _applications[client]
 
 
 @asynccontextmanager

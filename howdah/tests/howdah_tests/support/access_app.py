@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response, WebSocket
 from pydantic import BaseModel
 from sqlalchemy import MetaData, Text, select
 from sqlalchemy.orm import Mapped, mapped_column
@@ -47,7 +47,7 @@ REMOVE = allow(OPERATOR)
 
 
 def create_access_app(database_url: str, *, faults: Collection[str] = ()) -> FastAPI:
-    app = create_protected_app(database=lambda: Database(database_url))
+    app = create_protected_app(database=lambda: Database(database_url), request_log=False, metrics=False)
     app.include_router(_build_router(frozenset(faults)))
     return app
 
@@ -95,6 +95,11 @@ def _build_router(faults: frozenset[str]) -> APIRouter:
     @router.get("/page", include_in_schema=False, dependencies=[PUBLIC if "the page is public" in faults else REMOVE])
     async def get_page() -> Response:
         return Response("page")
+
+    @router.websocket("/changes", dependencies=[PUBLIC if "the websocket is public" in faults else REMOVE])
+    async def send_changes(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.receive_text()
 
     if "another route" in faults:
         router.get("/other", dependencies=[READ])(get_page)
