@@ -7,7 +7,7 @@ PYTEST := $(RUN) pytest -n 2 --dist worksteal
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak fuzz test-matrix test-wheel clean
+.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak fuzz audit test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -82,6 +82,10 @@ soak: $(UV)
 # command prints its seed, and curl commands for failures: make fuzz ARGS="--seed 7 --examples 20"
 fuzz: $(UV)
 	$(RUN) python -m soak.fuzz $(ARGS)
+
+# Known vulnerabilities of all locked packages, which needs PyPI's advisories, and secrets in the files of the repository.
+audit: $(UV)
+	$(RUN) --group audit python tools/audit.py $(ARGS)
 
 # The library's wheel, installed alone, passes the library's tests.
 test-wheel: $(UV)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import results
-from benchmarks.authentication import Authentication
 from benchmarks.access import Access
+from benchmarks.authentication import Authentication
 from benchmarks.bulk_create import BulkCreate
 from benchmarks.bulk_update_rows import BulkUpdateRows
 from benchmarks.bulk_update_status import BulkUpdateStatus
@@ -26,6 +26,7 @@ from benchmarks.overload import Overload
 from benchmarks.pages import Pages
 from benchmarks.pool import Pool, PoolWaits
 from benchmarks.postgres import embedded_server, new_database, open_connections, read_settings
+from benchmarks.rate_limits import RateLimitCosts
 from benchmarks.retail_import import RetailImport
 from benchmarks.roles import Roles
 from benchmarks.runner import Options, run_comparisons
@@ -50,6 +51,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Access,
     Pool,
     PoolWaits,
+    RateLimitCosts,
     GetUser,
     Servers,
     Authentication,

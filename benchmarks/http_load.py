@@ -143,6 +143,7 @@ class HttpServer:
                     "SHOP_DATABASE_URL": as_service_login(self._url),
                     "SHOP_OWNER_DATABASE_URL": self._url,
                     "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+                    "SHOP_RATE_LIMITS": "off",
                     "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
                     "SHOP_LOG_FORMAT": "json",
                     "SHOP_SHUTDOWN_PAUSE": "0",

@@ -44,6 +44,7 @@ class Service:
             "SHOP_DATABASE_URL": as_service_login(database_url),
             "SHOP_OWNER_DATABASE_URL": database_url,
             "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+            "SHOP_RATE_LIMITS": "off",
             "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
             "SHOP_LOG_FORMAT": "json",
             "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz

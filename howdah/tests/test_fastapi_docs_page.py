@@ -48,6 +48,22 @@ async def test_the_page_refers_only_to_files_of_the_application(root_path: str) 
         assert (await client.get(f"{root_path}/redoc")).status_code == 404
 
 
+async def test_the_page_sends_requests_only_to_the_servers_of_the_description() -> None:
+    servers = [{"url": "https://api.example.com/v1"}, {"url": "/relative"}, {"url": "https://a.example; script-src *"}]
+    for app, origins in ((FastAPI(), "'self'"), (FastAPI(servers=servers), "'self' https://api.example.com")):
+        async with asgi_client(build_app(app)) as client:
+            policy = (await client.get("/docs")).headers["content-security-policy"]
+        assert f"connect-src {origins};" in policy
+
+
+async def test_a_script_of_the_application_runs_after_the_others() -> None:
+    app = FastAPI()
+    configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/nothing"), docs_script="/own.js")
+    async with asgi_client(app) as client:
+        page = await client.get("/docs")
+    assert re.findall(r'<script src="([^"]+)"', page.text)[-1] == "/own.js"
+
+
 async def test_a_page_of_the_application_is_kept() -> None:
     app = FastAPI(docs_url=None)
 

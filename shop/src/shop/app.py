@@ -28,6 +28,7 @@ from shop.identity.maintenance import build_jobs as build_identity_jobs
 from shop.identity.oauth2_routes import router as oauth2_routes
 from shop.identity.revocation import POLL_REVOCATIONS, revocations
 from shop.identity.routes import router as sign_in_routes
+from shop.identity.security_schemes import SECURITY_SCHEMES
 from shop.identity.staff_routes import router as staff_routes
 from shop.identity.tokens import TokenSigner
 from shop.ledger.group_commit import Ledger
@@ -43,6 +44,8 @@ from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
 from shop.postgres import open_database, open_system_database
 from shop.roles import SYSTEM_ROLE
 from shop.settings import Settings
+from shop.sign_in.routes import HAS_PUBLIC_DOCS
+from shop.sign_in.routes import router as sign_in_pages
 from shop.user_orders.dependencies import user_with_orders_reader
 from shop.user_orders.routes import router as user_order_routes
 from shop.user_orders.service import USER_WITH_ORDERS_VIEW
@@ -50,6 +53,7 @@ from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
 from shop.users.service import USER_VIEW
 from shop.web.dependencies import SYSTEM_DATABASE
+from shop.web.rate_limits import build_rate_limits
 
 _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
     (user_reader, USER_VIEW),
@@ -96,6 +100,11 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
         readiness_checks=[_find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
+        rate_limits=build_rate_limits(chosen),
+        trusted_proxies=chosen.trusted_proxies,
+        cors_origins=chosen.cors_origins,
+        docs_script="/sign-in/session.js",
+        security_schemes=SECURITY_SCHEMES,
         max_body_bytes=chosen.max_body_bytes,
         max_body_seconds=chosen.max_body_seconds,
         load_limit=LoadLimit(
@@ -110,6 +119,8 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
         *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
     ):
         app.include_router(router, responses=responses)
+    app.include_router(sign_in_pages)
+    setattr(app.state, HAS_PUBLIC_DOCS, chosen.internal_port is None)
     for problems in (identity_problems, ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app

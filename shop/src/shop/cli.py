@@ -99,12 +99,18 @@ def new_secret() -> None:
 
 def print_first_sign_in(url: str, address: str) -> None:
     """As long as no admin has a password, print how to sign in as one. Only the console gets the token, not the log."""
-    from shop.identity.bootstrap import FIRST_ADMIN, create_first_admin, describe_one_time_sign_in
+    from shop.identity.bootstrap import (
+        FIRST_ADMIN,
+        create_first_admin,
+        describe_one_time_sign_in,
+        describe_sign_in_link,
+    )
 
     token = create_first_admin(url)
     if token is not None:
         _out.print(f"to sign in as {FIRST_ADMIN}, once, within 15 minutes:", highlight=False)
         _out.print(f"  {describe_one_time_sign_in(address, token)}", highlight=False, markup=False)
+        _out.print(f"  {describe_sign_in_link(address, token)}", highlight=False, markup=False)
 
 
 @app.command("create-admin")
@@ -118,7 +124,7 @@ def create_admin_command(
     from pydantic import TypeAdapter, ValidationError
 
     from shop import migrations
-    from shop.identity.bootstrap import create_admin, describe_one_time_sign_in
+    from shop.identity.bootstrap import create_admin, describe_one_time_sign_in, describe_sign_in_link
     from shop.postgres import open_owner_database, open_running_location, report_location
     from shop.settings import Settings
     from shop.users.schemas import Email
@@ -139,6 +145,7 @@ def create_admin_command(
         token = asyncio.run(run(location.url))
     _out.print(f"{email} is an admin. To sign in, once, within 15 minutes:", highlight=False)
     _out.print(f"  {describe_one_time_sign_in(address, token)}", highlight=False, markup=False)
+    _out.print(f"  {describe_sign_in_link(address, token)}", highlight=False, markup=False)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from howdah import Database, InvalidUrl
 from howdah.serving import ServerLimits
 from shop.keyrings import MissingSecret, missing_secret, parse_keyring
 
+_RATE: Final = r"^[1-9]\d{0,8}/[1-9]\d{0,4}$"
+
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 KEYRINGS: Final = ("signing_keys", "encryption_keys")
@@ -144,6 +146,30 @@ class Settings(BaseSettings):
         gt=0,
         description="An idle connection is closed after this time. It must be longer than the proxy's: nginx has 75 s",
     )
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="The networks of proxies, such as 10.0.0.0/8,::1, or unix. Only their X-Forwarded-For and "
+        "X-Forwarded-Proto are used",
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="The origins whose pages may use the API in a browser, such as https://app.example.com. By default "
+        "none",
+    )
+    rate_limits: bool = Field(default=True, description="Whether requests are limited by the settings that follow")
+    rate_limit_address: str = Field(
+        default="30000/60", pattern=_RATE, description="Requests/seconds of an address, in one process (429)"
+    )
+    rate_limit_read: str = Field(default="6000/60", pattern=_RATE, description="The same for reads of a principal")
+    rate_limit_write: str = Field(default="3000/60", pattern=_RATE, description="The same for writes")
+    rate_limit_money: str = Field(default="3000/60", pattern=_RATE, description="The same for transfers and payments")
+    rate_limit_bulk: str = Field(default="120/60", pattern=_RATE, description="The same for batches and exports")
+    rate_limit_sign_in: str = Field(
+        default="60/60", pattern=_RATE, description="The same for attempts to sign in, for each address"
+    )
+    rate_limit_entries: int = Field(
+        default=20_000, ge=2, description="The principals, and the addresses, that each limit remembers"
+    )
 
     @property
     def signing_keyring(self) -> Mapping[str, str]:
@@ -214,9 +240,9 @@ class Settings(BaseSettings):
             return self
         return self.model_copy(update={"allowed_hosts": ["localhost", "127.0.0.1", "[::1]"]})
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
-    def _split_hosts(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
 
     @field_validator(*KEYRINGS)

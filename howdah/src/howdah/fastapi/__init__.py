@@ -79,6 +79,7 @@ from howdah.fastapi.problem import (
     problem_response,
     retry_after,
 )
+from howdah.fastapi.rate_limits import RateLimit, RateLimits
 from howdah.fastapi.resources import Resource
 from howdah.fastapi.scoped_sessions import session_from
 from howdah.fastapi.sessions import (
@@ -137,6 +138,8 @@ __all__ = [
     "Problem",
     "ProblemException",
     "RFC3339Datetime",
+    "RateLimit",
+    "RateLimits",
     "ReadDbSession",
     "ReadinessCheck",
     "RejectedLine",

@@ -23,6 +23,7 @@ from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import unwrap_protected
 from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
+from howdah.fastapi.cors import add_cors
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
@@ -30,11 +31,14 @@ from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
 from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.fastapi.internal import InternalPort
-from howdah.fastapi.jobs import Job, build_runners, run_jobs
+from howdah.fastapi.jobs import Job, build_runners, check_jobs, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi_security import BEARER_SCHEME, set_security_schemes
+from howdah.fastapi.rate_limits import AddressRateLimits, PrincipalRateLimits, RateLimiter, RateLimits
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.fastapi.route_rules import RuleCheck
+from howdah.fastapi.security_headers import SecurityHeaders
+from howdah.fastapi.trusted_proxies import TrustedProxies
 from howdah.serving._scope_keys import ADMIT_KEY
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
@@ -68,6 +72,10 @@ def configure_app(
     authenticate: Authenticate | None = None,
     authenticate_timeout: float = DEFAULT_AUTHENTICATE_SECONDS,
     security_schemes: Mapping[str, Mapping[str, Any]] = BEARER_SCHEME,
+    rate_limits: RateLimits | None = None,
+    trusted_proxies: Iterable[str] = (),
+    cors_origins: Iterable[str] = (),
+    docs_script: str | None = None,
 ) -> None:
     """Set up the application: lifespan, error handlers, `/healthz` and `/readyz`, `/metrics`, and the request log.
 
@@ -99,6 +107,12 @@ def configure_app(
       application with a route without a rule doesn't start (`RuntimeError`). See `howdah.fastapi.access`.
     - `security_schemes` are the security schemes of the OpenAPI description, by name. A client uses one of them. By
       default it is `{"bearer": {"type": "http", "scheme": "bearer"}}`.
+    - `rate_limits` bound the requests of each address and each principal. The excess gets a 429. None: no limit.
+    - `trusted_proxies` are the addresses of proxies in front of the server, such as `10.0.0.0/8`, or `unix` for a Unix
+      socket. Only their headers `X-Forwarded-For` and `X-Forwarded-Proto` are used. By default no proxy is trusted.
+    - `cors_origins` are the origins whose pages may read the responses in a browser, such as `https://app.example.com`.
+      By default there are none.
+    - `docs_script` is the path of a script of the application that `/docs` runs, for example to show who is signed in.
     - `max_body_bytes` limits the body of a request (413), and `max_body_seconds` the time for which a route waits for
       it (408), plus a second for each 64 KiB. FastAPI's `max_body_size` of a router or a route replaces
       `max_body_bytes`. Bodies that are read by `read_lines` or `BodyRows` have `BodyLimits` instead. None: no limit.
@@ -127,6 +141,9 @@ def configure_app(
     _require_extra(request_log, "request_log", "structlog", "logging")
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
+    limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths={*PROBE_PATHS, METRICS_PATH})
+    if limiter is not None:
+        app.add_middleware(PrincipalRateLimits, limiter=limiter)
     if authenticate is not None:
         rule_check = configuration.rule_check = RuleCheck(app)
         app.add_middleware(
@@ -138,10 +155,12 @@ def configure_app(
             log_principal=_bind_principal if request_log else None,
         )
         set_security_schemes(app, security_schemes)
+    if limiter is not None:
+        app.add_middleware(AddressRateLimits, limiter=limiter)
     add_error_handlers(app)
     app.add_middleware(_OwnState)
     app.router.redirect_slashes = False
-    replace_docs_pages(app)
+    replace_docs_pages(app, script=docs_script)
     app.add_middleware(
         HTTPRules,
         application=app,
@@ -161,8 +180,11 @@ def configure_app(
         from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
 
         request_metrics = RequestMetrics()
-        app.include_router(build_metrics_router(request_metrics, in_progress))
+        app.include_router(build_metrics_router(request_metrics, in_progress, limiter))
         app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
+    add_cors(app, cors_origins)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(TrustedProxies, networks=trusted_proxies)
     # the outermost one, so that a rejection costs little
     app.add_middleware(LimitRequests, requests=in_progress)
 
@@ -223,7 +245,7 @@ class _Configuration:
                     f"the resource {resource.name!r} uses the database {resource.database!r}, which is not in "
                     f"configure_app(..., databases={{...}})"
                 )
-        _check_jobs(jobs, self._factories, {resource.key for resource in resources})
+        check_jobs(jobs, self._factories, {resource.key for resource in resources})
         self._resources = resources
         self._jobs = jobs
         self._lifespan = lifespan
@@ -327,23 +349,6 @@ def _iterate_configurations(app: FastAPI) -> Iterator[_Configuration]:
     yield getattr(app.state, _CONFIGURATION_KEY)
     for mounted, _ in _find_mounted(app):
         yield from _iterate_configurations(mounted)
-
-
-def _check_jobs(jobs: list[Job], databases: Collection[str], resources: Collection[object]) -> None:
-    names = [job.name for job in jobs]
-    for job in jobs:
-        if names.count(job.name) > 1:
-            raise ValueError(f"two jobs have the name {job.name!r}: give each its own name")
-        if job.database not in databases:
-            raise ValueError(
-                f"the job {job.name!r} uses the database {job.database!r}, which is not in "
-                "configure_app(..., databases={...})"
-            )
-        if job.resource is not None and job.resource.key not in resources:
-            raise ValueError(
-                f"the job {job.name!r} uses the resource {job.resource.name!r}: add it to "
-                "configure_app(..., resources=[...])"
-            )
 
 
 def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:

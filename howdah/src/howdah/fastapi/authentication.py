@@ -52,11 +52,7 @@ class Principal(Protocol):
 
 
 Authenticate: TypeAlias = Callable[[HTTPConnection], Awaitable[Principal | None]]
-"""Returns the principal, or None for a request without credentials. Raises `NotAuthenticated` for wrong ones.
-
-If it raises a `HowdahError`, for example because the database can't be reached, the response is that of
-`error_response`.
-"""
+"""Returns the principal, or None for a request without credentials. Raises `NotAuthenticated` for wrong ones."""
 
 
 class NotAuthenticated(ProblemException):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from html import escape
 from importlib.resources import files
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request, Response
 from starlette.responses import HTMLResponse
@@ -32,11 +34,14 @@ if (initOAuth) ui.initOAuth(initOAuth);
 """
 _DEFAULTS: Final = {"layout": "BaseLayout", "deepLinking": True, "showExtensions": True, "showCommonExtensions": True}
 
-# Swagger UI writes style attributes, and has images as data URLs. Its requests go to the servers of the description.
+# Swagger UI writes style attributes, and has images as data URLs.
 _CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
-    "connect-src *; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src {origins}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+# Other characters would end the directive.
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+", re.ASCII)
 
 _PAGE: Final = """\
 <!DOCTYPE html>
@@ -51,16 +56,17 @@ _PAGE: Final = """\
 <body>
 <div id="swagger-ui" data-configuration="{configuration}"></div>
 <script src="{files}/swagger-ui-bundle.js"></script>
-<script src="{files}/start.js"></script>
+<script src="{files}/start.js"></script>{script}
 </body>
 </html>
 """
 
 
-def replace_docs_pages(app: FastAPI) -> None:
+def replace_docs_pages(app: FastAPI, *, script: str | None = None) -> None:
     """Serve `docs_url` from the application itself, and remove FastAPI's `redoc_url`, which needs a CDN.
 
-    Pages that the application itself has at these paths are kept.
+    `script` is the path of a script of the application, which the page runs after Swagger UI has started. Pages that
+    the application itself has at these paths are kept.
     """
     own_pages = {app.docs_url, app.redoc_url} - {None}
     if app.openapi_url is None or not own_pages:
@@ -82,13 +88,21 @@ def replace_docs_pages(app: FastAPI) -> None:
             title=escape(f"{app.title} - Swagger UI"),
             files=escape(f"{root_path}{files_path}"),
             configuration=escape(json.dumps(_build_configuration(app, root_path))),
+            script="" if script is None else f'\n<script src="{escape(root_path + script)}"></script>',
         )
-        return HTMLResponse(page, headers={"Content-Security-Policy": _CONTENT_SECURITY_POLICY})
+        policy = _CONTENT_SECURITY_POLICY.format(origins=" ".join(["'self'", *_list_origins(app)]))
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     app.add_route(app.docs_url, protect(docs, OPERATOR_PAGE), include_in_schema=False)
     for name, media_type in {**_MEDIA_TYPES, _START_SCRIPT: "text/javascript"}.items():
         endpoint = protect(_make_file_endpoint(name, media_type), OPERATOR_PAGE)
         app.add_route(f"{files_path}/{name}", endpoint, include_in_schema=False)
+
+
+def _list_origins(app: FastAPI) -> list[str]:
+    """The origins of the description's servers, to which the page may send requests."""
+    parsed = [urlsplit(str(server.get("url", ""))) for server in app.servers]
+    return [f"{each.scheme}://{each.netloc}" for each in parsed if _ORIGIN.fullmatch(f"{each.scheme}://{each.netloc}")]
 
 
 def _build_configuration(app: FastAPI, root_path: str) -> dict[str, Any]:

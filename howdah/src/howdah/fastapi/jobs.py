@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from random import Random
@@ -171,3 +171,21 @@ async def run_jobs(runners: Sequence[JobRunner]) -> AsyncGenerator[None]:
                 _log.error(
                     "the job %r did not end within %g s after it was cancelled", tasks[task].name, _MAX_SHUTDOWN_SECONDS
                 )
+
+
+def check_jobs(jobs: list[Job], databases: Collection[str], resources: Collection[object]) -> None:
+    """Raise `ValueError` if two jobs have the same name, or if a database or a resource of a job is unknown."""
+    names = [job.name for job in jobs]
+    for job in jobs:
+        if names.count(job.name) > 1:
+            raise ValueError(f"two jobs have the name {job.name!r}: give each its own name")
+        if job.database not in databases:
+            raise ValueError(
+                f"the job {job.name!r} uses the database {job.database!r}, which is not in "
+                "configure_app(..., databases={...})"
+            )
+        if job.resource is not None and job.resource.key not in resources:
+            raise ValueError(
+                f"the job {job.name!r} uses the resource {job.resource.name!r}: add it to "
+                "configure_app(..., resources=[...])"
+            )

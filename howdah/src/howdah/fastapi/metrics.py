@@ -21,6 +21,7 @@ from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.in_progress import RequestsInProgress
 from howdah.fastapi.jobs import JobRunner
 from howdah.fastapi.path_methods import ROUTE_PATH_KEY
+from howdah.fastapi.rate_limits import RateLimiter
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
 
@@ -97,7 +98,9 @@ class RequestMetricsMiddleware:
             )
 
 
-def build_metrics_router(metrics: RequestMetrics, in_progress: RequestsInProgress) -> APIRouter:
+def build_metrics_router(
+    metrics: RequestMetrics, in_progress: RequestsInProgress, rate_limiter: RateLimiter | None = None
+) -> APIRouter:
     """`/metrics`: the default registry of the process, and the metrics of this application."""
     router = APIRouter(tags=["health"], dependencies=[OPERATOR_PAGE])
 
@@ -114,6 +117,8 @@ def build_metrics_router(metrics: RequestMetrics, in_progress: RequestsInProgres
         current.register(BatchCollector(_find_queues(opened)))
         current.register(LogCollector())
         current.register(_LoadCollector(in_progress))
+        if rate_limiter is not None:
+            current.register(_RateLimitCollector(rate_limiter))
         if opened.jobs:
             current.register(_JobCollector(opened.jobs))
         body = b"".join(map(generate_latest, (REGISTRY, metrics.registry, current)))
@@ -139,6 +144,24 @@ class _LoadCollector(Collector):
         yield GaugeMetricFamily("howdah_requests_limit", "The limit of requests in progress", status.limit)
         yield GaugeMetricFamily("howdah_requests_waiting", "Requests that wait to be admitted", status.waiting)
         yield CounterMetricFamily("howdah_requests_rejected", "Requests rejected by the limits", status.rejected)
+
+
+class _RateLimitCollector(Collector):
+    """The requests that exceeded a rate limit, and the clients that are counted."""
+
+    def __init__(self, limiter: RateLimiter) -> None:
+        self._limiter = limiter
+
+    def collect(self) -> Iterator[Metric]:
+        rejected = CounterMetricFamily(
+            "howdah_requests_rate_limited", "Requests rejected by a rate limit", labels=["limit"]
+        )
+        for name in self._limiter.list_names():
+            rejected.add_metric([name], self._limiter.rejected[name])
+        yield rejected
+        yield GaugeMetricFamily(
+            "howdah_rate_limit_entries", "Principals and addresses in memory", self._limiter.count_entries()
+        )
 
 
 class _JobCollector(Collector):

@@ -32,8 +32,10 @@ from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
+from howdah.fastapi.rate_limits import AddressRateLimits
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 from howdah.filters import Filters
+from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
 # The arguments of each call of `get_schema_ref`, by the name in its reference. `_insert_models` replaces these names.
 _referenced: Final[dict[str, tuple[type[BaseModel], JsonSchemaMode]]] = {}
@@ -95,6 +97,7 @@ def _complete(description: dict[str, Any], app: FastAPI) -> None:
                 _describe_operation(operation, method.upper(), routes.get((path, method.upper())), schemes)
     add_security_schemes(description, schemes)
     _describe_body_limit(description, app)
+    _describe_rate_limits(description, app)
     _insert_models(description)
     correct_schemas(description)
     add_links(description)
@@ -143,6 +146,20 @@ def _describe_body_limit(description: Mapping[str, Any], app: FastAPI) -> None:
                 if not responses.keys() & {str(int(status)), "4XX", "default"}:
                     responses[str(int(status))] = describe_problems(status)[status]
                 operation["responses"] = dict(sorted(responses.items()))
+
+
+def _describe_rate_limits(description: Mapping[str, Any], app: FastAPI) -> None:
+    """Add 429 to every operation, if the application has rate limits. Probes and metrics aren't limited."""
+    if not any(cast(object, each.cls) is AddressRateLimits for each in app.user_middleware):
+        return
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    for path, operations in description.get("paths", {}).items():
+        for operation in operations.values() if path not in {*PROBE_PATHS, METRICS_PATH} else ():
+            responses = operation.get("responses") if isinstance(operation, dict) else None
+            if responses is not None and not responses.keys() & {str(int(status)), "4XX", "default"}:
+                operation["responses"] = dict(
+                    sorted({**responses, str(int(status)): describe_problems(status)[status]}.items())
+                )
 
 
 def _describe_replays(responses: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def describe_rule(
     operation.setdefault(
         "security",
         [
-            {name: [rule.scope] if rule.scope is not None and scheme.get("type") in _SCOPED_TYPES else []}
+            {name: [rule.scope] if rule.scope is not None and _has_scope(scheme, rule.scope) else []}
             for name, scheme in schemes.items()
         ],
     )
@@ -64,6 +64,13 @@ def describe_rule(
     if rule.scope is not None:
         operation[SCOPE_EXTENSION] = rule.scope
     return (401, 403)
+
+
+def _has_scope(scheme: Mapping[str, Any], scope: str) -> bool:
+    """Whether tokens of this scheme can be limited to the scope: a flow of `oauth2` lists its scopes."""
+    if scheme.get("type") != "oauth2":
+        return scheme.get("type") in _SCOPED_TYPES
+    return any(scope in flow.get("scopes", {}) for flow in scheme.get("flows", {}).values())
 
 
 def describe_challenge(responses: Mapping[str, Any]) -> None:

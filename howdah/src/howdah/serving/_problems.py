@@ -39,6 +39,8 @@ class ServerProblem:
             (b"content-type", b"application/problem+json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
         ]
         if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append((b"retry-after", choose_retry_after().encode()))

@@ -215,6 +215,9 @@ def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float
         ws_max_size=limits.max_websocket_message_bytes,
         log_config=None,
         access_log=False,
+        # Otherwise uvicorn would use the headers of every client on 127.0.0.1, or of those in an environment variable.
+        # `configure_app(trusted_proxies=...)` is used instead.
+        proxy_headers=False,
     )
     return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
 

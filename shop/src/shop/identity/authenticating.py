@@ -1,4 +1,4 @@
-"""Find the principal of a request: from its access token or its API key."""
+"""Find the principal of a request: from its access token, its API key, or the cookie of a browser."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from howdah.fastapi import NotAuthenticated, ProblemException
+from howdah.fastapi import NotAuthenticated, ProblemException, check_same_origin
 from shop.identity.api_keys.verification import api_key_verifier
 from shop.identity.principals import Principal
 from shop.identity.revocation import revocations
 from shop.identity.tokens import TokenSigner
+from shop.web.session_cookies import find_access_token
 
 API_KEY_HEADER: Final = "X-API-Key"
 TOKEN_PATH: Final = "/auth/token"  # noqa: S105  # a path
@@ -31,6 +32,18 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
         (await revocations(connection)).check(principal.session_id)
         return principal
 
+    async def verify_cookie(connection: HTTPConnection) -> Principal | None:
+        """The principal of a browser's session. Raises `CrossOrigin` if a page of another origin sent the request."""
+        token = find_access_token(connection)
+        if token is None:
+            return None
+        try:
+            principal = await verify_token(connection, token)
+        except NotAuthenticated:
+            return None  # the browser sends the cookie to the public pages, too, such as that for signing in again
+        check_same_origin(connection)
+        return principal
+
     async def authenticate(connection: HTTPConnection) -> Principal | None:
         """The principal, or None for a request without credentials.
 
@@ -39,7 +52,7 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
         """
         found = [(name, value) for name, value in connection.scope["headers"] if name in _CREDENTIALS]
         if not found:
-            return None
+            return await verify_cookie(connection)
         if len(found) > 1:
             raise ProblemException(
                 HTTPStatus.BAD_REQUEST,

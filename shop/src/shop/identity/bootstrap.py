@@ -56,3 +56,8 @@ def create_first_admin(url: str) -> str | None:
 def describe_one_time_sign_in(address: str, token: str) -> str:
     """A line for the console: how to sign in with the token."""
     return f"curl -s {address}/auth/one-time -H 'Content-Type: application/json' -d '{{\"token\": \"{token}\"}}'"
+
+
+def describe_sign_in_link(address: str, token: str) -> str:
+    """The same for a browser. The fragment is sent to no server, and the page's button uses the token up."""
+    return f"or in a browser: {address}/sign-in/link#token={token}"

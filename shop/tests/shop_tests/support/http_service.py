@@ -100,6 +100,7 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
         "SHOP_DATABASE_URL": as_service_login(url),
         "SHOP_OWNER_DATABASE_URL": url,
         "SHOP_SIGNING_KEYS": SIGNING_KEYS,
+        "SHOP_RATE_LIMITS": "off",
         "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
         "SHOP_LOG_FORMAT": "json",
         "SHOP_SHUTDOWN_PAUSE": "0",

@@ -24,6 +24,7 @@ TEST_SETTINGS: Final = Settings(
     encryption_keys=SecretStr(new_key()),
     argon2_memory_kib=8,
     argon2_iterations=1,
+    rate_limits=False,
 )
 TEST_SIGNER: Final = TokenSigner(parse_keyring(SIGNING_KEYS))
 

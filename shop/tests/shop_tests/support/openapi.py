@@ -32,8 +32,8 @@ async def assert_matches_openapi(response: httpx.Response) -> None:
     where = f"{response.request.method} {response.request.url.path}: {response.status_code}"
     assert str(response.status_code) in operation["responses"], f"{where} is not in the OpenAPI description"
     described = operation["responses"][str(response.status_code)]
-    headers = {name for name, header in described.get("headers", {}).items() if header.get("required", True)}
-    assert headers <= {name.title() for name in response.headers}, where
+    headers = {name.lower() for name, header in described.get("headers", {}).items() if header.get("required", True)}
+    assert headers <= {*response.headers}, where
     content = described.get("content", {})
     if not content:
         assert not await response.aread(), where

@@ -1,0 +1,200 @@
+"""Rate limits for each client address, and for each principal and class of routes. The excess gets a 429.
+
+configure_app(
+    app,
+    database=...,
+    authenticate=authenticate,
+    rate_limits=RateLimits(classes={"read": RateLimit(6_000), "write": RateLimit(600)}, address=RateLimit(30_000)),
+)
+
+The counts are in the memory of the process. So with several processes a client may send that many times as much.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any, Final
+
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from howdah.fastapi._rate_table import RateLimit, RateTable
+from howdah.fastapi.authentication import find_principal
+from howdah.fastapi.problem import problem_response
+
+__all__ = ["RateLimit", "RateLimits"]
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_ADDRESS: Final = "address"
+# In the ASGI scope: the address, for the second of the two layers.
+_ADDRESS_KEY: Final = "howdah.rate_limits_address"
+# One customer of a provider usually has a whole /64 or more, and can use any address of it.
+_IPV6_PREFIX: Final = 64
+
+
+def classify_by_method(scope: Scope) -> str:
+    """`read` for GET, HEAD, OPTIONS and the opening of a WebSocket, and `write` for every other method."""
+    return "read" if scope.get("method", "GET") in _SAFE_METHODS else "write"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """The rate limits of an application, each for one process. Raises `ValueError`.
+
+    - `classes` limit the requests of a principal, by the class of the route. A request without a principal counts for
+      its address.
+    - `classify` returns the class of a request from its ASGI scope: its method and its path. It is called for each
+      request, before the body is read and before the route is chosen. A class without a limit isn't limited. By default
+      the classes are `read` and `write`.
+    - `address` limits all requests of an address, before they are authenticated. Many people may share an address.
+    - `max_entries` bounds the memory of each limit. Principals and addresses are counted separately, so a flood from
+      many addresses doesn't reset the count of a principal.
+
+    The addresses of an IPv6 network with the prefix /64 count as one.
+    """
+
+    classes: Mapping[str, RateLimit]
+    classify: Callable[[Scope], str] = classify_by_method
+    address: RateLimit | None = None
+    max_entries: int = 20_000
+
+    def __post_init__(self) -> None:
+        if _ADDRESS in self.classes:
+            raise ValueError(f"{_ADDRESS!r} is the name of the limit for addresses: use another name for the class")
+
+
+@dataclass(slots=True)
+class Limited:
+    """The tables of one limit, and its headers."""
+
+    name: str
+    principals: RateTable
+    addresses: RateTable
+    policy: tuple[bytes, bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        limit = self.principals.limit
+        self.policy = (
+            b"ratelimit-policy",
+            f'"{self.name}";q={limit.requests};w={math.ceil(limit.seconds)}'.encode(),
+        )
+
+    def describe(self, excess: float) -> tuple[bytes, bytes]:
+        """The header `RateLimit` after a request."""
+        left, seconds = self.principals.remaining(excess)
+        return b"ratelimit", f'"{self.name}";r={left};t={seconds}'.encode()
+
+
+class RateLimiter:
+    """The counts of one application."""
+
+    def __init__(self, limits: RateLimits, *, exempt_paths: Collection[str]) -> None:
+        self.rejected: Counter[str] = Counter()
+        self._exempt_paths = frozenset(exempt_paths)
+        self._classify = limits.classify
+        self._classes = {name: _build(name, limit, limits.max_entries) for name, limit in limits.classes.items()}
+        self.address = None if limits.address is None else _build(_ADDRESS, limits.address, limits.max_entries)
+
+    def count_entries(self) -> int:
+        """The number of clients that are counted, in all limits."""
+        limited = [*self._classes.values(), *([] if self.address is None else [self.address])]
+        return sum(len(each.principals) + len(each.addresses) for each in limited)
+
+    def list_names(self) -> list[str]:
+        return [*self._classes, *([] if self.address is None else [_ADDRESS])]
+
+    def find_class(self, scope: Scope) -> Limited | None:
+        return self._classes.get(self._classify(scope))
+
+    def is_exempt(self, scope: Scope) -> bool:
+        return scope["path"].removeprefix(scope.get("root_path", "")) in self._exempt_paths
+
+    async def reject(self, limited: Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
+        self.rejected[limited.name] += 1
+        seconds, limit = math.ceil(excess), limited.principals.limit
+        response = problem_response(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "rate-limited",
+            detail=f"at most {limit.requests} requests in {limit.seconds:g} s are allowed here: try again in "
+            f"{seconds} s, and send fewer requests",
+            headers={"Retry-After": str(seconds)},
+            limit=limited.name,
+        )
+        response.raw_headers += [limited.policy, limited.describe(excess)]
+        await response(scope, receive, send)
+
+
+class AddressRateLimits:
+    """ASGI middleware in front of the authentication: a request that exceeds the limit of its address is rejected."""
+
+    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
+        self._app, self._limiter = app, limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limiter = self._limiter
+        if scope["type"] in ("http", "websocket") and not limiter.is_exempt(scope):
+            address = scope[_ADDRESS_KEY] = find_network(scope)
+            limited = limiter.address
+            if limited is not None:
+                excess = limited.addresses.hit(address, time.monotonic())
+                if excess > 0:
+                    await limiter.reject(limited, excess, scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+class PrincipalRateLimits:
+    """ASGI middleware behind the authentication and in front of the routes: it limits the class of the request."""
+
+    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
+        self._app, self._limiter = app, limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        limiter = self._limiter
+        address: str | None = scope.get(_ADDRESS_KEY)
+        limited = None if address is None else limiter.find_class(scope)
+        if address is None or limited is None:  # an exempt path, or a class without a limit
+            await self._app(scope, receive, send)
+            return
+        principal = find_principal(HTTPConnection(scope))
+        table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
+        excess = table.hit(key, time.monotonic())
+        if excess > 0:
+            await limiter.reject(limited, excess, scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), limited.policy, limited.describe(excess)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+
+def find_network(scope: Mapping[str, Any]) -> str:
+    """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
+    client = scope.get("client")
+    host: str = client[0] if client else ""
+    return _find_ipv6_network(host) if ":" in host else host
+
+
+@lru_cache(maxsize=4_096)
+def _find_ipv6_network(host: str) -> str:
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
+
+
+def _build(name: str, limit: RateLimit, max_entries: int) -> Limited:
+    return Limited(name, RateTable(limit, max_entries=max_entries), addresses=RateTable(limit, max_entries=max_entries))

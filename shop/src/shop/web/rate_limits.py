@@ -1,0 +1,48 @@
+"""The classes of Shop's routes, and their rate limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from howdah.fastapi import RateLimit, RateLimits
+from shop.settings import Settings
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+# One request of these routes reads or writes any number of rows.
+_BULK_SUFFIXES: Final = ("/batch", "/bulk", "/export")
+_SIGN_IN_PREFIXES: Final = ("/auth/", "/sign-in")
+# Browsers send them by themselves, and they try no password.
+_SESSION_SUFFIXES: Final = ("/refresh", "/sign-out")
+
+
+def classify(scope: Mapping[str, Any]) -> str:
+    """The class of a request: `read`, `write`, `money`, `bulk` or `sign-in`."""
+    path: str = scope["path"]
+    if path.endswith(_BULK_SUFFIXES):
+        return "bulk"
+    if scope.get("method", "GET") in _SAFE_METHODS:
+        return "read"
+    if path.startswith("/transfers") or path.endswith("/pay"):
+        return "money"
+    if path.startswith(_SIGN_IN_PREFIXES) and not path.endswith(_SESSION_SUFFIXES):
+        return "sign-in"
+    return "write"
+
+
+def build_rate_limits(settings: Settings) -> RateLimits | None:
+    """The limits of the settings, or None if they are off."""
+    if not settings.rate_limits:
+        return None
+    return RateLimits(
+        address=RateLimit.parse(settings.rate_limit_address),
+        classes={
+            "read": RateLimit.parse(settings.rate_limit_read),
+            "write": RateLimit.parse(settings.rate_limit_write),
+            "money": RateLimit.parse(settings.rate_limit_money),
+            "bulk": RateLimit.parse(settings.rate_limit_bulk),
+            "sign-in": RateLimit.parse(settings.rate_limit_sign_in),
+        },
+        classify=classify,
+        max_entries=settings.rate_limit_entries,
+    )
