@@ -113,7 +113,7 @@ async def test_a_failing_route_does_not_affect_the_next_route_of_the_same_server
 
     async def failure_and_next(path: str) -> tuple[str, Measured]:
         server = http_load.HttpServer(
-            str(program), "{port}", url="postgresql+asyncpg:///unused", ids=[1, 2, 3], window_seconds=1
+            str(program), "{port}", url="postgresql:///unused", ids=[1, 2, 3], window_seconds=1
         )
         try:
             with pytest.raises(ContenderFailed) as caught:

@@ -52,7 +52,7 @@ PROTOCOL_NAMES = {
     "_unsupported_upgrade_warning": "(self)",
 }
 
-# `howdah.fastapi.route_rules` must find every route. FastAPI has no public list of the routes of `frontend()`. The tests
+# `howdah.fastapi.route_rules` must find every route. FastAPI has no public list of the routes of `frontend()`. Tests
 # of `howdah.fastapi.access` fail if these names change.
 FRONTEND_NAMES = frozenset({"_iter_low_priority_routes", "_low_priority_routes"})
 
