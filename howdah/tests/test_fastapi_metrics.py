@@ -110,12 +110,16 @@ async def test_a_resource_with_another_status_has_no_metrics(real_database: Data
     assert names == {'howdah_batch_waiters{queue="user"}'}
 
 
-async def test_routes_of_a_mounted_application_have_the_path_of_the_mount(real_database: Database) -> None:
+@pytest.mark.parametrize("root_path", ["", "/api"])
+async def test_routes_of_a_mounted_application_have_the_path_of_the_mount(
+    real_database: Database, root_path: str
+) -> None:
     outer, inner = create_app(), create_app("/v1")
+    outer.root_path = root_path
     outer.mount("/inner/{tenant}", inner)
     async with client_of(outer, real_database) as client:
         for path in (f"/inner/a/v1/users/{UUID(int=1)}", "/inner/b/nothing", "/nothing"):
-            assert (await client.get(path)).status_code == 404
+            assert (await client.get(f"{root_path}{path}")).status_code == 404
         names = {name for name in await read_metrics(client) if name.startswith("howdah_requests_total")}
     assert names == {
         f'howdah_requests_total{{method="{method}",route="{route}",status="404"}}'

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from starlette.requests import HTTPConnection
 
 from howdah import Database
+from howdah.fastapi import NotAuthenticated
+from shop.identity.authenticating import build_authenticate
+from shop_tests.support.identity import TEST_SIGNER
 from shop_tests.support.people import OTHER_PASSWORD, PASSWORD, Mailbox, bearer, new_address, sign_in_as_admin, sign_up
 
 _FORM = "application/x-www-form-urlencoded"
@@ -23,6 +27,14 @@ async def test_a_customer_signs_in_and_refreshes_with_a_form(anonymous: httpx.As
     assert (await anonymous.get("/auth/me", headers=bearer(tokens))).status_code == 200
     form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
     assert (await anonymous.post("/auth/token", data=form)).json()["refresh_token"] != tokens["refresh_token"]
+
+
+async def test_the_client_id_of_a_form_is_no_credential_also_under_a_mount() -> None:
+    authenticate = build_authenticate(TEST_SIGNER)
+    scope = {"type": "http", "headers": [(b"authorization", b"Basic Og==")], "root_path": "/shop"}
+    assert await authenticate(HTTPConnection({**scope, "path": "/shop/auth/token"})) is None
+    with pytest.raises(NotAuthenticated):
+        await authenticate(HTTPConnection({**scope, "path": "/shop/users"}))
 
 
 @pytest.mark.parametrize(

@@ -108,14 +108,21 @@ async def test_two_admins_who_demote_each_other_at_the_same_moment_leave_one(
         assert sorted(await session.scalars(select(Credential.role))) == ["admin", "customer"]
 
 
-async def test_an_access_token_of_a_former_admin_changes_no_role(
+async def test_an_access_token_of_a_former_admin_changes_nothing(
     anonymous: httpx.AsyncClient, stored: Database, identity: Identity, mailbox: Mailbox
 ) -> None:
     """Its role is in the token until the token expires; another process may not know yet that its session ended."""
     former = Principal(UUID((await sign_up(anonymous, mailbox, new_address()))["user_id"]), Role.ADMIN)
-    other = UUID((await sign_up(anonymous, mailbox, new_address()))["user_id"])
-    with pytest.raises(RoleRefused):
-        await staff.change_role(identity, former, other, Role.ADMIN)
+    tokens = await sign_up(anonymous, mailbox, new_address())
+    other = UUID(tokens["user_id"])
+    for change in (
+        staff.change_role(identity, former, other, Role.ADMIN),
+        staff.end_sessions(identity, former, other),
+        staff.remove_app(identity, former, other),
+    ):
+        with pytest.raises(RoleRefused):
+            await change
+    assert (await anonymous.get("/auth/me", headers=bearer(tokens))).status_code == 200
 
 
 @pytest.mark.parametrize("role", [Role.CUSTOMER, Role.OPERATOR])

@@ -202,6 +202,29 @@ async def test_guesses_of_a_code_are_throttled(anonymous: httpx.AsyncClient, sto
     assert answers[-1] == "too-many-attempts"
 
 
+async def test_guesses_of_a_code_for_another_app_are_throttled(anonymous: httpx.AsyncClient, stored: Database) -> None:
+    """Somebody has an access token and the password. Right passwords don't set the count of wrong codes to zero."""
+    secret, enrolled = await make_admin_with_app(anonymous, stored, new_address())
+    await forget_last_code(stored)
+
+    async def request(code: str) -> httpx.Response:
+        body = {"password": PASSWORD, "code": code}
+        return await anonymous.post("/auth/totp/enrolment-token", json=body, headers=bearer(enrolled))
+
+    async def change_email() -> int:
+        """It needs the password only."""
+        body = {"new_email": new_address(), "password": PASSWORD}
+        return (await anonymous.post("/auth/email-change", json=body, headers=bearer(enrolled))).status_code
+
+    assert [(await request("wrong")).status_code for _ in range(4)] == [401] * 4
+    assert (await request(code_of(secret))).status_code == 200, "a right code begins the count again"
+    assert [(await request("wrong")).status_code for _ in range(3)] == [401] * 3
+    assert await change_email() == 202
+    assert [(await request("wrong")).status_code for _ in range(2)] == [401] * 2
+    blocked = await request(code_of(secret))
+    assert (blocked.status_code, blocked.json()["type"]) == (429, "urn:howdah:problem:too-many-attempts")
+
+
 async def test_secrets_are_encrypted_and_keys_rotate(anonymous: httpx.AsyncClient, stored: Database) -> None:
     secret, enrolled = await make_admin_with_app(anonymous, stored, new_address())
     async with stored.session() as session:

@@ -39,6 +39,7 @@ def test_each_route_has_a_class(method: str, path: str, expected: str) -> None:
     limits = build_rate_limits(Settings())
     assert limits is not None
     assert classify({"method": method, "path": path}) == expected
+    assert classify({"method": method, "path": f"/shop{path}", "root_path": "/shop"}) == expected
     assert expected in limits.classes
 
 

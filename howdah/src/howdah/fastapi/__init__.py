@@ -57,6 +57,7 @@ from howdah.fastapi.ndjson import (
 from howdah.fastapi.openapi import describe_problems, get_schema_ref
 from howdah.fastapi.pages import PageOut, PageParameters
 from howdah.fastapi.parameters import RepeatedParameter
+from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.preconditions import (
     NOT_MODIFIED,
     CacheCondition,
@@ -171,6 +172,7 @@ __all__ = [
     "get_database",
     "get_db",
     "get_read_db",
+    "get_route_path",
     "get_schema_ref",
     "idempotency_key",
     "json_response",

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi.disconnects import mark_client_gone
 from howdah.fastapi.load_limit import TICK_SECONDS, LoadLimiter, Overloaded
+from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import NO_SNIFF, NO_STORE, PROBLEM_JSON
 from howdah.serving._problems import OVERLOADED, RETRY_AFTER_SECONDS
 from howdah.serving._scope_keys import REPORTS_DISCONNECTS_KEY, REQUEST_KEY
@@ -152,8 +153,7 @@ class RequestsInProgress:
             pass
 
     def _is_exempt(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        return path in self._exempt_paths and self._exempt < _MAX_EXEMPT
+        return get_route_path(scope) in self._exempt_paths and self._exempt < _MAX_EXEMPT
 
     def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:  # a test may start the application in several loops

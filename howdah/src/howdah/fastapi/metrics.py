@@ -20,7 +20,7 @@ from howdah.fastapi.access import OPERATOR_PAGE
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.in_progress import RequestsInProgress
 from howdah.fastapi.jobs import JobRunner
-from howdah.fastapi.path_methods import ROUTE_PATH_KEY
+from howdah.fastapi.path_methods import ROUTE_PATH_KEY, get_route_path
 from howdah.fastapi.rate_limits import RateLimiter
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
@@ -74,7 +74,7 @@ class RequestMetricsMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        application = scope["app"]
+        application, path = scope["app"], get_route_path(scope)  # a mounted application changes both in the same scope
         status: int | None = None
         started = time.perf_counter()
 
@@ -92,7 +92,7 @@ class RequestMetricsMiddleware:
         finally:
             self._metrics.record(
                 method=scope["method"],
-                route=_find_route(application, scope),
+                route=_find_route(application, path, scope),
                 status=get_logged_status(scope, status),
                 seconds=time.perf_counter() - started,
             )
@@ -199,7 +199,7 @@ def _has_status(value: Any) -> bool:
         return False
 
 
-def _find_route(application: Any, scope: Scope) -> str:
+def _find_route(application: Any, request_path: str, scope: Scope) -> str:
     """The path template of the route, because each path with another id would be a new time series."""
     route = scope.get("route")
     # In newer versions of FastAPI this context has the path with the prefixes of `include_router`.
@@ -212,5 +212,5 @@ def _find_route(application: Any, scope: Scope) -> str:
         return path or _UNMATCHED
     # A mounted application has handled the request, and the route's path begins at the mount.
     mounts = (each for each in application.routes if isinstance(each, Mount))
-    mount = next((each.path for each in mounts if each.path_regex.match(scope["path"])), "")
+    mount = next((each.path for each in mounts if each.path_regex.match(request_path)), "")
     return f"{mount}{path}" if path else mount or _UNMATCHED

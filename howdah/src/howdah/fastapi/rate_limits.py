@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi._rate_table import RateLimit, RateTable
 from howdah.fastapi.authentication import find_principal
+from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
 
 __all__ = ["RateLimit", "RateLimits"]
@@ -50,9 +51,9 @@ class RateLimits:
 
     - `classes` limit the requests of a principal, by the class of the route. A request without a principal counts for
       its address.
-    - `classify` returns the class of a request from its ASGI scope: its method and its path. It is called for each
-      request, before the body is read and before the route is chosen. A class without a limit isn't limited. By default
-      the classes are `read` and `write`.
+    - `classify` returns the class of a request from its ASGI scope: its method and its path, which `get_route_path`
+      returns. It is called for each request, before the body is read and before the route is chosen. A class without a
+      limit isn't limited. By default the classes are `read` and `write`.
     - `address` limits all requests of an address, before they are authenticated. Many people may share an address.
     - `max_entries` bounds the memory of each limit. Principals and addresses are counted separately, so a flood from
       many addresses doesn't reset the count of a principal.
@@ -114,7 +115,7 @@ class RateLimiter:
         return self._classes.get(self._classify(scope))
 
     def is_exempt(self, scope: Scope) -> bool:
-        return scope["path"].removeprefix(scope.get("root_path", "")) in self._exempt_paths
+        return get_route_path(scope) in self._exempt_paths
 
     async def reject(self, limited: Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
         self.rejected[limited.name] += 1

@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from howdah.fastapi import NotAuthenticated, ProblemException, check_same_origin
+from howdah.fastapi import NotAuthenticated, ProblemException, check_same_origin, get_route_path
 from shop.identity.api_keys.verification import api_key_verifier
 from shop.identity.principals import Principal
 from shop.identity.revocation import revocations
@@ -65,7 +65,7 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
         if name == _API_KEY:
             return await (await api_key_verifier(connection)).verify(text)
         scheme, _, token = text.partition(" ")
-        if scheme.lower() == "basic" and connection.scope["path"] == TOKEN_PATH:
+        if scheme.lower() == "basic" and get_route_path(connection.scope) == TOKEN_PATH:
             return None  # clients of OAuth 2.0, such as Swagger UI, send a client id there, even an empty one
         if scheme.lower() != "bearer":
             raise NotAuthenticated("the scheme of the header Authorization must be Bearer")

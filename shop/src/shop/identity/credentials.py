@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
 from shop.identity.context import Identity
 from shop.identity.errors import AccountDeleted, SignInFailed
-from shop.identity.models import Credential, Purpose, SignInThrottle
+from shop.identity.models import Credential, Purpose
 from shop.identity.one_time_tokens import revoke_tokens
 from shop.identity.passwords import check_new_password
 from shop.identity.principals import Principal, Role
-from shop.identity.throttles import PER_ACCOUNT, count
+from shop.identity.throttles import PER_ACCOUNT, count, reset
 from shop.users.models import User
 
 # A change of the password revokes these tokens, because another person may have requested them before.
@@ -67,7 +67,7 @@ async def verify_own_password(identity: Identity, account: Account, password: st
     if not is_right:
         raise SignInFailed("the current password is wrong")
     async with identity.database.begin() as session:
-        await session.execute(delete(SignInThrottle).where(SignInThrottle.key == key))
+        await reset(session, key)
 
 
 async def hash_new_password(identity: Identity, password: str, *personal: str) -> str:

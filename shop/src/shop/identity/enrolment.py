@@ -15,6 +15,7 @@ from shop.identity.one_time_tokens import find_token, issue_token, redeem_token
 from shop.identity.principals import Principal
 from shop.identity.service import start_session
 from shop.identity.sessions import revoke_sessions
+from shop.identity.throttles import PER_ACCOUNT, count, reset
 from shop.identity.totp import Enrolment, begin_enrolment, confirm_enrolment, has_device, verify_code
 
 
@@ -28,16 +29,23 @@ class Enrolled:
 
 
 async def request_enrolment(identity: Identity, principal: Principal, *, password: str, code: str | None) -> str:
-    """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed."""
+    """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed.
+
+    Codes are counted apart from passwords: a right password doesn't set the count of wrong codes to zero.
+    """
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
     await verify_own_password(identity, account, password)
+    codes_key = f"code:{account.user_id}"
+    if code is not None:
+        await count(identity.database, codes_key, PER_ACCOUNT)
     async with identity.database.begin() as session:
         if await has_device(session, account.user_id):
             if code is None:
                 raise CodeRequired
             if not await verify_code(session, identity.box, account.user_id, code):
                 raise SignInFailed
+            await reset(session, codes_key)
         return await issue_token(session, Purpose.ENROL_TOTP, user_id=account.user_id)
 
 

@@ -81,6 +81,7 @@ async def change_role(identity: Identity, principal: Principal, user_id: UUID, r
 async def end_sessions(identity: Identity, principal: Principal, user_id: UUID) -> list[UUID]:
     """End all sessions of the user, and return their ids. Raises `NotFound`."""
     async with identity.database.begin() as session:
+        await _lock_as_admin(session, principal, user_id)
         await find_account(session, user_id)
         ended = await revoke_sessions(session, user_id)
         await note(session, Event.SESSIONS_ENDED, user_id=user_id, by=str(principal.user_id))

@@ -111,7 +111,7 @@ async def forgive(session: AsyncSession, attempt: Attempt) -> None:
 
     An attacker with an account of their own can't reset the count of their address.
     """
-    await session.execute(delete(SignInThrottle).where(SignInThrottle.key == attempt.account_key))
+    await reset(session, attempt.account_key)
     await session.execute(
         text(
             "UPDATE sign_in_throttles SET attempts = greatest(attempts - 1, 0), blocked_until = clock_timestamp() "
@@ -119,6 +119,11 @@ async def forgive(session: AsyncSession, attempt: Attempt) -> None:
         ),
         {"key": attempt.address_key},
     )
+
+
+async def reset(session: AsyncSession, key: str) -> None:
+    """Set a count to zero, after everything that it protects was right."""
+    await session.execute(delete(SignInThrottle).where(SignInThrottle.key == key))
 
 
 async def reset_account(session: AsyncSession, email: str) -> None:

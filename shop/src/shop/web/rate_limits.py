@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from howdah.fastapi import RateLimit, RateLimits
+from howdah.fastapi import RateLimit, RateLimits, get_route_path
 from shop.settings import Settings
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -18,7 +18,7 @@ _SESSION_SUFFIXES: Final = ("/refresh", "/sign-out")
 
 def classify(scope: Mapping[str, Any]) -> str:
     """The class of a request: `read`, `write`, `money`, `bulk` or `sign-in`."""
-    path: str = scope["path"]
+    path = get_route_path(scope)
     if path.endswith(_BULK_SUFFIXES):
         return "bulk"
     if scope.get("method", "GET") in _SAFE_METHODS:
