@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from shop.ledger.account_queries import select_entries
 from shop.ledger.http.rules import CustomerFields, OwnTransfers
 from shop.ledger.transfer_queries import select_transfers
 from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE
-from shop.tables import Base
+from shop.tables import Base, create_tables
 from shop.web.access import OwnRows, Permission
 from shop_tests.support.factories import make_account
 from shop_tests.support.http_service import create_service, http_client
@@ -208,9 +208,10 @@ async def test_a_customer_cannot_use_the_functions_of_the_owner(session: AsyncSe
         )
 
 
-async def test_an_own_temporary_table_is_refused_in_a_migrated_database(empty_url: str) -> None:
+@pytest.mark.parametrize("create", [migrations.upgrade, create_tables], ids=["migrated", "created by the models"])
+async def test_an_own_temporary_table_is_refused(empty_url: str, create: Callable[[str], object]) -> None:
     """CREATE DATABASE doesn't copy this right of a template, so the other fixtures don't have it."""
-    await asyncio.to_thread(migrations.upgrade, empty_url)
+    await asyncio.to_thread(create, empty_url)
     database = Database(empty_url, pool_size=1)
     async with database, database.with_settings(role=CUSTOMER_ROLE).session() as session:
         with pytest.raises(InvalidStatement, match="permission denied to create temporary tables"):

@@ -70,7 +70,7 @@ def customers_delete(own: str) -> RowPolicy:
     return RowPolicy("customers_delete", using=own, command="DELETE", roles=[CUSTOMER_ROLE])
 
 
-# The roles may use the schema, and create nothing in it. The owner's functions and commands read and write the rows of
+# The roles may use the schema, and create nothing in it, not even temporary tables. The owner's functions and commands read and write the rows of
 # all users, but forced policies also apply to the owner, unless it is a superuser or has BYPASSRLS. So the owner gets
 # the rights of the system.
 _SCHEMA_RIGHTS: Final = f"""
@@ -78,6 +78,7 @@ DO $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO {CUSTOMER_ROLE}, {STAFF_ROLE}, {SYSTEM_ROLE}', current_schema());
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', current_schema());
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
         AND NOT pg_has_role(current_user, '{SYSTEM_ROLE}', 'USAGE')
     THEN

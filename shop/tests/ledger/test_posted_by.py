@@ -206,7 +206,7 @@ async def test_the_triggers_reject_wrong_customers(session: AsyncSession, name: 
         "settled_by": [[pending, settle.format(":bob")], [pending, settle.format("NULL")]],
     }[name]
     found = [await find_violation(session, statements, values) for statements in [*rejected, *correct]]
-    assert [each is not None and "_by_" in each for each in found] == [True] * len(rejected) + [False] * len(correct)
+    assert [each is not None and f"_{name}_" in each for each in found[: len(rejected)]] == [True] * len(rejected)
     assert found[len(rejected) :] == [None] * len(correct)
 
 

@@ -7,20 +7,30 @@ SET enable_seqscan = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
 AS $$
+DECLARE
+    wrong text;
 BEGIN
-    IF EXISTS (
-        SELECT FROM added t
-        LEFT JOIN accounts payer ON payer.id = t.from_account_id
-        LEFT JOIN accounts payee ON payee.id = t.to_account_id
-        WHERE (t.posted_by IS NOT NULL OR t.settled_by IS NOT NULL) AND (
-            (t.posted_by IS NOT NULL AND payer.user_id IS DISTINCT FROM t.posted_by)
-            OR (t.settled_by IS NOT NULL AND payee.user_id IS DISTINCT FROM t.settled_by)
-        )
-    ) THEN
+    SELECT CASE WHEN payer.user_id IS DISTINCT FROM t.posted_by AND t.posted_by IS NOT NULL THEN 'posted_by'
+        ELSE 'settled_by' END
+    INTO wrong
+    FROM added t
+    LEFT JOIN accounts payer ON payer.id = t.from_account_id
+    LEFT JOIN accounts payee ON payee.id = t.to_account_id
+    WHERE (t.posted_by IS NOT NULL OR t.settled_by IS NOT NULL) AND (
+        (t.posted_by IS NOT NULL AND payer.user_id IS DISTINCT FROM t.posted_by)
+        OR (t.settled_by IS NOT NULL AND payee.user_id IS DISTINCT FROM t.settled_by)
+    )
+    LIMIT 1;
+    IF wrong = 'posted_by' THEN
         RAISE EXCEPTION 'pending transfer rejected: its posted_by is not the owner of its from_account_id'
             USING ERRCODE = 'check_violation', CONSTRAINT = 'pending_transfer_posted_by_owner',
                 TABLE = 'pending_transfers',
                 HINT = 'A customer holds only on their own accounts. Leave posted_by NULL for operators and the system.';
+    ELSIF wrong = 'settled_by' THEN
+        RAISE EXCEPTION 'pending transfer rejected: its settled_by is not the owner of its to_account_id'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'pending_transfer_settled_by_payee',
+                TABLE = 'pending_transfers',
+                HINT = 'Only the payee can post or void it. Leave settled_by NULL for operators and the system.';
     END IF;
     -- One second is allowed for a clock that was set back during the transaction.
     IF EXISTS (SELECT FROM added WHERE created_at > clock_timestamp() + interval '1 second') THEN
