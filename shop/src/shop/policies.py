@@ -70,9 +70,9 @@ def customers_delete(own: str) -> RowPolicy:
     return RowPolicy("customers_delete", using=own, command="DELETE", roles=[CUSTOMER_ROLE])
 
 
-# The roles may use the schema, and create nothing in it, not even temporary tables. The owner's functions and commands read and write the rows of
-# all users, but forced policies also apply to the owner, unless it is a superuser or has BYPASSRLS. So the owner gets
-# the rights of the system.
+# The roles may use the schema, and create nothing, not even temporary tables. The owner's functions and commands read
+# and write the rows of all users, but forced policies also apply to the owner, unless it is a superuser or has
+# BYPASSRLS. So the owner gets the rights of the system.
 _SCHEMA_RIGHTS: Final = f"""
 DO $$
 BEGIN

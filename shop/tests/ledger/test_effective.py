@@ -18,10 +18,10 @@ from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, Transfer
 from shop.ledger.requests import Refusal, TransferRecord, TransferRequest
-from shop.ledger.service import reversal_request
 from shop_tests.support.factories import make_account
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.problems import assert_problem
+from shop_tests.support.reversals import reversal_request
 from shop_tests.support.session_accounts import post_one
 from shop_tests.support.trigger_bypass import disable_triggers
 

@@ -15,10 +15,11 @@ from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, Transfer
 from shop.ledger.requests import Refusal, TransferRequest
-from shop.ledger.service import post_transfers, reversal_request, transfer_funds
+from shop.ledger.service import post_transfers, transfer_funds
 from shop.ledger.writing import KeyInUse
 from shop_tests.support import reference
 from shop_tests.support.funded_accounts import open_accounts
+from shop_tests.support.reversals import reversal_request
 from shop_tests.support.transactions import in_own_transaction
 from shop_tests.support.waiting import until_waiting
 

@@ -15,8 +15,9 @@ from shop.ledger.check import check_ledger
 from shop.ledger.models import Account, AccountState
 from shop.ledger.requests import TransferRequest
 from shop.ledger.seals import Link, last_link
-from shop.ledger.service import post_transfers, reversal_request
+from shop.ledger.service import post_transfers
 from shop_tests.support.checked_ledger import find_faults
+from shop_tests.support.reversals import reversal_request
 from shop_tests.support.trigger_bypass import disable_triggers, enable_triggers
 
 # `rich` received 1000, sent 300 twice (keys 1st and 2nd; the first was reversed), and has three holds of 10.

@@ -19,7 +19,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi._started import TimeLimitReached, run_in_time
+from howdah.fastapi._time_limits import TimeLimitReached, run_in_time
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import ProblemException
 

@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.fastapi._started import resume
+from howdah.fastapi._time_limits import resume
 from howdah.fastapi.problem import ProblemException, problem_response
 
 DEFAULT_MAX_BODY_BYTES: Final = 1_048_576

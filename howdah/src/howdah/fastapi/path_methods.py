@@ -82,8 +82,8 @@ def _get_methods(route: Any) -> frozenset[str]:
     return frozenset(getattr(route, "methods", None) or ())
 
 
-def get_route_path(scope: Scope) -> str:
-    """The path for the routes: without the prefix at which the application is mounted."""
+def get_route_path(scope: Mapping[str, Any]) -> str:
+    """The path of a request for the routes: without the prefix at which the application is mounted."""
     path: str = scope["path"]
     rest = path.removeprefix(scope.get("root_path", ""))
     return rest if rest.startswith("/") else path

@@ -15,7 +15,7 @@ A transaction without the setting sees no row.
 from __future__ import annotations
 
 from howdah.tenancy.checks import TenantTable, check_tenant_tables
-from howdah.tenancy.grants import TableGrant, grant_statements, grants_of
+from howdah.tenancy.grants import Right, TableGrant, grant_statements, grants_of
 from howdah.tenancy.passwords import login_password_statement
 from howdah.tenancy.policies import RowPolicy, TenantPolicy, policies_of, policy_statements
 from howdah.tenancy.role_changes import role_in
@@ -24,6 +24,7 @@ from howdah.tenancy.roles import application_role_statements, create_application
 
 __all__ = [
     "NotIsolated",
+    "Right",
     "RowPolicy",
     "TableGrant",
     "TenantPolicy",

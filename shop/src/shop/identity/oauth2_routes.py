@@ -6,16 +6,14 @@ RFC 6749, section 5.2, which clients of OAuth expect.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, Literal
-from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from howdah.fastapi import describe_problems, get_schema_ref
+from howdah.fastapi import UnsupportedMediaType, describe_problems, get_schema_ref
 from shop.identity import service
 from shop.identity.dependencies import CurrentClient, CurrentIdentity
 from shop.identity.errors import CodeRequired, EnrolmentRequired, InvalidRefreshToken, SignInFailed
@@ -23,10 +21,10 @@ from shop.identity.passwords import MAX_INPUT_LENGTH
 from shop.identity.routes import describe_signed_in
 from shop.identity.rules import ANYONE
 from shop.identity.schemas import SignedInOut
+from shop.web.forms import FORM, InvalidForm, read_form
 
 router = APIRouter(prefix="/auth", tags=["auth"])
 
-_MAX_FIELDS: Final = 20
 _MAX_TOKEN: Final = 200
 _MAX_EMAIL: Final = 254
 
@@ -34,7 +32,7 @@ _FORM: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/x-www-form-urlencoded": {
+            FORM: {
                 "schema": {
                     "type": "object",
                     "required": ["grant_type"],
@@ -61,10 +59,6 @@ class OAuth2ErrorOut(BaseModel):
     error_description: str
 
 
-class _InvalidForm(Exception):
-    pass
-
-
 @router.post(
     "/token",
     dependencies=[ANYONE],
@@ -81,7 +75,8 @@ class _InvalidForm(Exception):
 async def get_token(request: Request, identity: CurrentIdentity, client: CurrentClient) -> SignedInOut | Response:
     """Sign in with a form (`grant_type=password`), or refresh (`grant_type=refresh_token`)."""
     try:
-        form = await _read_form(request)
+        # a field without a value counts as omitted (RFC 6749, section 3.2)
+        form = {name: value for name, value in (await read_form(request)).items() if value}
         match form["grant_type"]:
             case "password":
                 email, password = form["username"][: _MAX_EMAIL + 1], form["password"]
@@ -92,8 +87,8 @@ async def get_token(request: Request, identity: CurrentIdentity, client: Current
                 signed_in = await service.refresh(identity, form["refresh_token"][:_MAX_TOKEN], client)
             case _:
                 return _error("unsupported_grant_type", "grant_type must be password or refresh_token")
-    except _InvalidForm as error:
-        return _error("invalid_request", str(error))
+    except (InvalidForm, UnsupportedMediaType) as error:
+        return _error("invalid_request", error.detail)
     except KeyError as error:
         return _error("invalid_request", f"the field {error.args[0]} is missing")
     except (CodeRequired, EnrolmentRequired):
@@ -101,26 +96,6 @@ async def get_token(request: Request, identity: CurrentIdentity, client: Current
     except (SignInFailed, InvalidRefreshToken) as error:
         return _error("invalid_grant", str(error))
     return describe_signed_in(signed_in)
-
-
-async def _read_form(request: Request) -> Mapping[str, str]:
-    """The fields of the form. A repeated field is rejected (RFC 6749, section 3.2)."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
-        raise _InvalidForm("the body must be application/x-www-form-urlencoded")
-    try:
-        fields = parse_qsl(
-            (await request.body()).decode(),
-            keep_blank_values=True,
-            strict_parsing=True,
-            max_num_fields=_MAX_FIELDS,
-            errors="strict",
-        )
-    except ValueError as error:  # its text may have the password
-        raise _InvalidForm("the body isn't a form") from error
-    form = {name: value for name, value in fields if value}
-    if len({name for name, _ in fields}) < len(fields):
-        raise _InvalidForm("a field is repeated")
-    return form
 
 
 def _error(code: str, description: str) -> Response:

@@ -16,10 +16,10 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, NotFound
+from howdah import NotFound
 from shop.identity.clients import Client
 from shop.identity.errors import InvalidRefreshToken
 from shop.identity.models import Credential, RefreshToken, SignInSession
@@ -28,9 +28,8 @@ from shop.identity.principals import Role
 
 TOLERANCE: Final = timedelta(seconds=10)
 
-# Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks.
-_KEEP_ENDED: Final = timedelta(days=30)
-_BATCH_SIZE: Final = 500
+KEEP_ENDED: Final = timedelta(days=30)
+"""Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,26 +202,3 @@ async def end_own_session(session: AsyncSession, user_id: UUID, session_id: UUID
     if owner != user_id:
         raise NotFound(SignInSession, [session_id])
     await revoke_session(session, session_id)
-
-
-async def delete_ended_sessions(database: Database) -> int:
-    """Delete sessions, with their refresh tokens, that ended more than 30 days ago. Returns their number."""
-    ended = (
-        select(SignInSession.id)
-        .where(SignInSession.expires_at < func.statement_timestamp() - _KEEP_ENDED)
-        .limit(_BATCH_SIZE)
-        .with_for_update(skip_locked=True)
-    )
-    deleted = 0
-    while True:
-        async with database.begin() as session:
-            result = await session.execute(
-                delete(SignInSession)
-                .where(SignInSession.id.in_(ended))
-                .returning(SignInSession.id)
-                .execution_options(synchronize_session=False)
-            )
-            batch_count = len(result.all())
-        deleted += batch_count
-        if batch_count < _BATCH_SIZE:
-            return deleted

@@ -17,7 +17,7 @@ from shop.identity.errors import SignInFailed
 from shop.identity.models import TotpDevice
 from shop.identity.opaque_tokens import hash_recovery_code, new_recovery_code
 
-ISSUER: Final = "Shop"
+_NAME_IN_APP: Final = "Shop"
 _STEP_SECONDS: Final = 30
 _CODE_DIGITS: Final = 6
 # A code is accepted one step before and after its own, because clocks differ and people type slowly.
@@ -51,7 +51,7 @@ async def begin_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, 
         .values(user_id=user_id, pending_secret=encrypted, last_counter=0, recovery_hashes=[])
         .on_conflict_do_update(index_elements=[TotpDevice.user_id], set_={"pending_secret": encrypted})
     )
-    return Enrolment(secret, pyotp.TOTP(secret).provisioning_uri(name=email, issuer_name=ISSUER))
+    return Enrolment(secret, pyotp.TOTP(secret).provisioning_uri(name=email, issuer_name=_NAME_IN_APP))
 
 
 async def confirm_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> list[str]:

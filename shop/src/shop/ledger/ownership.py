@@ -11,10 +11,8 @@ from typing import Final
 from uuid import UUID
 
 from shop.ledger.models import AccountState
-from shop.ledger.requests import Refusal
+from shop.ledger.requests import MAX_BALANCE, Refusal
 from shop.ledger.snapshots import PostingAccount
-
-MAX_BALANCE: Final = 2**63 - 1  # a bigint
 
 # If both accounts refuse an amount, the refusal that comes first in this order is the answer.
 _PRECEDENCE: Final = {

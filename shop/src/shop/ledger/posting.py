@@ -12,9 +12,10 @@ from uuid import UUID
 from howdah import uuid7
 from shop.ledger.metadata import sort_like_jsonb
 from shop.ledger.models import TransferState
-from shop.ledger.ownership import MAX_BALANCE, find_refusal, owns
+from shop.ledger.ownership import find_refusal, owns
 from shop.ledger.requests import (
     MAX_AMOUNT,
+    MAX_BALANCE,
     Refusal,
     ScopedKey,
     TransferRecord,

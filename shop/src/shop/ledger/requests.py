@@ -15,6 +15,7 @@ import orjson
 from shop.ledger.models import TransferState
 
 MAX_AMOUNT: Final = 2**62  # half of the largest bigint
+MAX_BALANCE: Final = 2**63 - 1  # the largest bigint
 MAX_LINKED: Final = 100
 MAX_PENDING_SECONDS: Final = 30 * 86_400  # 30 days
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from enum import Enum
 from typing import Final, assert_never
 from uuid import UUID
@@ -220,44 +219,6 @@ def as_linked_chain(key: str, requests: Sequence[TransferRequest]) -> list[Trans
         request._replace(key=request_key, linked=position < last)
         for position, (request_key, request) in enumerate(zip(chain_keys(key)[: len(requests)], requests, strict=True))
     ]
-
-
-async def reversal_request(
-    db: AsyncSession,
-    transfer_id: UUID,
-    *,
-    amount: int | None = None,
-    description: str | None = None,
-    effective_at: datetime | None = None,
-    key: str | None = None,
-    scope: str = "",
-) -> TransferRequest:
-    """The request that reverses a transfer: `amount`, or all that isn't reversed yet. Raises `NotFound`."""
-    named = await find_named_transfer(db, transfer_id)
-    return named.reversal(amount, description=description, effective_at=effective_at, key=key, scope=scope)
-
-
-async def posting_request(
-    db: AsyncSession, transfer_id: UUID, *, amount: int | None = None, key: str | None = None, scope: str = ""
-) -> TransferRequest:
-    """The request that posts a pending transfer: `amount`, or the whole hold. Raises `NotFound`."""
-    return (await find_named_transfer(db, transfer_id)).posting(amount, key=key, scope=scope)
-
-
-async def voiding_request(
-    db: AsyncSession, transfer_id: UUID, *, key: str | None = None, scope: str = ""
-) -> TransferRequest:
-    """The request that voids a pending transfer. Raises `NotFound`."""
-    return (await find_named_transfer(db, transfer_id)).voiding(key=key, scope=scope)
-
-
-async def find_named_transfer(db: AsyncSession, transfer_id: UUID, *, customer: UUID | None = None) -> NamedTransfer:
-    """The transfer, in any state, with its accounts. Raises `NotFound`, also for a transfer that is neither from nor to
-    an account of `customer`."""
-    transfer = (await find_named_transfers(db, [transfer_id], customer=customer)).get(transfer_id)
-    if transfer is None:
-        raise NotFound(Transfer, [transfer_id])
-    return transfer
 
 
 async def find_named_transfers(

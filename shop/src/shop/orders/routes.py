@@ -40,7 +40,7 @@ from shop.orders.schemas import (
     StatusChangeOut,
 )
 from shop.orders.service import change_status, pay_order, place_order
-from shop.web.dependencies import Caller, CurrentPrincipal, PrincipalReadSession, PrincipalSession
+from shop.web.dependencies import CurrentPrincipal, PrincipalReadSession, PrincipalSession
 from shop.web.idempotency import StrictIdempotentRoute, request_key
 
 router = APIRouter(prefix="/orders", tags=["orders"], route_class=StrictIdempotentRoute)
@@ -123,7 +123,6 @@ async def pay(
     body: PaymentIn,
     db: PrincipalSession,
     principal: CurrentPrincipal,
-    caller: Caller,
     audit: CurrentAuditTrail,
     response: Response,
     idempotency_key: RequiredIdempotencyKey,
@@ -139,7 +138,7 @@ async def pay(
         body.from_account_id,
         body.to_account_id,
         key=idempotency_key,
-        scope=caller,
+        scope=principal.key,
         where=OWN_ORDERS.criterion(principal),
         customer_id=OWN_PAYING_ACCOUNTS.find_customer(principal),
         posted_by=principal.customer_id,

@@ -23,7 +23,8 @@ from shop.identity.principals import Principal
 from shop.identity.problems import to_response
 from shop.identity.revocation import CurrentRevocations, Revocations
 from shop.sign_in import pages
-from shop.sign_in.forms import check_path, read_form
+from shop.sign_in.redirects import check_path
+from shop.web.forms import read_form
 from shop.web.session_cookies import delete_session_cookies, find_refresh_token, set_session_cookies
 
 

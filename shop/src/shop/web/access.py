@@ -67,7 +67,15 @@ class Viewer:
     sees_all: bool
 
 
-class OwnRows:
+class OwnRule:
+    """A rule that limits customers to what is their own. It doesn't limit operators and admins."""
+
+    def find_customer(self, principal: Principal) -> UUID | None:
+        """The customer to whom the principal is limited, or None."""
+        return principal.customer_id
+
+
+class OwnRows(OwnRule):
     """The rows of a table that are a customer's own: their `owner` column is the id of the customer.
 
     Operators and admins see all rows. For a customer, a row of another user is `NotFound`. All methods call
@@ -76,10 +84,6 @@ class OwnRows:
 
     def __init__(self, owner: SQLColumnExpression[UUID] | SQLColumnExpression[UUID | None]) -> None:
         self.owner: Final = owner
-
-    def find_customer(self, principal: Principal) -> UUID | None:
-        """The customer whose rows the principal sees, or None if it sees all rows."""
-        return None if principal.is_staff else principal.user_id
 
     def restrict(self, query: QueryT, principal: Principal) -> QueryT:
         """The query, with only the principal's own rows."""

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Final
 
 from fastapi import Depends
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette.requests import HTTPConnection
 
 from howdah import Database, JsonViewReader
-from howdah.fastapi import NotAuthenticated, Resource, find_principal, get_database, session_from
+from howdah.fastapi import Resource, get_database, require_principal, session_from
 from shop.identity.principals import Principal
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, USER_SETTING
 
@@ -18,24 +17,7 @@ SYSTEM_DATABASE: Final = "system"
 """The `Database` of the ledger, of sign-ins and of periodic jobs. A route checks its rows before a client gets them."""
 
 
-async def get_principal(connection: HTTPConnection) -> Principal:
-    """Who sent the request. Raises `NotAuthenticated` (401) without credentials."""
-    principal = find_principal(connection)
-    if principal is None:
-        raise NotAuthenticated
-    assert isinstance(principal, Principal)
-    return principal
-
-
-CurrentPrincipal = Annotated[Principal, Depends(get_principal)]
-
-
-async def get_caller(principal: CurrentPrincipal) -> str:
-    """The scope of the principal's idempotency keys."""
-    return principal.key
-
-
-Caller = Annotated[str, Depends(get_caller)]
+CurrentPrincipal = Annotated[Principal, Depends(require_principal)]
 
 
 async def get_principal_database(

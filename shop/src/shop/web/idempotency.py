@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from howdah.fastapi import IdempotentRoute, StrictJSONRoute, idempotency_key
-from shop.web.dependencies import get_caller, principal_session
+from howdah.fastapi import IdempotentRoute, StrictJSONRoute, idempotency_key, require_principal_key
+from shop.web.dependencies import principal_session
 from shop.web.models import IdempotentRequest
 
 
@@ -13,5 +13,5 @@ class StrictIdempotentRoute(IdempotentRoute, StrictJSONRoute):
     """A route that can be idempotent and that has a strict JSON body."""
 
 
-request_key: Final[Any] = idempotency_key(IdempotentRequest, scope=get_caller, session=principal_session)
+request_key: Final[Any] = idempotency_key(IdempotentRequest, scope=require_principal_key, session=principal_session)
 """Add it to `dependencies` of a route that creates something: a retry with its key gets the first response again."""

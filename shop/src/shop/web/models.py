@@ -15,7 +15,7 @@ _ANSWER: Final = ("fingerprint", "status", "headers", "body")
 
 
 class IdempotentRequest(howdah.IdempotentRequest, Base):
-    """The response to a request that created users or orders. `scope` is the `Caller`.
+    """The response to a request that created users or orders. `scope` is the key of the principal.
 
     It is stored in the transaction of the new rows. Requests that open accounts or move money have other keys:
     `shop.ledger.models.IdempotencyKey`. `shop.ledger.maintenance` deletes old rows of both tables.

@@ -10,7 +10,8 @@ from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.check import check_ledger
 from shop.ledger.requests import TransferRequest
-from shop.ledger.service import post_transfers, reversal_request
+from shop.ledger.service import post_transfers
+from shop_tests.support.reversals import reversal_request
 
 
 async def create_ledger(session: AsyncSession) -> tuple[UUID, UUID, UUID, UUID]:

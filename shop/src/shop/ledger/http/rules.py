@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
-from uuid import UUID
 
 from howdah.fastapi import NotAllowed, allow
 from shop.identity.principals import Principal, Role
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRecord
 from shop.users.models import User
-from shop.web.access import OwnRows, everyone
+from shop.web.access import OwnRows, OwnRule, everyone
 
 READ_ACCOUNTS: Final = everyone("accounts:read")
 OPEN_ACCOUNTS: Final = everyone("accounts:write")
@@ -27,20 +26,12 @@ READ_TRANSFERS: Final = everyone("transfers:read")
 POST_TRANSFERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="transfers:write")
 
 
-class OwnTransfers:
+class OwnTransfers(OwnRule):
     """The transfers from or to the accounts of a customer. Every other transfer is `NotFound` for the customer."""
 
-    def find_customer(self, principal: Principal) -> UUID | None:
-        """The customer whose transfers the principal reads, or None if it reads all transfers."""
-        return None if principal.is_staff else principal.user_id
 
-
-class OwnBalances:
+class OwnBalances(OwnRule):
     """A customer sees the balance and the entry number of a transfer only on the side of their own account."""
-
-    def find_customer(self, principal: Principal) -> UUID | None:
-        """The customer whose balances the principal sees, or None if it sees all balances."""
-        return None if principal.is_staff else principal.user_id
 
     def hide(self, transfer: TransferRecord, principal: Principal) -> TransferRecord:
         """The transfer without these values on the sides of other users' accounts."""
