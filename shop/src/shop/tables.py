@@ -13,7 +13,8 @@ from shop.identity.models import (
     SignInThrottle,
     TotpDevice,
 )
-from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer
+from shop.ledger.models import Account, Entry, IdempotencyKey, PendingTransfer, Transfer
+from shop.ledger.seal_models import Seal
 from shop.orders.models import Order, OrderItem
 from shop.users.models import User
 from shop.web.models import IdempotentRequest

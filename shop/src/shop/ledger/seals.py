@@ -13,7 +13,7 @@ from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
-from shop.ledger.models import Seal
+from shop.ledger.seal_models import Seal
 
 _BATCH_SIZE: Final = 10_000
 """The largest number of seals that one transaction links."""
