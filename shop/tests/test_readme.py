@@ -106,7 +106,8 @@ class Service:
             time.sleep(0.02)
 
     def last_token(self) -> str:
-        return _PRINTED_TOKEN.findall(self.console.read_text(encoding="utf-8"))[-1]
+        found: list[str] = _PRINTED_TOKEN.findall(self.console.read_text(encoding="utf-8"))
+        return found[-1]
 
 
 @contextmanager
