@@ -11,11 +11,15 @@ from starlette.requests import HTTPConnection
 
 from howdah import Database, JsonViewReader
 from howdah.fastapi import NotAuthenticated, Resource, find_principal, get_database, session_from
+from howdah.fastapi.resources import find_named_database
 from shop.identity.principals import Principal
-from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, USER_SETTING
+from shop.roles import CUSTOMER_ROLE, USER_SETTING
 
 SYSTEM_DATABASE: Final = "system"
 """The `Database` of the ledger, of sign-ins and of periodic jobs. No route gives its rows to a client unchecked."""
+
+STAFF_DATABASE: Final = "staff"
+"""The `Database` of operators and admins. Its connections have their role, so that a read is one round trip."""
 
 
 async def get_principal(connection: HTTPConnection) -> Principal:
@@ -38,17 +42,14 @@ async def get_caller(principal: CurrentPrincipal) -> str:
 Caller = Annotated[str, Depends(get_caller)]
 
 
-async def get_principal_database(
-    principal: CurrentPrincipal,
-    database: Annotated[Database, Depends(get_database)],
-) -> Database:
+async def get_principal_database(principal: CurrentPrincipal, connection: HTTPConnection) -> Database:
     """The database as the principal sees it: a customer sees only their own rows, by row-level security.
 
     The role decides what the principal may do: see `shop.policies` and the grants of the models.
     """
     if principal.is_staff:
-        return database.with_settings(role=STAFF_ROLE)
-    return database.with_settings({USER_SETTING: principal.user_id}, role=CUSTOMER_ROLE)
+        return find_named_database(connection, STAFF_DATABASE)
+    return (await get_database(connection)).with_settings({USER_SETTING: principal.user_id}, role=CUSTOMER_ROLE)
 
 
 PrincipalDatabase = Annotated[Database, Depends(get_principal_database)]
