@@ -201,7 +201,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
-        """This reader, reading from `database`: a copy from `with_settings`, or another `Database` with the same tables.
+        """This reader, for a copy that `with_settings` has made, or for another `Database` with the same tables.
 
         The other one may have another role, for example. Calls of `get` share a statement only with calls of the same
         `Database` and equal settings. The limits of `open` apply to each of them separately.

@@ -81,7 +81,7 @@ from howdah.fastapi.problem import (
 )
 from howdah.fastapi.rate_limits import RateLimit, RateLimits
 from howdah.fastapi.resources import Resource
-from howdah.fastapi.scoped_sessions import session_from
+from howdah.fastapi.scoped_sessions import reader_from, session_from
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
@@ -184,6 +184,7 @@ __all__ = [
     "problem_response",
     "protect",
     "read_lines",
+    "reader_from",
     "require_principal",
     "require_principal_key",
     "retry_after",
