@@ -240,7 +240,7 @@ async def test_view_reads_with_equal_settings_share_a_statement_and_others_do_no
 async def test_control_batches_without_the_scope_show_one_tenant_the_rows_of_another(
     tenants: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Database, "scope_key", lambda self, database: None)
+    monkeypatch.setattr(Database, "scope_key", lambda self: None)
     async with NoteView.open(tenants) as notes:
         readers = [scoped(tenants, notes, tenant)[1] for tenant in TENANTS]
         own, foreign = await asyncio.gather(readers[0].get(0), readers[1].get(0))

@@ -95,7 +95,11 @@ class Settings(BaseSettings):
     )
     log_format: Literal["auto", "json", "console"] = "auto"
     pool_size: int = Field(default=20, ge=1, description="The pool of customers, in each process")
-    staff_pool_size: int = Field(default=10, ge=1, description="The pool of operators and admins")
+    staff_pool_size: int = Field(
+        default=12,
+        ge=1,
+        description="The pool of operators and admins. A quarter of it serves exports and bulk uploads",
+    )
     system_pool_size: int = Field(
         default=10, ge=4, description="The pool of the ledger, of sign-ins, API keys and periodic jobs"
     )
