@@ -9,8 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from howdah import Database, JsonViewReader
-from howdah.fastapi import NotAuthenticated, Resource, find_principal, get_database, reader_from, session_from
-from howdah.fastapi.resources import find_named_database
+from howdah.fastapi import (
+    NotAuthenticated,
+    Resource,
+    find_named_database,
+    find_principal,
+    get_database,
+    reader_from,
+    session_from,
+)
 from shop.identity.principals import Principal
 from shop.roles import CUSTOMER_ROLE, USER_SETTING
 
