@@ -94,7 +94,12 @@ class Settings(BaseSettings):
         description="Serve /metrics, /docs and /openapi.json on this port of `internal_host` only",
     )
     log_format: Literal["auto", "json", "console"] = "auto"
-    pool_size: int = Field(default=20, ge=1)
+    pool_size: int = Field(default=20, ge=1, description="The pool of customers, in each process")
+    staff_pool_size: int = Field(
+        default=12,
+        ge=1,
+        description="The pool of operators and admins. A quarter of it serves exports and bulk uploads",
+    )
     system_pool_size: int = Field(
         default=10, ge=4, description="The pool of the ledger, of sign-ins, API keys and periodic jobs"
     )

@@ -80,8 +80,8 @@ from howdah.fastapi.problem import (
     retry_after,
 )
 from howdah.fastapi.rate_limits import RateLimit, RateLimits
-from howdah.fastapi.resources import Resource
-from howdah.fastapi.scoped_sessions import session_from
+from howdah.fastapi.resources import Resource, find_named_database
+from howdah.fastapi.scoped_sessions import reader_from, session_from
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
@@ -166,6 +166,7 @@ __all__ = [
     "describe_rows_body",
     "error_response",
     "export_response",
+    "find_named_database",
     "find_principal",
     "finish_without_client",
     "get_database",
@@ -184,6 +185,7 @@ __all__ = [
     "problem_response",
     "protect",
     "read_lines",
+    "reader_from",
     "require_principal",
     "require_principal_key",
     "retry_after",
