@@ -57,6 +57,28 @@ def test_a_service_with_a_database_url_does_not_start_without_keys() -> None:
     assert DATABASE_PASSWORD not in output
 
 
+def test_a_service_with_a_database_url_does_not_print_mails_with_tokens() -> None:
+    keys = {"DATABASE_URL": SOME_URL, "SIGNING_KEYS": new_key(), "ENCRYPTION_KEYS": new_key()}
+    code, output = serve(**keys)
+    assert (code, len(output.splitlines())) == (1, 1)
+    assert "SHOP_SMTP_URL isn't set" in output
+    assert "SHOP_CONSOLE_MAILS=on" in output
+    for allowed in ({"CONSOLE_MAILS": "on"}, {"SMTP_URL": "smtps://mail.example.com"}):
+        _, output = serve(**keys, **allowed)  # it doesn't reach its database
+        assert "SHOP_SMTP_URL" not in output
+        assert "127.0.0.1:1" in output or "refused" in output, output
+    Settings().check_mails()  # the embedded server is for development
+
+
+def test_a_key_for_two_purposes_is_refused() -> None:
+    key, other = new_key(), new_key()
+    secret = key.partition(":")[2]
+    code, output = serve(DATABASE_URL=SOME_URL, SIGNING_KEYS=f"{other},{key}", ENCRYPTION_KEYS=f"another:{secret}")
+    assert code == 1
+    assert "SHOP_SIGNING_KEYS and SHOP_ENCRYPTION_KEYS have a key in common" in output
+    assert secret not in output
+
+
 def test_an_application_without_keys_is_not_created() -> None:
     with pytest.raises(MissingSecret, match="SHOP_SIGNING_KEYS isn't set"):
         create_app("postgresql://db/shop", Settings())
