@@ -26,6 +26,7 @@ from shop.generated_secrets import secrets_folder, with_generated_secrets
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import MissingSecret, new_key, parse_keyring
+from shop.postgres import as_service_login
 from shop.settings import KEYRINGS, Settings
 from shop.users.models import User
 from shop_tests.support.http_service import client_of
@@ -179,8 +180,9 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
     keys = {name: new_key() for name in KEYRINGS}
     for name, key in keys.items():
         (tmp_path / f"shop_{name}").write_text(key)
-    url = make_url(committed_url).set(password=DATABASE_PASSWORD).render_as_string(hide_password=False)
-    (tmp_path / "shop_database_url").write_text(url)
+    for name, url in (("database_url", as_service_login(committed_url)), ("owner_database_url", committed_url)):
+        with_password = make_url(url).set(password=DATABASE_PASSWORD).render_as_string(hide_password=False)
+        (tmp_path / f"shop_{name}").write_text(with_password)
     async with committed_database.begin() as session:
         session.add(user := User(email="ada@example.com", name="Ada"))
         await session.flush()
@@ -194,7 +196,8 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
     with output.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from shop.cli import main; main()", "serve", "--port", str(port)),
-            env=os.environ | {"SHOP_SECRETS_DIR": str(tmp_path), "SHOP_SHUTDOWN_PAUSE": "0"},
+            env=os.environ
+            | {"SHOP_SECRETS_DIR": str(tmp_path), "SHOP_SHUTDOWN_PAUSE": "0", "SHOP_CONSOLE_MAILS": "on"},
             stdout=file,
             stderr=file,
         )

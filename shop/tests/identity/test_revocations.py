@@ -21,12 +21,14 @@ from shop.identity.models import Credential, SignInSession
 from shop.identity.principals import Principal, Role
 from shop.identity.revocation import MAX_STALENESS, POLL_INTERVAL, POLL_REVOCATIONS, Revocations, open_revocations
 from shop.identity.scopes import Scope
-from shop.identity.sessions import Lifetimes, delete_ended_sessions, open_session
+from shop.identity.sessions import Lifetime, Lifetimes, delete_ended_sessions, open_session
 from shop.identity.tokens import LEEWAY_SECONDS, LIFETIME
 from shop.users.models import User
 from shop_tests.support.http_service import create_service, http_client
 from shop_tests.support.identity import TEST_SIGNER, sign_in
 from shop_tests.support.waiting import until
+
+_LIFETIME = Lifetime(idle=timedelta(hours=1), total=timedelta(hours=1))
 
 
 class _Clock:
@@ -97,7 +99,7 @@ async def test_the_sessions_and_keys_of_a_deleted_user_end_in_two_services(
         session.add(user)
         await session.flush()
         session.add(Credential(user_id=user.id, role=Role.ADMIN))
-        opened = await open_session(session, user.id, Role.ADMIN, Client(), Lifetimes(Lifetimes.staff))
+        opened = await open_session(session, user.id, Role.ADMIN, Client(), Lifetimes(_LIFETIME))
         principal = Principal(user.id, Role.ADMIN, session_id=opened.id)
         key, _ = await create_key(
             session, principal, name="key", scopes={Scope.READ_USERS}, expires_in=timedelta(days=1)

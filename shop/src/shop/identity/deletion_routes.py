@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from howdah.fastapi import IfMatch
+from howdah.fastapi import IfMatch, describe_problems
 from shop.audit.dependencies import CurrentAuditTrail
 from shop.audit.models import AuditAction
 from shop.identity.api_keys.verification import CurrentVerifier
@@ -20,7 +20,12 @@ from shop.web.idempotency import StrictIdempotentRoute
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotentRoute)
 
 
-@router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT, dependencies=[DELETE_USERS])
+@router.delete(
+    "/{user_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    dependencies=[DELETE_USERS],
+    responses=describe_problems(HTTPStatus.CONFLICT),
+)
 async def delete_user(
     *,
     user_id: UUID,
