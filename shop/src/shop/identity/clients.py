@@ -21,7 +21,7 @@ class Client:
 
     @property
     def network(self) -> str:
-        """What counts as one client, such as the /64 network of an IPv6 address."""
+        """The IPv4 address, or the /64 network of an IPv6 address: one customer of a provider usually has all of it."""
         return find_client_network(self.shown_address or "") or "unknown"
 
     @property

@@ -1,4 +1,4 @@
-"""`/auth/invitations` and `/auth/users`: what admins do with the accounts of people."""
+"""`/auth/invitations` and `/auth/users`: admins invite operators and admins, and change roles, sessions and apps."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ async def remove_app(
     revocations: CurrentRevocations,
     client: CurrentClient,
 ) -> None:
-    """Remove a lost authenticator app. The user's sessions end, and the next sign-in of staff has to enrol another."""
+    """Remove a lost authenticator app. The user's sessions end. Operators and admins then enrol another one."""
     revocations.revoke(*await staff.remove_app(identity, principal, user_id, client=client))
