@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from howdah.fastapi import IfMatch, StrictJSONRoute
+from howdah.fastapi import IfMatch, StrictJSONRoute, describe_problems
 from howdah.tenancy import role_in
 from shop.audit.dependencies import CurrentAuditTrail
 from shop.audit.models import AuditAction
@@ -25,7 +25,12 @@ from shop.web.dependencies import PrincipalDatabase
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
 
 
-@router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT, dependencies=[DELETE_USERS])
+@router.delete(
+    "/{user_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    dependencies=[DELETE_USERS],
+    responses=describe_problems(HTTPStatus.CONFLICT),
+)
 async def delete_user(
     *,
     user_id: UUID,
