@@ -31,7 +31,6 @@ from shop.identity.routes import router as sign_in_routes
 from shop.identity.security_schemes import SECURITY_SCHEMES
 from shop.identity.staff_routes import router as staff_routes
 from shop.identity.tokens import TokenSigner
-from shop.identity.user_routes import router as user_deletion_routes
 from shop.ledger.group_commit import Ledger
 from shop.ledger.http import problems as ledger_problems
 from shop.ledger.http.account_routes import router as account_routes
@@ -116,15 +115,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
     )
     responses = describe_problems(HTTPStatus.SERVICE_UNAVAILABLE)
     for router in (
-        *(
-            user_routes,
-            user_deletion_routes,
-            user_order_routes,
-            order_routes,
-            account_routes,
-            transfer_routes,
-            audit_routes,
-        ),
+        *(user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes),
         *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
     ):
         app.include_router(router, responses=responses)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, String, func
+from sqlalchemy import ARRAY, BigInteger, ForeignKey, Index, LargeBinary, String, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -65,11 +65,10 @@ class SignInSession(UUIDv7PrimaryKey, Base):
         Index("ix_sign_in_sessions_user_id_created_at", "user_id", "created_at"),
         Index("ix_sign_in_sessions_revoked_at", "revoked_at", postgresql_where="revoked_at IS NOT NULL"),
         Index("ix_sign_in_sessions_expires_at", "expires_at"),
-        CheckConstraint("user_id IS NOT NULL OR revoked_at IS NOT NULL", name="ended_without_user"),
         *system_only(),
     )
 
-    user_id: Mapped[UUID | None] = mapped_column(ForeignKey(User.id, ondelete="SET NULL"))
+    user_id: Mapped[UUID] = _user_key()
     created_at: Mapped[datetime] = _database_time()
     last_used_at: Mapped[datetime] = _database_time()
     expires_at: Mapped[datetime]

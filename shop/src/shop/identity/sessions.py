@@ -109,7 +109,6 @@ async def refresh_session(
     ).one()
     if row.revoked_at is not None or now >= row.expires_at:
         raise InvalidRefreshToken
-    assert row.user_id is not None  # the table's CHECK constraint
     if used.replaced_at is None:
         await session.execute(
             update(RefreshToken)
@@ -141,7 +140,7 @@ async def refresh_session(
     return OpenSession(row.id, row.user_id, role, successor)
 
 
-def _lock_session(session_id: UUID) -> Select[UUID, UUID | None, datetime, datetime, datetime | None, Role | None]:
+def _lock_session(session_id: UUID) -> Select[UUID, UUID, datetime, datetime, datetime | None, Role | None]:
     return (
         select(
             SignInSession.id,
@@ -169,20 +168,6 @@ async def revoke_sessions(session: AsyncSession, user_id: UUID, *, keep: UUID | 
     """End the user's sessions, except the one to keep. Returns their ids, for `Revocations.revoke` after the commit."""
     condition = SignInSession.user_id == user_id
     return await _revoke(session, condition if keep is None else condition & (SignInSession.id != keep))
-
-
-async def end_sessions_of_deleted(session: AsyncSession, user_id: UUID) -> list[UUID]:
-    """End the user's sessions before the user is deleted in the same transaction, and return their ids.
-
-    The rows stay, because the verifiers of other processes read them, but they have no personal data any more.
-    """
-    await session.execute(
-        update(SignInSession)
-        .where(SignInSession.user_id == user_id)
-        .values(address=None, network=None, user_agent=None)
-        .execution_options(synchronize_session=False)
-    )
-    return await revoke_sessions(session, user_id)
 
 
 async def _revoke(session: AsyncSession, condition: ColumnElement[bool]) -> list[UUID]:

@@ -78,7 +78,7 @@ def upgrade() -> None:
     op.create_table(
         "sign_in_sessions",
         sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("user_id", sa.Uuid(), nullable=True),
+        sa.Column("user_id", sa.Uuid(), nullable=False),
         sa.Column(
             "created_at", sa.DateTime(timezone=True), server_default=sa.text("statement_timestamp()"), nullable=False
         ),
@@ -91,11 +91,8 @@ def upgrade() -> None:
         sa.Column("address", sa.String(length=45), nullable=True),
         sa.Column("network", sa.String(length=50), nullable=True),
         sa.Column("user_agent", sa.String(length=200), nullable=True),
-        sa.CheckConstraint(
-            "user_id IS NOT NULL OR revoked_at IS NOT NULL", name=op.f("ck_sign_in_sessions_ended_without_user")
-        ),
         sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_sign_in_sessions_user_id"), ondelete="SET NULL"
+            ["user_id"], ["users.id"], name=op.f("fk_sign_in_sessions_user_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sign_in_sessions")),
     )
