@@ -14,9 +14,9 @@
     )
     await matrix.check(committed_client)
 
-The routes are those of the OpenAPI description, and those that are hidden from it, also `WEBSOCKET /path`. What is
-expected is written apart from the rules, so that a changed rule is noticed. A route without an entry is a gap. So is an
-entry without a route.
+The routes are those of the OpenAPI description, and those that are hidden from it, also `WEBSOCKET /path`. The
+expectations are written without the rules, so that the test notices a changed rule. A route without an entry is a gap,
+and so is an entry without a route.
 
 With `disabled(rule)` the matrix must have a gap, for each rule of `list_rules(app)`:
 
@@ -115,9 +115,9 @@ class RequestData:
 
     - `path`: the values of path parameters, if they aren't those of `path_values`.
     - `success` and `missing`: the statuses of an allowed request, and of one for a missing object.
-    - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. A role with
-      the access `"all"` gets both, and one with `"own"` the first only.
-    - `url`: the whole path, for an operation without a fixed one, such as a mount. `method`: the same for the method.
+    - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. The response
+      to a role with the access `"all"` must have both. With `"own"` it must have only the own ones.
+    - `url` and `method`: the whole path and the method, for an operation that doesn't fix them, such as a mount.
     """
 
     path: Mapping[str, Any] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class RequestData:
 
 @dataclass(frozen=True)
 class _Credential:
-    """A way to send credentials. `status` is that of the response if they are rejected, otherwise None."""
+    """A way to send credentials. `status` is the expected status if they are rejected, otherwise None."""
 
     name: str
     make: Callable[[str], Headers | Awaitable[Headers]]
@@ -152,8 +152,8 @@ class AccessMatrix:
       credentials are always sent.
     - `path_values`: functions that get a `Case`, and return the value of the path parameter with this name.
     - `requests`: functions that get a `Case`, and return the `RequestData` of the operation. They are called for each
-      request that should succeed, so they may create the object that the request changes or deletes. `case.kind`
-      tells which object is wanted: an own, a foreign or a missing one.
+      request that the rule allows, so they may create the object that the request changes or deletes. `case.kind`
+      tells which object the request needs: an own, a foreign or a missing one.
     - `foreign_marks`: texts, such as the ids and e-mail addresses of foreign rows, that no response to a role with the
       access `"own"` may contain. A text that was sent in the request may occur.
 
@@ -255,7 +255,7 @@ class AccessMatrix:
         return gaps
 
     def _iterate_credentials(self, expectation: Expectation) -> Iterator[_Credential]:
-        """The credentials for this operation. An API key is sent with the operation's scope, and with all others."""
+        """The credentials for this operation. An API key has only the operation's scope, or all others."""
         unauthorized, forbidden = int(HTTPStatus.UNAUTHORIZED), int(HTTPStatus.FORBIDDEN)
         yield from (_Credential(name, make) for name, make in self._valid.items())
         others = self._scopes - {expectation.scope}
@@ -301,7 +301,7 @@ class AccessMatrix:
                     content=data.content,
                     headers={**data.headers, **headers},
                 )
-        except Exception as error:  # of the application, which has no `request_log`
+        except Exception as error:  # an error of the application; with `request_log` it would be a 500
             response = httpx.Response(HTTPStatus.INTERNAL_SERVER_ERROR, text=repr(error))
         remember_sent(response, values, url, data.query, data.json, data.content)
         return response
@@ -367,7 +367,7 @@ def list_rules(app: FastAPI) -> dict[AccessRule, list[str]]:
 
 @contextmanager
 def disabled(rule: Any) -> Iterator[None]:
-    """Let the rule allow every request, as if it were removed. It is what `allow` returned, or an `AccessRule`."""
+    """Let the rule allow every request, as if it were removed. It is the result of `allow`, or an `AccessRule`."""
     with mock.patch.object(to_rule(rule), "check", _allow):
         yield
 

@@ -1,4 +1,4 @@
-"""`/auth`: how a user signs in: the password, the address, and the authenticator app."""
+"""`/auth`: change how a user signs in: the password, the address, and the authenticator app."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ from shop.identity.schemas import (
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=StrictJSONRoute)
 
-# A wrong password of a signed-in user is 401, too.
+# If a signed-in user sends a wrong password, the response is a 401, too.
 _ASKS_FOR_PASSWORD = describe_problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 @router.put("/password", status_code=HTTPStatus.NO_CONTENT, dependencies=[SIGNED_IN], responses=_ASKS_FOR_PASSWORD)
 async def change_password(
-    body: PasswordChangeIn, principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
+    body: PasswordChangeIn,
+    principal: SessionPrincipal,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    client: CurrentClient,
 ) -> None:
     """Change your password. Your other sessions end, and you get a mail."""
     current = body.current_password
@@ -45,6 +49,7 @@ async def change_password(
         principal,
         current_password=None if current is None else current.get_secret_value(),
         new_password=body.new_password.get_secret_value(),
+        client=client,
     )
     revocations.revoke(*ended)
 
@@ -58,7 +63,7 @@ async def change_password(
 async def request_password_reset(body: EmailIn, identity: CurrentIdentity, client: CurrentClient) -> AcceptedOut:
     """Send a mail with a token, if a user has the address. The next step is `POST /auth/password-reset/confirmation`.
 
-    The answer is the same if nobody has the address.
+    The response is the same if no user has the address.
     """
     await password_changes.request_reset(identity, email=body.email, client=client)
     return AcceptedOut()
@@ -71,12 +76,17 @@ async def request_password_reset(body: EmailIn, identity: CurrentIdentity, clien
     responses=describe_problems(HTTPStatus.BAD_REQUEST),
 )
 async def reset_password(
-    body: NewPasswordIn, identity: CurrentIdentity, revocations: CurrentRevocations, verifier: CurrentVerifier
+    *,
+    body: NewPasswordIn,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    verifier: CurrentVerifier,
+    client: CurrentClient,
 ) -> None:
     """Set a password with the token of the mail. All sessions end, and all API keys are revoked. An authenticator app
     stays enrolled."""
     user_id, ended = await password_changes.reset_password(
-        identity, token=body.token.get_secret_value(), new_password=body.password.get_secret_value()
+        identity, token=body.token.get_secret_value(), new_password=body.password.get_secret_value(), client=client
     )
     revocations.revoke(*ended)
     verifier.forget(user_id)
@@ -99,21 +109,22 @@ async def request_email_change(
     dependencies=[ANYONE],
     responses=describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT),
 )
-async def confirm_email_change(body: TokenIn, identity: CurrentIdentity) -> None:
-    """Use the new address from now on. The old one gets a mail."""
-    await email_changes.confirm_email_change(identity, body.token.get_secret_value())
+async def confirm_email_change(body: TokenIn, identity: CurrentIdentity, client: CurrentClient) -> None:
+    """Change the address. A mail is sent to the old one."""
+    await email_changes.confirm_email_change(identity, body.token.get_secret_value(), client=client)
 
 
 @router.post("/totp/enrolment-token", dependencies=[SIGNED_IN], responses=_ASKS_FOR_PASSWORD)
 async def request_enrolment(
-    body: EnrolmentRequestIn, principal: SessionPrincipal, identity: CurrentIdentity
+    body: EnrolmentRequestIn, principal: SessionPrincipal, identity: CurrentIdentity, client: CurrentClient
 ) -> EnrolmentTokenOut:
-    """A token to enrol a first or another authenticator app."""
+    """Get a token, with which you can enrol a first or another authenticator app."""
     token = await enrolment.request_enrolment(
         identity,
         principal,
         password=body.password.get_secret_value(),
         code=None if body.code is None else body.code.get_secret_value(),
+        client=client,
     )
     return EnrolmentTokenOut(enrolment_token=token)
 
@@ -133,7 +144,7 @@ async def begin_enrolment(body: EnrolmentIn, identity: CurrentIdentity) -> Enrol
 async def confirm_enrolment(
     body: EnrolmentConfirmationIn, identity: CurrentIdentity, client: CurrentClient, revocations: CurrentRevocations
 ) -> EnrolledOut:
-    """Use the app from now on, and sign in. Earlier sessions end. The answer has the recovery codes."""
+    """Use the app from now on, and sign in. Earlier sessions end. The response has the recovery codes."""
     enrolled = await enrolment.confirm(
         identity,
         token=body.enrolment_token.get_secret_value(),

@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 
 from howdah import Database
-from shop.identity.events import Event, note
+from shop.audit.models import AuditAction
+from shop.identity.events import note
 from shop.identity.models import Credential, Purpose
 from shop.identity.one_time_tokens import issue_token
 from shop.identity.principals import Role
@@ -17,6 +18,8 @@ from shop.identity.staff import set_role
 from shop.users.models import User
 
 FIRST_ADMIN: Final = "admin@example.com"
+
+_BY: Final = "the owner of the database"
 
 
 async def create_admin(database: Database, email: str) -> str:
@@ -32,12 +35,13 @@ async def create_admin(database: Database, email: str) -> str:
         credential = await session.get(Credential, user_id, with_for_update=True)
         if credential is None or credential.role is not Role.ADMIN:
             await set_role(session, user_id, Role.ADMIN)
-            await note(session, Event.ROLE_CHANGED, user_id=user_id, by="owner of the database", new=Role.ADMIN)
+            await note(session, AuditAction.ROLE_CHANGED, user_id=user_id, by=_BY, new=Role.ADMIN.value)
+        await note(session, AuditAction.SIGN_IN_LINK_CREATED, user_id=user_id, by=_BY)
         return await issue_token(session, Purpose.SIGN_IN, user_id=user_id)
 
 
 async def has_admin(database: Database) -> bool:
-    """Whether an admin has a password, so that nobody needs a link of the console."""
+    """Whether an admin has a password. Then no one-time token has to be printed."""
     query = select(Credential.user_id).where(Credential.role == Role.ADMIN, Credential.password_hash.is_not(None))
     async with database.session(read_only=True) as session:
         return await session.scalar(query.limit(1)) is not None
@@ -59,5 +63,5 @@ def describe_one_time_sign_in(address: str, token: str) -> str:
 
 
 def describe_sign_in_link(address: str, token: str) -> str:
-    """The same for a browser. The fragment is sent to no server, and the page's button uses the token up."""
+    """The same for a browser. No server gets the fragment. Only the button of the page uses the token up."""
     return f"or in a browser: {address}/sign-in/link#token={token}"

@@ -1,4 +1,4 @@
-"""What the functions of this package work with: the database, the keys, the threads and the mails."""
+"""The resources of this package: the database, the keys, the threads and the mails."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from howdah import Database
 from shop.identity.encryption import SecretBox
+from shop.identity.events import AnonymousEvents
 from shop.identity.hashing import PasswordHashing
 from shop.identity.mail import ConsoleMailer, Mailer, MailQueue, SmtpMailer
 from shop.identity.mail_texts import MailTexts
@@ -33,7 +34,7 @@ class SignedIn:
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class Identity:
-    """The opened parts. `database` has the role `shop_system`."""
+    """The resources that are open. `database` has the role `shop_system`."""
 
     database: Database
     signer: TokenSigner
@@ -42,6 +43,7 @@ class Identity:
     mails: MailQueue
     texts: MailTexts
     lifetimes: Lifetimes
+    anonymous_events: AnonymousEvents
 
     def sign(self, opened: OpenSession) -> SignedIn:
         """The tokens of the session. Call it after the commit."""
@@ -54,7 +56,7 @@ class Identity:
 async def open_identity(
     database: Database, *, settings: Settings, signer: TokenSigner, mailer: Mailer | None = None
 ) -> AsyncIterator[Identity]:
-    """The factory of the resource: start the threads and the sending of mails, and end them with the block."""
+    """Start the threads and the sending of mails. They end with the block. It is the factory of the resource."""
     hashing = PasswordHashing(
         memory_kib=settings.argon2_memory_kib,
         iterations=settings.argon2_iterations,
@@ -74,6 +76,7 @@ async def open_identity(
                         idle=timedelta(days=settings.session_idle_days), total=timedelta(days=settings.session_days)
                     )
                 ),
+                anonymous_events=AnonymousEvents(database),
             )
     finally:
         hashing.close()

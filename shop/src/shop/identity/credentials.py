@@ -11,6 +11,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
+from shop.audit.models import AuditAction
+from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.errors import AccountDeleted, SignInFailed
 from shop.identity.models import Credential, Purpose, SignInThrottle
@@ -20,13 +22,13 @@ from shop.identity.principals import Principal, Role
 from shop.identity.throttles import PER_ACCOUNT, count
 from shop.users.models import User
 
-# Tokens that were issued before the password or the address was changed, maybe to somebody else.
+# A change of the password revokes these tokens, because another person may have requested them before.
 _REVOKED: Final = (Purpose.RESET_PASSWORD, Purpose.CHANGE_EMAIL, Purpose.ENROL_TOTP)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """A user as sign-in sees it."""
+    """The data of a user that sign-in needs."""
 
     user_id: UUID
     email: str
@@ -56,17 +58,21 @@ async def load_own_account(session: AsyncSession, principal: Principal) -> Accou
         raise AccountDeleted from error
 
 
-async def verify_own_password(identity: Identity, account: Account, password: str) -> None:
+async def verify_own_password(
+    identity: Identity, principal: Principal, account: Account, password: str, client: Client
+) -> None:
     """Ask a signed-in user for the password again: a stolen access token alone must not change how they sign in.
 
-    Attempts are throttled apart from sign-ins, so that nobody without the token can block them.
+    These attempts are counted separately from sign-ins, so that nobody without the token can block them.
     """
-    await check_own_password(identity, account, password)
+    await check_own_password(identity, principal, account, password, client)
     async with identity.database.begin() as session:
         await forgive_own_attempts(session, account)
 
 
-async def check_own_password(identity: Identity, account: Account, password: str) -> None:
+async def check_own_password(
+    identity: Identity, principal: Principal, account: Account, password: str, client: Client
+) -> None:
     """`verify_own_password`, if a code has to be right, too: the attempt stays counted until `forgive_own_attempts`.
 
     Otherwise somebody with the password could try all codes of the authenticator app.
@@ -74,6 +80,8 @@ async def check_own_password(identity: Identity, account: Account, password: str
     await count(identity.database, _throttle_key(account), PER_ACCOUNT)
     is_right, _ = await identity.hashing.verify(password, account.password_hash)
     if not is_right:
+        action = AuditAction.PASSWORD_REFUSED
+        await identity.anonymous_events.note(action, user_id=account.user_id, actor=principal, client=client)
         raise SignInFailed("the current password is wrong")
 
 
@@ -94,7 +102,7 @@ async def hash_new_password(identity: Identity, password: str, *personal: str) -
 async def store_password(
     session: AsyncSession, user_id: UUID, password_hash: str, *, role: Role = Role.CUSTOMER
 ) -> None:
-    """Set the password, and make tokens that were issued before it useless. `role` is that of a user without one."""
+    """Set the password, and revoke tokens that were issued before. `role` is for a user who has no credential yet."""
     now = func.statement_timestamp()
     values = {"password_hash": password_hash, "password_changed_at": now}
     await session.execute(

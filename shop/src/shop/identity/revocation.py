@@ -1,4 +1,4 @@
-"""Sessions that have ended while their access tokens are valid.
+"""Sessions that have ended before their access tokens expire.
 
 An access token is verified without the database. So each process polls for the sessions that ended within the lifetime
 of a token: after a sign-out, a change of the password or the role, or because an admin ended them.
@@ -16,7 +16,7 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends
-from sqlalchemy import DateTime, bindparam, func, select
+from sqlalchemy import CompoundSelect, DateTime, bindparam, func, null, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah import Database, HowdahError
@@ -30,15 +30,19 @@ POLL_INTERVAL: Final = timedelta(seconds=2)
 MAX_STALENESS: Final = timedelta(seconds=30)
 """If the database can't be polled for this long, no access token is accepted. It is longer than a failover takes."""
 
-# A row is committed later than its `revoked_at`, and a token is signed later than its session was read. Neither takes
-# longer than this.
+# The longest time between `revoked_at` of a row and its commit, and between the read of a session and the signature of
+# its token.
 _MAX_DELAY: Final = timedelta(minutes=2)
 _RETENTION: Final = LIFETIME + _MAX_DELAY
 
-# GREATEST ignores NULL, which is `since` at the first poll.
-_ENDED: Final = select(SignInSession.id, SignInSession.revoked_at).where(
-    SignInSession.revoked_at
-    >= func.greatest(bindparam("since", type_=DateTime(timezone=True)), func.statement_timestamp() - _RETENTION)
+# GREATEST ignores NULL, which is `since` at the first poll. The sessions of deleted users have no time of their end.
+# They are few, because they are deleted within hours.
+_ENDED: Final[CompoundSelect[UUID, datetime | None]] = union_all(
+    select(SignInSession.id, SignInSession.revoked_at).where(
+        SignInSession.revoked_at
+        >= func.greatest(bindparam("since", type_=DateTime(timezone=True)), func.statement_timestamp() - _RETENTION)
+    ),
+    select(SignInSession.id, null()).where(SignInSession.user_id.is_(None)),
 )
 
 _log = structlog.get_logger("shop.revocation")
@@ -58,14 +62,14 @@ class Revocations:
         self._polled_at: float | None = None
 
     def check(self, session_id: UUID | None) -> None:
-        """Raise `NotAuthenticated` if the session has ended, and a 503 if the revocations are too old to know that."""
+        """Raise `NotAuthenticated` if the session has ended, and a 503 if the last poll is too long ago."""
         if session_id in self._forget_at:
             raise NotAuthenticated("the session has ended: sign in again")
         if self._polled_at is None or self._clock() - self._polled_at > MAX_STALENESS.total_seconds():
             raise ProblemException(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "sessions-unavailable",
-                "it can't be checked whether the session has ended: try again later",
+                "the service can't check whether the session has ended: try again later",
             )
 
     def revoke(self, *session_ids: UUID) -> None:
@@ -77,27 +81,31 @@ class Revocations:
         """Read the sessions that have ended since the last poll, and forget those whose tokens have expired."""
         started = self._clock()
 
-        async def read(connection: AsyncConnection) -> dict[UUID, datetime]:
+        async def read(connection: AsyncConnection) -> dict[UUID, datetime | None]:
             rows = await connection.execute(_ENDED, {"since": self._since})
             return {row.id: row.revoked_at for row in rows}
 
         ended = await self._database.read(read)
         self.revoke(*(id_ for id_ in ended if id_ not in self._forget_at))
-        if ended:
-            self._since = max(ended.values()) - _MAX_DELAY
+        if times := [revoked_at for revoked_at in ended.values() if revoked_at is not None]:
+            self._since = max(times) - _MAX_DELAY
         self._polled_at = started
         for id_ in [id_ for id_, forget_at in self._forget_at.items() if forget_at < started]:
             del self._forget_at[id_]
 
+    async def poll_now(self) -> None:
+        """Poll after a commit that has ended sessions whose ids are unknown. If it fails, the next poll finds them."""
+        try:
+            await self.poll()
+        except HowdahError as error:
+            _log.warning("the ended sessions can't be read", error=type(error).__name__)
+
 
 @asynccontextmanager
 async def open_revocations(database: Database) -> AsyncIterator[Revocations]:
-    """The revocations of an application. If it starts without its database, it accepts no token until it can poll."""
+    """The revocations of an application. Without the database, no token is accepted until a poll succeeds."""
     opened = Revocations(database)
-    try:
-        await opened.poll()
-    except HowdahError as error:
-        _log.warning("the ended sessions can't be read", error=type(error).__name__)
+    await opened.poll_now()
     yield opened
 
 

@@ -1,12 +1,12 @@
 """Sessions, and the refresh tokens that rotate in them.
 
 Each refresh token is used once. Its first use replaces it by a successor. If a replaced token is used again, somebody
-has copied it, and nobody can tell who is the owner: the session is revoked.
+has copied it, and the service can't tell who is the owner. So the session is revoked.
 
 One case is tolerated: a client sends the same refresh twice, because the response was lost or two of its tasks refresh
 at the same moment. Within `TOLERANCE` the second one gets the same successor as the first one, if that successor hasn't
-been used. So there is never more than one valid refresh token in a session, and a thief gains nothing: as soon as both
-have gone on, one of them uses a replaced token.
+been used. So a session never has two valid refresh tokens, and a thief gains nothing: as soon as the thief and the
+owner have both refreshed again, one of them has used a replaced token.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, NotFound
@@ -28,8 +28,10 @@ from shop.identity.principals import Role
 
 TOLERANCE: Final = timedelta(seconds=10)
 
-# Ended sessions are kept for this time: verifiers of access tokens read them, and throttles know their networks.
+# Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks.
 _KEEP_ENDED: Final = timedelta(days=30)
+# An access token is signed when its session is used, and is valid for ten minutes.
+_KEEP_ORPHANS: Final = timedelta(hours=1)
 _BATCH_SIZE: Final = 500
 
 
@@ -65,6 +67,14 @@ class OpenSession:
         return f"OpenSession(id={self.id}, user_id={self.user_id}, role={self.role})"
 
 
+@dataclass(frozen=True, slots=True)
+class ReusedToken:
+    """A refresh token that was replaced before. Its session was revoked."""
+
+    session_id: UUID
+    user_id: UUID
+
+
 async def open_session(
     session: AsyncSession, user_id: UUID, role: Role, client: Client, lifetimes: Lifetimes
 ) -> OpenSession:
@@ -89,8 +99,8 @@ async def open_session(
 
 async def refresh_session(
     session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes
-) -> OpenSession | None:
-    """Replace the refresh token. None if it was replaced before: then the session is revoked, and the caller commits.
+) -> OpenSession | ReusedToken:
+    """Replace the refresh token. If it was replaced before, the session is revoked, and the caller must commit.
 
     Raises `InvalidRefreshToken` if the token is unknown or the session has ended.
     """
@@ -107,7 +117,7 @@ async def refresh_session(
             .execution_options(populate_existing=True)
         )
     ).one()
-    if row.revoked_at is not None or now >= row.expires_at:
+    if row.user_id is None or row.revoked_at is not None or now >= row.expires_at:
         raise InvalidRefreshToken
     if used.replaced_at is None:
         await session.execute(
@@ -123,7 +133,7 @@ async def refresh_session(
         successor = derive_successor(token, used.nonce)
     else:
         await revoke_session(session, row.id)
-        return None
+        return ReusedToken(row.id, row.user_id)
     role = row.role or Role.CUSTOMER
     await session.execute(
         update(SignInSession)
@@ -140,7 +150,7 @@ async def refresh_session(
     return OpenSession(row.id, row.user_id, role, successor)
 
 
-def _lock_session(session_id: UUID) -> Select[UUID, UUID, datetime, datetime, datetime | None, Role | None]:
+def _lock_session(session_id: UUID) -> Select[UUID, UUID | None, datetime, datetime, datetime | None, Role | None]:
     return (
         select(
             SignInSession.id,
@@ -196,19 +206,27 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> list[SignInSess
     return list(await session.scalars(query))
 
 
-async def end_own_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
-    """End one of the user's own sessions. Raises `NotFound`, also for a session of another user."""
+async def end_own_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> bool:
+    """End one of the user's own sessions. Raises `NotFound`, also for a session of another user.
+
+    Returns False if it was revoked before.
+    """
     owner = await session.scalar(select(SignInSession.user_id).where(SignInSession.id == session_id))
     if owner != user_id:
         raise NotFound(SignInSession, [session_id])
-    await revoke_session(session, session_id)
+    return await revoke_session(session, session_id)
 
 
 async def delete_ended_sessions(database: Database) -> int:
-    """Delete sessions, with their refresh tokens, that ended more than 30 days ago. Returns their number."""
+    """Delete sessions, with their refresh tokens, that ended more than 30 days ago. Returns their number.
+
+    The sessions of deleted users are deleted as soon as no access token of theirs can be valid any more.
+    """
+    now = func.statement_timestamp()
+    is_orphan = SignInSession.user_id.is_(None) & (SignInSession.last_used_at < now - _KEEP_ORPHANS)
     ended = (
         select(SignInSession.id)
-        .where(SignInSession.expires_at < func.statement_timestamp() - _KEEP_ENDED)
+        .where(or_(SignInSession.expires_at < now - _KEEP_ENDED, is_orphan))
         .limit(_BATCH_SIZE)
         .with_for_update(skip_locked=True)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 from uuid import UUID
 
@@ -25,9 +26,16 @@ _WINDOW: Final = 1
 _RECOVERY_CODES: Final = 10
 
 
+class CodeKind(Enum):
+    """What a right code was."""
+
+    APP = auto()
+    RECOVERY = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What a person enters into an authenticator app. It is shown once."""
+    """The data that a person enters into an authenticator app. It is shown once."""
 
     secret: str
     uri: str
@@ -37,13 +45,13 @@ class Enrolment:
 
 
 async def has_device(session: AsyncSession, user_id: UUID) -> bool:
-    """Whether the user has an authenticator app that was confirmed."""
+    """Whether the user has a confirmed authenticator app."""
     query = select(TotpDevice.user_id).where(TotpDevice.user_id == user_id, TotpDevice.confirmed_at.is_not(None))
     return await session.scalar(query) is not None
 
 
 async def begin_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, email: str) -> Enrolment:
-    """A new secret, which counts only after `confirm_enrolment`. An app that is in use stays in use until then."""
+    """A new secret, which is used only after `confirm_enrolment`. Until then, an earlier app stays valid."""
     secret = pyotp.random_base32()
     encrypted = box.encrypt(secret)
     await session.execute(
@@ -70,30 +78,30 @@ async def confirm_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID
     return codes
 
 
-async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> bool:
-    """Whether the code is right and wasn't used before. It counts as used after the commit.
+async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> CodeKind | None:
+    """The kind of the code, or None if it is wrong or was used before. It counts as used after the commit.
 
     The row is locked, so that of two transactions with the same code only one succeeds.
     """
     device = await _lock_device(session, user_id)
     if device is None or device.secret is None:
-        return False
+        return None
     if not _is_totp(code):
         used = hash_recovery_code(code)
         remaining = [each for each in device.recovery_hashes if each != used]
         is_right = len(remaining) < len(device.recovery_hashes)
         device.recovery_hashes = remaining
         await session.flush()
-        return is_right
+        return CodeKind.RECOVERY if is_right else None
     secret = box.decrypt(device.secret)
     counter = _find_counter(secret, code, await _current_counter(session))
     if counter is None or counter <= device.last_counter:
-        return False
+        return None
     device.last_counter = counter
     if box.is_outdated(device.secret):
         device.secret = box.encrypt(secret)
     await session.flush()
-    return True
+    return CodeKind.APP
 
 
 async def _lock_device(session: AsyncSession, user_id: UUID) -> TotpDevice | None:

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from howdah.fastapi import PUBLIC, check_same_origin, find_principal
 from shop.identity import enrolment, service
+from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.dependencies import CurrentClient, CurrentIdentity
 from shop.identity.errors import EnrolmentRequired, IdentityError, InvalidRefreshToken, SignInFailed
@@ -44,7 +45,7 @@ _MAX_TOKEN: Final = 200
 
 @router.get("/sign-in")
 async def get_sign_in(request: Request, next_path: Annotated[str | None, Query(alias="next")] = None) -> Response:
-    """The form, or who is signed in."""
+    """The form, or the user who is signed in."""
     principal: Principal | None = find_principal(request)
     root, path = _get_root(request), check_path(next_path, default=_get_start(request))
     if principal is None:
@@ -70,12 +71,12 @@ async def sign_in(
     except IdentityError as error:
         page = pages.sign_in_page(root, next_path=path, email=email[:_MAX_EMAIL], error=str(error))
         return _as_error(page, error)
-    return await _start_session(request, identity, revocations, signed_in, path)
+    return await _start_session(request, identity, revocations, client, signed_in=signed_in, path=path)
 
 
 @router.get("/sign-in/link")
 async def get_link(request: Request) -> Response:
-    """The page of a one-time link, whose fragment is the token. It uses nothing up."""
+    """The page of a one-time link, whose fragment is the token. The token isn't used up."""
     return pages.link_page(_get_root(request))
 
 
@@ -89,7 +90,8 @@ async def use_link(
         signed_in = await service.sign_in_once(identity, token, client)
     except IdentityError as error:
         return _as_error(pages.link_page(_get_root(request), error=str(error)), error)
-    return await _start_session(request, identity, revocations, signed_in, _get_start(request))
+    path = _get_start(request)
+    return await _start_session(request, identity, revocations, client, signed_in=signed_in, path=path)
 
 
 @_posts.post("/sign-in/authenticator")
@@ -105,7 +107,9 @@ async def begin_enrolment(request: Request, identity: CurrentIdentity) -> Respon
 
 
 @_posts.post("/sign-in/authenticator/code")
-async def confirm_enrolment(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+async def confirm_enrolment(
+    request: Request, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+) -> Response:
     """Use the app from now on, and show the recovery codes."""
     form = await read_form(request)
     root, token = _get_root(request), form.get("token", "")[:_MAX_TOKEN]
@@ -117,6 +121,7 @@ async def confirm_enrolment(request: Request, identity: CurrentIdentity, client:
         return _as_error(pages.code_page(root, token=token, error=str(error)), error)
     except IdentityError as error:
         return _as_error(pages.sign_in_page(root, next_path=_get_start(request), error=str(error)), error)
+    revocations.revoke(*enrolled.ended)
     page = pages.recovery_page(root, codes=enrolled.recovery_codes, next_path=_get_start(request))
     _set_cookies(page, enrolled.signed_in)
     return page
@@ -124,7 +129,7 @@ async def confirm_enrolment(request: Request, identity: CurrentIdentity, client:
 
 @_posts.post("/sign-in/refresh")
 async def refresh(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
-    """Renew the cookies. Without a session the answer is 200, too, because pages ask whether there is one."""
+    """Renew the cookies. Without a session the response is a 200, too, because pages ask whether there is one."""
     token = find_refresh_token(request)
     try:
         if token is None:
@@ -153,7 +158,7 @@ async def sign_out(
             principal = (await service.refresh(identity, token[:_MAX_TOKEN], client)).principal
         except InvalidRefreshToken:
             principal = None
-    await _end_session(identity, revocations, principal)
+    await _end_session(identity, revocations, client, principal)
     page = pages.signed_out_page(_get_root(request))
     delete_session_cookies(page)
     page.headers["Clear-Site-Data"] = '"storage"'
@@ -175,18 +180,20 @@ router.include_router(_posts)
 
 
 async def _start_session(
-    request: Request, identity: Identity, revocations: Revocations, signed_in: SignedIn, path: str
+    request: Request, identity: Identity, revocations: Revocations, client: Client, *, signed_in: SignedIn, path: str
 ) -> Response:
     """Set the cookies, and lead to the path. A session that the browser had before ends."""
-    await _end_session(identity, revocations, find_principal(request))
+    await _end_session(identity, revocations, client, find_principal(request))
     response = RedirectResponse(f"{_get_root(request)}{path}", HTTPStatus.SEE_OTHER)
     _set_cookies(response, signed_in)
     return response
 
 
-async def _end_session(identity: Identity, revocations: Revocations, principal: Principal | None) -> None:
+async def _end_session(
+    identity: Identity, revocations: Revocations, client: Client, principal: Principal | None
+) -> None:
     if principal is not None and principal.session_id is not None:
-        await service.sign_out(identity, principal)
+        await service.sign_out(identity, principal, client=client)
         revocations.revoke(principal.session_id)
 
 
@@ -214,7 +221,7 @@ async def _read_token(request: Request) -> str:
 
 
 def _get_start(request: Request) -> str:
-    """The page to which a sign-in leads by default: the docs, unless they are on the internal port."""
+    """The page that is opened after a sign-in by default: the docs, unless they are on the internal port."""
     return "/docs" if getattr(request.app.state, HAS_PUBLIC_DOCS, True) else "/sign-in"
 
 

@@ -15,7 +15,7 @@ _BULK_SUFFIXES: Final = ("/batch", "/bulk", "/export")
 _LISTS: Final = frozenset({"/users", "/orders", "/accounts", "/transfers", "/audit-events"})
 _LIST_SUFFIXES: Final = ("/entries", "/balance", "/order-summary")
 _SIGN_IN_PREFIXES: Final = ("/auth/", "/sign-in")
-# Browsers send them by themselves, and they try no password.
+# Browsers send these requests by themselves, and nobody can guess a password with them.
 _SESSION_SUFFIXES: Final = ("/refresh", "/sign-out")
 
 _POOL_DIVISOR: Final = 4

@@ -17,7 +17,7 @@ from shop.identity.principals import Principal
 from shop.identity.scopes import Scope, scopes_of_role
 
 MAX_KEYS: Final = 20
-"""The number of keys of a user that are neither revoked nor expired."""
+"""The highest number of keys of a user that are neither revoked nor expired."""
 
 
 class ScopeNotAllowed(Exception):
@@ -41,7 +41,7 @@ async def create_key(
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"api_keys {principal.key}", 0))))
     own = (ApiKey.user_id == principal.user_id, ApiKey.revoked_at.is_(None))
     now = func.statement_timestamp()
-    # an expired key no longer counts, and its name is free again
+    # an expired key isn't counted, and its name may be used again
     await session.execute(
         update(ApiKey)
         .where(*own, ApiKey.expires_at <= now)
@@ -73,10 +73,12 @@ async def lock_key(session: AsyncSession, key_id: UUID) -> ApiKey:
     return await AsyncRepository(session, ApiKey).lock_one(key_id)
 
 
-async def revoke_key(session: AsyncSession, key: ApiKey) -> None:
-    """Revoke the key. A key that was revoked before stays as it is."""
-    if key.revoked_at is None:
-        key.revoked_at = await session.scalar(select(func.statement_timestamp()))
+async def revoke_key(session: AsyncSession, key: ApiKey) -> bool:
+    """Revoke the key. Returns False if it was revoked before."""
+    if key.revoked_at is not None:
+        return False
+    key.revoked_at = await session.scalar(select(func.statement_timestamp()))
+    return True
 
 
 async def revoke_keys_of(session: AsyncSession, user_id: UUID) -> None:
