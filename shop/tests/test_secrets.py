@@ -213,7 +213,7 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
                     return False
 
             await until(is_ready, seconds=30)
-            body = {"name": "a", "scopes": ["users:read"]}
+            body = {"name": "a", "scopes": ["users:read", "orders:read"]}
             created = await client.post("/auth/api-keys", json=body, headers=signed_in)
             api_key = created.json()["key"]
             secrets.append(api_key.split("_", 2)[2])
