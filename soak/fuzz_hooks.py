@@ -73,7 +73,7 @@ def filter_failure(
     """Drop the failure if the line that was generated to be invalid was rejected as a line, or if the form of OAuth 2.0
     has an unknown user or refresh token."""
     if isinstance(failure, RejectedPositiveData) and case.operation.label == "POST /auth/token":
-        return json.loads(response.content)["error"] != "invalid_grant"
+        return bool(json.loads(response.content)["error"] != "invalid_grant")
     if not isinstance(failure, AcceptedNegativeData) or case.operation.label not in _LINE_ROUTES:
         return True
     return not any(json.loads(line)["outcome"] == "invalid" for line in response.content.splitlines())
