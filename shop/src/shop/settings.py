@@ -175,6 +175,12 @@ class Settings(BaseSettings):
         default="30000/60", pattern=_RATE, description="Requests/seconds of an address, in one process (429)"
     )
     rate_limit_read: str = Field(default="6000/60", pattern=_RATE, description="The same for reads of a principal")
+    rate_limit_list: str = Field(
+        default="3000/60",
+        pattern=_RATE,
+        description="The same for lists, statements and balances. A principal has at most a quarter of `pool_size` of "
+        "them in progress at a time",
+    )
     rate_limit_write: str = Field(default="3000/60", pattern=_RATE, description="The same for writes")
     rate_limit_money: str = Field(default="3000/60", pattern=_RATE, description="The same for transfers and payments")
     rate_limit_bulk: str = Field(default="120/60", pattern=_RATE, description="The same for batches and exports")
