@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -76,19 +76,32 @@ class Expectation:
     scope: str | None = None
     has_objects: bool | None = None
     is_public: bool = False
+    more_scopes: Collection[str] = ()
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """The scopes that an API key needs. Empty if no API key may call the operation."""
+        return frozenset() if self.scope is None else frozenset({self.scope, *self.more_scopes})
 
 
-def expect(*, scope: str | None = None, has_objects: bool | None = None, **roles: Access) -> Expectation:
+def expect(
+    *,
+    scope: str | None = None,
+    more_scopes: Collection[str] = (),
+    has_objects: bool | None = None,
+    **roles: Access,
+) -> Expectation:
     """Who may call an operation: a keyword for each role, `"all"` or `"own"`. Other roles get 403.
 
     - `"all"`: the role reaches every object. A missing object is 404.
     - `"own"`: a foreign object gets the same response as a missing one. In a list, only own rows occur.
 
-    `scope` is the scope that an API key needs. Without it, API keys get 403. `has_objects` tells whether the operation
+    `scope` is the scope that an API key needs. Without it, API keys get 403. `more_scopes` are scopes that it needs,
+    too, because the response has rows of several features. `has_objects` tells whether the operation
     is called for an own, a foreign and a missing object. By default this follows from its path parameters. Set it to
     True if the object is in the body, and to False if the path parameter isn't an object.
     """
-    return Expectation(roles, scope, has_objects)
+    return Expectation(roles, scope, has_objects, more_scopes=more_scopes)
 
 
 EVERYONE: Final = Expectation({}, is_public=True)
@@ -118,6 +131,7 @@ class RequestData:
     - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. A role with
       the access `"all"` gets both, and one with `"own"` the first only.
     - `url`: the whole path, for an operation without a fixed one, such as a mount. `method`: the same for the method.
+    - `ends_session`: the credentials are invalid after the request, as after a sign-out. The next request gets new ones.
     """
 
     path: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +145,7 @@ class RequestData:
     foreign_marks: Collection[str] = ()
     url: str | None = None
     method: str | None = None
+    ends_session: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,7 +195,7 @@ class AccessMatrix:
         self._requests = requests or {}
         self._foreign_marks = foreign_marks
         self._roles = [*roles] or sorted({str(role) for each in expected.values() for role in each.roles})
-        self._scopes = frozenset(each.scope for each in expected.values() if each.scope is not None)
+        self._scopes = frozenset(scope for each in expected.values() for scope in each.scopes)
         self._headers: dict[tuple[str, str], Headers] = {}
 
     async def check(self, client: httpx.AsyncClient) -> None:
@@ -191,15 +206,27 @@ class AccessMatrix:
             listed = "".join(f"\n- {each}" for each in gaps[:_MAX_SHOWN] + more)
             pytest.fail(f"the access matrix has {len(gaps)} gaps:{listed}", pytrace=False)
 
-    async def find_gaps(self, client: httpx.AsyncClient, *, operations: Collection[str] | None = None) -> list[str]:
+    async def find_gaps(
+        self,
+        client: httpx.AsyncClient,
+        *,
+        operations: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        first_only: bool = False,
+    ) -> list[str]:
         """The differences between what is expected and what the application does, as sentences.
 
-        With `operations`, only these are requested, and the list of routes isn't compared with `expected`.
+        With `operations`, only these are requested, and the list of routes isn't compared with `expected`. With
+        `roles`, the requests are sent only as these. With `first_only`, each operation is requested until its first
+        gap, which is enough to show that a rule is tested.
         """
         gaps = [*self._compare_with_description()] if operations is None else []
         for operation in self._expected:
             if operations is None or operation in operations:
-                gaps += await self._check_operation(client, operation)
+                async for gap in self._check_operation(client, operation, self._roles if roles is None else roles):
+                    gaps.append(gap)
+                    if first_only:
+                        break
         return gaps
 
     def _compare_with_description(self) -> Iterator[str]:
@@ -221,15 +248,16 @@ class AccessMatrix:
                 if found != wanted:
                     yield f"{name}: `{extension}` of the OpenAPI description is {found}, not {wanted}"
 
-    async def _check_operation(self, client: httpx.AsyncClient, operation: str) -> list[str]:
+    async def _check_operation(
+        self, client: httpx.AsyncClient, operation: str, roles: Collection[str]
+    ) -> AsyncIterator[str]:
         """The gaps of one operation."""
         expectation = self._expected[operation]
         has_objects = expectation.has_objects
         if has_objects is None:
             has_objects = _PARAMETER.search(operation) is not None
         kinds: tuple[ObjectKind | None, ...] = _KINDS if has_objects else (None,)
-        gaps: list[str] = []
-        for role in self._roles:
+        for role in roles:
             rejected_data: dict[ObjectKind | None, RequestData] = {}
             for credential in self._iterate_credentials(expectation):
                 answers: dict[ObjectKind | None, httpx.Response] = {}
@@ -243,28 +271,34 @@ class AccessMatrix:
                     if status is not None:
                         rejected_data[kind] = data
                     response = await self._send(client, case, data, await self._find_headers(credential, role))
-                    gaps += self._compare(case, data, response, status, expectation)
+                    if data.ends_session:
+                        del self._headers[credential.name, role]
+                    for gap in self._compare(case, data, response, status, expectation):
+                        yield gap
                     answers[kind] = response
                 if has_objects and expectation.roles.get(role) == "own":
                     foreign, missing = answers["foreign"], answers["missing"]
                     if can_tell_apart(foreign, missing):
-                        gaps.append(
+                        yield (
                             f"{operation} as {role} with {credential.name}: a foreign object can be told from a "
                             f"missing one: {describe(foreign)} and {describe(missing)}"
                         )
-        return gaps
 
     def _iterate_credentials(self, expectation: Expectation) -> Iterator[_Credential]:
-        """The credentials for this operation. An API key is sent with the operation's scope, and with all others."""
+        """The credentials for this operation.
+
+        An API key is sent with the scopes of the operation, and with all scopes but each of these.
+        """
         unauthorized, forbidden = int(HTTPStatus.UNAUTHORIZED), int(HTTPStatus.FORBIDDEN)
         yield from (_Credential(name, make) for name, make in self._valid.items())
-        others = self._scopes - {expectation.scope}
+        needed = expectation.scopes
         for name, make in self._scoped.items():
-            if expectation.scope is not None:
-                scopes = frozenset({expectation.scope})
-                yield _Credential(f"{name} ({expectation.scope})", _with_scopes(make, scopes))
+            if needed:
+                yield _Credential(f"{name} ({', '.join(sorted(needed))})", _with_scopes(make, needed))
             status = None if expectation.is_public else forbidden
-            yield _Credential(f"{name} (all scopes but {expectation.scope})", _with_scopes(make, others), status)
+            for scope in (*sorted(needed),) or (None,):
+                others = self._scopes - {scope}
+                yield _Credential(f"{name} (all scopes but {scope})", _with_scopes(make, others), status)
         yield _Credential(_NO_CREDENTIALS, lambda role: {}, None if expectation.is_public else unauthorized)
         yield from (_Credential(name, make, unauthorized) for name, make in self._invalid.items())
 
