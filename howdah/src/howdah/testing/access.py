@@ -31,9 +31,9 @@ import inspect
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 from urllib.parse import quote
 
@@ -43,13 +43,22 @@ from howdah.fastapi.access import AccessRule, to_rule
 from howdah.fastapi.openapi_security import ROLES_EXTENSION, SCOPE_EXTENSION
 from howdah.fastapi.route_rules import WEBSOCKET, RouteRules, iterate_route_rules
 from howdah.testing._access_responses import (
-    SUCCESS,
     can_tell_apart,
     describe,
     describe_statuses,
     get_sent,
     remember_sent,
     shorten,
+)
+from howdah.testing._access_table import (
+    EVERYONE,
+    Access,
+    Case,
+    Expectation,
+    Headers,
+    ObjectKind,
+    RequestData,
+    expect,
 )
 from howdah.testing._websockets import open_websocket
 from howdah.testing.clients import find_application
@@ -58,94 +67,25 @@ if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
-Access: TypeAlias = Literal["all", "own"]
-ObjectKind: TypeAlias = Literal["own", "foreign", "missing"]
-Headers: TypeAlias = Mapping[str, str]
+__all__ = [
+    "EVERYONE",
+    "Access",
+    "AccessMatrix",
+    "Case",
+    "Expectation",
+    "Headers",
+    "ObjectKind",
+    "RequestData",
+    "disabled",
+    "expect",
+    "list_operations",
+    "list_rules",
+]
 
 _KINDS: Final[tuple[ObjectKind, ...]] = ("own", "foreign", "missing")
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
 _NO_CREDENTIALS: Final = "no credentials"
 _MAX_SHOWN: Final = 40
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """Who may call an operation. Made by `expect`."""
-
-    roles: Mapping[str, Access]
-    scope: str | None = None
-    has_objects: bool | None = None
-    is_public: bool = False
-    more_scopes: Collection[str] = ()
-
-    @property
-    def scopes(self) -> frozenset[str]:
-        """The scopes that an API key needs. Empty if no API key may call the operation."""
-        return frozenset() if self.scope is None else frozenset({self.scope, *self.more_scopes})
-
-
-def expect(
-    *,
-    scope: str | None = None,
-    more_scopes: Collection[str] = (),
-    has_objects: bool | None = None,
-    **roles: Access,
-) -> Expectation:
-    """Who may call an operation: a keyword for each role, `"all"` or `"own"`. Other roles get 403.
-
-    - `"all"`: the role reaches every object. A missing object is 404.
-    - `"own"`: a foreign object gets the same response as a missing one. In a list, only own rows occur.
-
-    `scope` is the scope that an API key needs. Without it, API keys get 403. `more_scopes` are scopes that it needs,
-    too, because the response has rows of several features. `has_objects` tells whether the operation
-    is called for an own, a foreign and a missing object. By default this follows from its path parameters. Set it to
-    True if the object is in the body, and to False if the path parameter isn't an object.
-    """
-    return Expectation(roles, scope, has_objects, more_scopes=more_scopes)
-
-
-EVERYONE: Final = Expectation({}, is_public=True)
-"""The expectation of an operation that everyone may call, also without credentials."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One request of the matrix. `kind` is None if the operation has no object."""
-
-    operation: str
-    role: str
-    credential: str
-    kind: ObjectKind | None
-
-    def __str__(self) -> str:
-        kind = "" if self.kind is None else f", {self.kind} object"
-        return f"{self.operation} as {self.role} with {self.credential}{kind}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestData:
-    """The parts of a request that the service's test chooses.
-
-    - `path`: the values of path parameters, if they aren't those of `path_values`.
-    - `success` and `missing`: the statuses of an allowed request, and of one for a missing object.
-    - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. A role with
-      the access `"all"` gets both, and one with `"own"` the first only.
-    - `url`: the whole path, for an operation without a fixed one, such as a mount. `method`: the same for the method.
-    - `ends_session`: the credentials are invalid after the request, as after a sign-out. The next request gets new ones.
-    """
-
-    path: Mapping[str, Any] = field(default_factory=dict)
-    query: Mapping[str, Any] = field(default_factory=dict)
-    json: Any = None
-    content: bytes | None = None
-    headers: Headers = field(default_factory=dict)
-    success: Collection[int] = SUCCESS
-    missing: Collection[int] = (HTTPStatus.NOT_FOUND,)
-    own_marks: Collection[str] = ()
-    foreign_marks: Collection[str] = ()
-    url: str | None = None
-    method: str | None = None
-    ends_session: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,6 +95,11 @@ class _Credential:
     name: str
     make: Callable[[str], Headers | Awaitable[Headers]]
     status: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name without scopes."""
+        return self.name.partition(" (")[0]
 
 
 class AccessMatrix:
@@ -212,18 +157,21 @@ class AccessMatrix:
         *,
         operations: Collection[str] | None = None,
         roles: Collection[str] | None = None,
+        credentials: Collection[str] | None = None,
         first_only: bool = False,
     ) -> list[str]:
         """The differences between what is expected and what the application does, as sentences.
 
-        With `operations`, only these are requested, and the list of routes isn't compared with `expected`. With
-        `roles`, the requests are sent only as these. With `first_only`, each operation is requested until its first
-        gap, which is enough to show that a rule is tested.
+        With `operations`, only these are requested, and the list of routes isn't compared with `expected`. With `roles`
+        and `credentials`, requests are sent only with these; the latter are names in `valid`, `scoped` and `invalid`.
+        With `first_only`, an operation is requested until its first gap, which is enough to show that a rule is tested.
         """
         gaps = [*self._compare_with_description()] if operations is None else []
         for operation in self._expected:
             if operations is None or operation in operations:
-                async for gap in self._check_operation(client, operation, self._roles if roles is None else roles):
+                async for gap in self._check_operation(
+                    client, operation, self._roles if roles is None else roles, credentials
+                ):
                     gaps.append(gap)
                     if first_only:
                         break
@@ -249,7 +197,11 @@ class AccessMatrix:
                     yield f"{name}: `{extension}` of the OpenAPI description is {found}, not {wanted}"
 
     async def _check_operation(
-        self, client: httpx.AsyncClient, operation: str, roles: Collection[str]
+        self,
+        client: httpx.AsyncClient,
+        operation: str,
+        roles: Collection[str],
+        credentials: Collection[str] | None,
     ) -> AsyncIterator[str]:
         """The gaps of one operation."""
         expectation = self._expected[operation]
@@ -260,6 +212,8 @@ class AccessMatrix:
         for role in roles:
             rejected_data: dict[ObjectKind | None, RequestData] = {}
             for credential in self._iterate_credentials(expectation):
+                if credentials is not None and credential.kind not in credentials:
+                    continue
                 answers: dict[ObjectKind | None, httpx.Response] = {}
                 for kind in kinds:
                     case = Case(operation, role, credential.name, kind)

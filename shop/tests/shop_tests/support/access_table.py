@@ -11,68 +11,73 @@ route without a line here fails the test.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from howdah.testing.access import EVERYONE, Expectation, expect
 
-READ_ORDERS: Final = "orders:read"
-READ_USERS: Final = "users:read"
+
+def all_roles(**options: Any) -> Expectation:
+    """A customer reaches their own objects, and the staff reach all."""
+    return expect(customer="own", operator="all", admin="all", **options)
+
+
+OWN_ONLY: Final = expect(customer="own", operator="own", admin="own")
+"""Everybody reaches only what is their own, also an admin."""
 
 # fmt: off
 EXPECTED: Final[Mapping[str, Expectation]] = {
     "POST /users": expect(operator="all", admin="all", scope="users:write"),
     "POST /users/bulk": expect(operator="all", admin="all", scope="users:write"),
-    "GET /users": expect(customer="own", operator="all", admin="all", scope="users:read"),
+    "GET /users": all_roles(scope="users:read"),
     "PATCH /users/{user_id}": expect(customer="own", admin="all", scope="users:write"),
     "DELETE /users/{user_id}": expect(admin="all"),
     # the answers of these two have a user and orders
-    "GET /users/{user_id}": expect(customer="own", operator="all", admin="all", scope="users:read", more_scopes=[READ_ORDERS]),
-    "GET /users/{user_id}/order-summary": expect(customer="own", operator="all", admin="all", scope="orders:read", more_scopes=[READ_USERS]),
+    "GET /users/{user_id}": all_roles(scope="users:read", more_scopes=["orders:read"]),
+    "GET /users/{user_id}/order-summary": all_roles(scope="orders:read", more_scopes=["users:read"]),
 
     # an operator moves no money and places no orders
     "POST /orders": expect(customer="own", admin="all", scope="orders:write", has_objects=True),
-    "GET /orders": expect(customer="own", operator="all", admin="all", scope="orders:read"),
-    "GET /orders/export": expect(customer="own", operator="all", admin="all", scope="orders:read"),
+    "GET /orders": all_roles(scope="orders:read"),
+    "GET /orders/export": all_roles(scope="orders:read"),
     "PATCH /orders/status": expect(operator="all", admin="all", scope="orders:write"),
-    "GET /orders/{order_id}": expect(customer="own", operator="all", admin="all", scope="orders:read"),
+    "GET /orders/{order_id}": all_roles(scope="orders:read"),
     "POST /orders/{order_id}/pay": expect(customer="own", admin="all", scope="orders:write"),
 
-    "POST /accounts": expect(customer="own", operator="all", admin="all", scope="accounts:write", has_objects=True),
-    "POST /accounts/batch": expect(customer="own", operator="all", admin="all", scope="accounts:write", has_objects=True),
-    "GET /accounts": expect(customer="own", operator="all", admin="all", scope="accounts:read"),
-    "GET /accounts/{account_id}": expect(customer="own", operator="all", admin="all", scope="accounts:read"),
-    "PATCH /accounts/{account_id}": expect(customer="own", operator="all", admin="all", scope="accounts:write"),
-    "GET /accounts/{account_id}/balance": expect(customer="own", operator="all", admin="all", scope="accounts:read"),
-    "GET /accounts/{account_id}/entries": expect(customer="own", operator="all", admin="all", scope="accounts:read"),
+    "POST /accounts": all_roles(scope="accounts:write", has_objects=True),
+    "POST /accounts/batch": all_roles(scope="accounts:write", has_objects=True),
+    "GET /accounts": all_roles(scope="accounts:read"),
+    "GET /accounts/{account_id}": all_roles(scope="accounts:read"),
+    "PATCH /accounts/{account_id}": all_roles(scope="accounts:write"),
+    "GET /accounts/{account_id}/balance": all_roles(scope="accounts:read"),
+    "GET /accounts/{account_id}/entries": all_roles(scope="accounts:read"),
 
     "POST /transfers": expect(customer="own", admin="all", scope="transfers:write", has_objects=True),
     "POST /transfers/linked": expect(customer="own", admin="all", scope="transfers:write", has_objects=True),
     "POST /transfers/batch": expect(customer="own", admin="all", scope="transfers:write", has_objects=True),
-    "GET /transfers": expect(customer="own", operator="all", admin="all", scope="transfers:read"),
-    "GET /transfers/{transfer_id}": expect(customer="own", operator="all", admin="all", scope="transfers:read"),
+    "GET /transfers": all_roles(scope="transfers:read"),
+    "GET /transfers/{transfer_id}": all_roles(scope="transfers:read"),
     "POST /transfers/{transfer_id}/post": expect(customer="own", admin="all", scope="transfers:write"),
     "POST /transfers/{transfer_id}/void": expect(customer="own", admin="all", scope="transfers:write"),
     "POST /transfers/{transfer_id}/reverse": expect(customer="own", admin="all", scope="transfers:write"),
 
     "GET /audit-events": expect(operator="all", admin="all", scope="audit:read"),
 
-    # everybody reaches only their own sessions, also an admin
-    "GET /auth/me": expect(customer="own", operator="own", admin="own"),
-    "GET /auth/sessions": expect(customer="own", operator="own", admin="own"),
-    "DELETE /auth/sessions": expect(customer="own", operator="own", admin="own"),
-    "DELETE /auth/sessions/{session_id}": expect(customer="own", operator="own", admin="own"),
-    "POST /auth/sign-out": expect(customer="own", operator="own", admin="own"),
-    "PUT /auth/password": expect(customer="own", operator="own", admin="own"),
-    "POST /auth/email-change": expect(customer="own", operator="own", admin="own"),
-    "POST /auth/totp/enrolment-token": expect(customer="own", operator="own", admin="own"),
+    "GET /auth/me": OWN_ONLY,
+    "GET /auth/sessions": OWN_ONLY,
+    "DELETE /auth/sessions": OWN_ONLY,
+    "DELETE /auth/sessions/{session_id}": OWN_ONLY,
+    "POST /auth/sign-out": OWN_ONLY,
+    "PUT /auth/password": OWN_ONLY,
+    "POST /auth/email-change": OWN_ONLY,
+    "POST /auth/totp/enrolment-token": OWN_ONLY,
     "POST /auth/invitations": expect(admin="all"),
     "PUT /auth/users/{user_id}/role": expect(admin="all"),
     "DELETE /auth/users/{user_id}/sessions": expect(admin="all"),
     "DELETE /auth/users/{user_id}/totp": expect(admin="all"),
-    "POST /auth/api-keys": expect(customer="own", operator="own", admin="own"),
-    "GET /auth/api-keys": expect(customer="own", operator="all", admin="all"),
+    "POST /auth/api-keys": OWN_ONLY,
+    "GET /auth/api-keys": all_roles(),
     # an operator sees the keys of others, and may not revoke them: see `Requests.revoke_key`
-    "DELETE /auth/api-keys/{key_id}": expect(customer="own", operator="all", admin="all"),
+    "DELETE /auth/api-keys/{key_id}": all_roles(),
 
     # the secret in the body is the credential
     "POST /auth/sign-up": EVERYONE,

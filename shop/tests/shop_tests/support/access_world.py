@@ -20,8 +20,6 @@ from shop.identity.clients import Client
 from shop.identity.models import SignInSession
 from shop.identity.principals import Principal, Role
 from shop.identity.sessions import Lifetime, Lifetimes, OpenSession, open_session
-from shop.identity.tokens import TokenSigner
-from shop.keyrings import new_key, parse_keyring
 from shop.ledger.account_schemas import AccountIn
 from shop.ledger.accounts import open_account
 from shop.ledger.requests import TransferRequest
@@ -79,7 +77,7 @@ class World:
     counterparty_id: UUID
     till_id: UUID
     ended_sessions: dict[str, UUID]
-    _keys: dict[tuple[str, frozenset[str], str], str] = field(default_factory=dict)
+    _keys: dict[tuple[str, frozenset[str], bool], str] = field(default_factory=dict)
 
     def person(self, role: str) -> Person:
         return {Role.CUSTOMER: self.own.person, Role.OPERATOR: self.operator, Role.ADMIN: self.admin}[Role(role)]
@@ -104,38 +102,32 @@ class World:
     # credentials
 
     def token(self, role: str) -> dict[str, str]:
-        return _bearer(_sign(TEST_SIGNER, self.person(role), role))
+        return _bearer(_sign(self.person(role), role))
 
     def cookie(self, role: str) -> dict[str, str]:
-        return {"Cookie": f"__Host-shop-access={_sign(TEST_SIGNER, self.person(role), role)}", **SAME_ORIGIN}
+        return {"Cookie": f"__Host-shop-access={_sign(self.person(role), role)}", **SAME_ORIGIN}
 
     def expired_token(self, role: str) -> dict[str, str]:
-        return _bearer(_sign(TEST_SIGNER, self.person(role), role, now=datetime.now(UTC) - timedelta(hours=1)))
+        return _bearer(_sign(self.person(role), role, now=datetime.now(UTC) - timedelta(hours=1)))
 
     def token_for_another_audience(self, role: str) -> dict[str, str]:
         with mock.patch.object(tokens, "AUDIENCE", "another-service"):
             return self.token(role)
 
-    def token_of_another_issuer(self, role: str) -> dict[str, str]:
-        return _bearer(_sign(TokenSigner(parse_keyring(new_key())), self.person(role), role))
-
     def token_of_an_ended_session(self, role: str) -> dict[str, str]:
-        return _bearer(_sign(TEST_SIGNER, self.person(role), role, session_id=self.ended_sessions[role]))
+        return _bearer(_sign(self.person(role), role, session_id=self.ended_sessions[role]))
 
     async def api_key(self, role: str, scopes: frozenset[str]) -> dict[str, str]:
         return await self._get_key(role, scopes)
 
-    async def expired_key(self, role: str) -> dict[str, str]:
-        return await self._get_key(role, frozenset({"orders:read"}), "expired")
-
     async def revoked_key(self, role: str) -> dict[str, str]:
-        return await self._get_key(role, frozenset({"orders:read"}), "revoked")
+        return await self._get_key(role, frozenset({"orders:read"}), is_revoked=True)
 
-    async def _get_key(self, role: str, scopes: frozenset[str], state: str = "valid") -> dict[str, str]:
-        named = role, scopes, state
+    async def _get_key(self, role: str, scopes: frozenset[str], *, is_revoked: bool = False) -> dict[str, str]:
+        named = role, scopes, is_revoked
         if named not in self._keys:
             async with self.database.begin() as session:
-                _, self._keys[named] = await _create_key(session, self.person(role), scopes, state=state)
+                _, self._keys[named] = await _create_key(session, self.person(role), scopes, is_revoked=is_revoked)
         return {"X-API-Key": self._keys[named]}
 
 
@@ -171,7 +163,10 @@ async def create_world(database: Database) -> World:
             for person, account in ((customer, own), (other, foreign))
         ]
         now = datetime.now(UTC)
-        sessions = {str(role): SignInSession(user_id=each.user_id, expires_at=now, ends_at=now, revoked_at=now) for role, each in ended.items()}
+        sessions = {
+            str(role): SignInSession(user_id=each.user_id, expires_at=now, ends_at=now, revoked_at=now)
+            for role, each in ended.items()
+        }
         session.add_all(sessions.values())
         await session.flush()
     return World(
@@ -190,10 +185,8 @@ def _bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def _sign(
-    signer: TokenSigner, person: Person, role: str, *, session_id: UUID | None = None, now: datetime | None = None
-) -> str:
-    return signer.sign(Principal(person.user_id, Role(role), session_id=session_id or uuid4()), now=now)
+def _sign(person: Person, role: str, *, session_id: UUID | None = None, now: datetime | None = None) -> str:
+    return TEST_SIGNER.sign(Principal(person.user_id, Role(role), session_id=session_id or uuid4()), now=now)
 
 
 async def _create_order(session: AsyncSession, user_id: UUID) -> UUID:
@@ -205,7 +198,12 @@ async def _create_order(session: AsyncSession, user_id: UUID) -> UUID:
 
 
 async def _move(
-    session: AsyncSession, from_account_id: UUID, to_account_id: UUID, amount: int, *, pending_seconds: int | None = None
+    session: AsyncSession,
+    from_account_id: UUID,
+    to_account_id: UUID,
+    amount: int,
+    *,
+    pending_seconds: int | None = None,
 ) -> UUID:
     request = TransferRequest(from_account_id, to_account_id, amount, pending_seconds=pending_seconds)
     [result] = await post_transfers(session, [request])
@@ -213,7 +211,7 @@ async def _move(
 
 
 async def _create_key(
-    session: AsyncSession, person: Person, scopes: frozenset[str], *, state: str = "valid"
+    session: AsyncSession, person: Person, scopes: frozenset[str], *, is_revoked: bool = False
 ) -> tuple[UUID, str]:
     """The id and the text of a new key."""
     text, parts = generate_key()
@@ -224,8 +222,8 @@ async def _create_key(
         "prefix": parts.prefix,
         "secret_hash": parts.secret_hash,
         "scopes": sorted(scopes),
-        "expires_at": now + timedelta(days=-1 if state == "expired" else 1),
-        "revoked_at": now if state == "revoked" else None,
+        "expires_at": now + timedelta(days=1),
+        "revoked_at": now if is_revoked else None,
     }
     id_ = await session.scalar(insert(ApiKey).values(**values).returning(ApiKey.id))
     assert id_ is not None
