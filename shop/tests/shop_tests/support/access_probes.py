@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 
@@ -65,6 +65,41 @@ def _change_account(fields: Mapping[str, Any]) -> Probe:
         expected=(403, "not-allowed"),
     )
 
+
+def _transfer(name: str, body: Callable[[World], Mapping[str, Any]], *, path: str = "/transfers") -> Probe:
+    return Probe(name=name, method="POST", path=lambda world: path, json=body, expected=(422, "unknown-account"))
+
+
+def _from(account_id: UUID, world: World) -> dict[str, Any]:
+    return {"from_account_id": str(account_id), "to_account_id": str(world.own.account_id), "amount": 1}
+
+
+def _settle(how: str, *, of_hold: bool) -> Probe:
+    """The payer can't take a payment back."""
+    return Probe(
+        name=f"a payer may not {how} their own payment",
+        method="POST",
+        path=lambda world: f"/transfers/{world.outgoing_hold_id if of_hold else world.outgoing_id}/{how}",
+        json=lambda world: {},
+        expected=(409, "not-payee"),
+    )
+
+
+POSTED_BY_PROBES: Final[Sequence[Probe]] = [
+    _transfer(
+        "a customer holds nothing on accounts of others",
+        lambda world: {**_from(world.foreign.account_id, world), "pending_seconds": 60},
+    ),
+    _transfer("a customer transfers nothing from accounts without an owner", lambda world: _from(world.till_id, world)),
+    _transfer(
+        "a customer transfers nothing from accounts of others in a chain",
+        lambda world: {"transfers": [_from(world.foreign.account_id, world), _from(world.counterparty_id, world)]},
+        path="/transfers/linked",
+    ),
+    _settle("post", of_hold=True),
+    _settle("reverse", of_hold=False),
+]
+"""For the rules of `shop.ledger.ownership`, which depend on `posted_by`."""
 
 PROBES: Final[Mapping[str, Sequence[Probe]]] = {
     "shop.users.rules.CHANGE_EMAIL": [

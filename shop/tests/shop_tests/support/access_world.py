@@ -76,6 +76,9 @@ class World:
     admin: Person
     counterparty_id: UUID
     till_id: UUID
+    outgoing_id: UUID
+    """A transfer from the own account. `outgoing_hold_id` is a hold on it."""
+    outgoing_hold_id: UUID
     ended_sessions: dict[str, UUID]
     _keys: dict[tuple[str, frozenset[str], bool], str] = field(default_factory=dict)
 
@@ -162,6 +165,8 @@ async def create_world(database: Database) -> World:
             )
             for person, account in ((customer, own), (other, foreign))
         ]
+        outgoing = await _move(session, own, counterparty, 1)
+        outgoing_hold = await _move(session, own, counterparty, 1, pending_seconds=3600)
         now = datetime.now(UTC)
         sessions = {
             str(role): SignInSession(user_id=each.user_id, expires_at=now, ends_at=now, revoked_at=now)
@@ -177,6 +182,8 @@ async def create_world(database: Database) -> World:
         admin=admin,
         counterparty_id=counterparty,
         till_id=till,
+        outgoing_id=outgoing,
+        outgoing_hold_id=outgoing_hold,
         ended_sessions={role: each.id for role, each in sessions.items()},
     )
 
