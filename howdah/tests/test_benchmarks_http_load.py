@@ -112,7 +112,9 @@ async def test_a_failing_route_does_not_affect_the_next_route_of_the_same_server
     program.write_text(SERVER)
 
     async def failure_and_next(path: str) -> tuple[str, Measured]:
-        server = http_load.HttpServer(str(program), "{port}", url="", ids=[1, 2, 3], window_seconds=1)
+        server = http_load.HttpServer(
+            str(program), "{port}", url="postgresql:///unused", ids=[1, 2, 3], window_seconds=1
+        )
         try:
             with pytest.raises(ContenderFailed) as caught:
                 await server.measure_load(f"/{path}/", 4)

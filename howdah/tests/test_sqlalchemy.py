@@ -52,6 +52,10 @@ PROTOCOL_NAMES = {
     "_unsupported_upgrade_warning": "(self)",
 }
 
+# `howdah.fastapi.route_rules` must find every route. FastAPI has no public list of the routes of `frontend()`. Tests
+# of `howdah.fastapi.access` fail if these names change.
+FRONTEND_NAMES = frozenset({"_iter_low_priority_routes", "_low_priority_routes"})
+
 
 class TestSelect:
     def test_order_by_is_read(self) -> None:
@@ -370,7 +374,10 @@ def test_no_other_module_uses_a_private_name() -> None:
         f"{path.relative_to(SOURCE)}:{line} {name}"
         for path, tree in _modules()
         for line, name in _used_names(tree)
-        if _is_private(name) and name not in defined and not (path.parent.name == "serving" and name in PROTOCOL_NAMES)
+        if _is_private(name)
+        and name not in defined
+        and not (path.parent.name == "serving" and name in PROTOCOL_NAMES)
+        and not (path.stem == "route_rules" and name in FRONTEND_NAMES)
     ]
     assert not found, "move these to howdah/_sqlalchemy.py, each with its reason and a test"
 

@@ -115,7 +115,7 @@ async def test_a_login_that_could_bypass_policies_in_any_way_is_refused(
         for change, undo, message in (  # each of them to a role that the login reaches by two memberships
             (f'ALTER ROLE "{owner}" BYPASSRLS', f'ALTER ROLE "{owner}" NOBYPASSRLS', "BYPASSRLS"),
             (f'ALTER ROLE "{owner}" REPLICATION', f'ALTER ROLE "{owner}" NOREPLICATION', f"because {owner} has REPL"),
-            (f'ALTER TABLE owned OWNER TO "{owner}"', "ALTER TABLE owned OWNER TO postgres", "owns owned and"),
+            (f'ALTER TABLE owned OWNER TO "{owner}"', "ALTER TABLE owned OWNER TO postgres", "owns owned,"),
             (
                 f'ALTER FUNCTION f() OWNER TO "{owner}"',
                 "ALTER FUNCTION f() OWNER TO postgres",

@@ -27,7 +27,7 @@ _CLOSED_WHILE_IDLE: Final = (
 )
 
 
-# The attribute of a driver's error that has the explanation of `mark_rejected_settings`.
+# The name of the attribute in which `mark_rejected_settings` adds the explanation to a driver's error.
 _REJECTED_SETTINGS: Final = "howdah_rejected_settings"
 # An invalid or unknown setting, a role that doesn't exist, and a missing right.
 _CLASSES_OF_REJECTED_SETTINGS: Final = ("22", "42")
@@ -50,9 +50,10 @@ def root_error(error: BaseException) -> BaseException | None:
 
 
 def mark_rejected_settings(error: BaseException, explanation: str) -> None:
-    """If PostgreSQL has rejected a setting or a role, let the text of the error end with the explanation.
+    """If PostgreSQL has rejected a setting or a role, add the explanation to the text of the error.
 
-    `error` is that of a BEGIN with settings, or of a connection. It may also have another cause, such as a shutdown.
+    `error` was raised by a BEGIN with settings, or by opening a connection. If it has another cause, such as a
+    shutdown, nothing is added.
     """
     root = root_error(error)
     if root is not None and (message_field(root, "sqlstate") or "")[:2] in _CLASSES_OF_REJECTED_SETTINGS:

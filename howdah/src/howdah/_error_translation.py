@@ -199,7 +199,7 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
         return InvalidText
     if isinstance(error, asyncpg.ConnectionDoesNotExistError):
         return ConnectionLost
-    if rejected_settings(error):  # most of them have the SQLSTATE of an invalid value, but no client has sent it
+    if rejected_settings(error):  # most have the SQLSTATE of an invalid value, which no client has sent
         return InvalidStatement
     sqlstate = message_field(error, "sqlstate")
     if sqlstate == _NO_RIGHTS and message_field(error, "server_source_function") == _CHECK_OF_POLICIES:

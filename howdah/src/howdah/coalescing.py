@@ -235,7 +235,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         return self._figures.to_status(self._waiting, len(self._running) - self._is_worker_starting)
 
     def count_in(self, other: Coalescer[ItemT, ResultT]) -> None:
-        """Add the figures of this one, which has run no batch yet, to those of the other one."""
+        """Count in the figures of the other coalescer from now on. Call it before this one has run a batch."""
         self._figures = other._figures
 
     def _check_accepts(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -97,8 +97,8 @@ class Database:
     `autocommit`, and sessions that a task opens while it holds a connection. So tasks with open sessions can't use up
     the connections that they wait for. A pool of one connection has no reserve.
 
-    With `role` the connections take this role when they are opened, so that the login's own rights are never used. It
-    takes no round trip, and RESET ROLE returns to it. The login must be a member of the role. `with_settings(role=...)`
+    With `role` the connections take this role when they are opened, so that the login's own rights are never used. This
+    needs no round trip. RESET ROLE returns to this role. The login must be a member of it. `with_settings(role=...)`
     replaces it for a transaction.
 
     `pooler="transaction"` is for a pooler that can give each transaction another server connection, such as PgBouncer

@@ -41,8 +41,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, or if its
-    login could bypass row-level security. Without SHOP_OWNER_DATABASE_URL, the schema must be current."""
+    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, or if the
+    service's login could bypass row-level security. Without SHOP_OWNER_DATABASE_URL, the schema must be current."""
     from howdah.logs import configure_logging
     from howdah.serving import serve as serve_app
     from shop import migrations
@@ -98,7 +98,7 @@ def new_secret() -> None:
 
 
 def print_first_sign_in(url: str, address: str) -> None:
-    """As long as no admin has a password, print how to sign in as one. Only the console gets the token, not the log."""
+    """Unless an admin has a password, print how to sign in as an admin. The token is not written to the log."""
     from shop.identity.bootstrap import (
         FIRST_ADMIN,
         create_first_admin,

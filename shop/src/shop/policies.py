@@ -1,7 +1,7 @@
-"""Row-level security: what each table's `__table_args__` declares for the three roles of the service.
+"""Row-level security: policies and grants for `__table_args__`, for the three roles of the service.
 
-A table without a policy and a grant here is closed for the service. Operators, admins and the system see all rows. No
-condition is added to their statements, so the policies don't keep PostgreSQL from using an index. A customer sees the
+The service can't use a table without a policy and a grant. Operators, admins and the system see all rows: their
+policies add no condition to a statement, so they don't prevent the use of an index. A customer sees the
 rows that belong to the user in the setting `app.user_id`.
 """
 
@@ -25,7 +25,7 @@ OWN_ID: Final = f"CAST({_SETTING} AS uuid)"
 OWN_SCOPE: Final = f"'user:' || {_SETTING}"
 """The scope of the customer's idempotency keys: `Principal.key`."""
 
-# PostgreSQL computes the array once per statement, by an index, because it depends on no row of the statement.
+# PostgreSQL computes the array once for each statement, by an index, because it doesn't depend on a row.
 _OWN_ACCOUNTS: Final = f"ARRAY(SELECT id FROM accounts WHERE user_id = {OWN_ID})"  # noqa: S608  # built from constants
 
 
@@ -35,7 +35,7 @@ def own_account(*columns: str) -> str:
 
 
 def staff_and_system() -> tuple[RowPolicy, RowPolicy]:
-    """Operators, admins and the system see all rows. What they may do is decided by the grants."""
+    """Operators, admins and the system see all rows. The grants decide what they may do."""
     return (
         RowPolicy("staff", using="true", roles=[STAFF_ROLE]),
         RowPolicy("system", using="true", roles=[SYSTEM_ROLE]),
@@ -71,8 +71,8 @@ def customers_delete(own: str) -> RowPolicy:
 
 
 # The roles may use the schema, and create nothing in it. The owner's functions and commands read and write the rows of
-# all users. Forced policies apply to the owner, too, unless it is a superuser or has BYPASSRLS. So it gets the rights
-# of the system.
+# all users, but forced policies also apply to the owner, unless it is a superuser or has BYPASSRLS. So the owner gets
+# the rights of the system.
 _SCHEMA_RIGHTS: Final = f"""
 DO $$
 BEGIN

@@ -38,7 +38,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class ServiceLocation:
-    """The database of a service. It has no rights to change the schema."""
+    """The database of a service, whose login has no right to change the schema."""
 
     url: str = field(repr=False)
     """The URL of the service's login."""
@@ -134,7 +134,7 @@ def open_running_location(settings: Settings) -> Iterator[Location]:
 def describe_location(settings: Settings, *, is_service: bool = False) -> str:
     """A text without the password: `shop on db.example.com:5432`, or `shop in <data directory> (embedded …)`.
 
-    It is the address of the owner's URL, or with `is_service` that of the service, which may be a pooler's.
+    The address is that of the owner's URL. With `is_service` it is that of the service's URL: the two may differ.
     """
     if _is_embedded(settings):
         return f"{_DATABASE} in {EmbeddedPostgres(settings.data_dir).data_dir} (embedded PostgreSQL)"
@@ -211,8 +211,8 @@ def open_system_database(url: str, settings: Settings) -> Database:
 def open_owner_database(url: str, settings: Settings, *, application_name: str) -> Database:
     """The `Database` of a command that must see all rows.
 
-    If a policy would hide rows, PostgreSQL rejects the statement (`row_security = off`). Otherwise such a command would
-    find no faults in the rows that it doesn't see.
+    If a policy would hide rows, PostgreSQL rejects the statement (`row_security = off`). Otherwise `shop check`, for
+    example, could pass because it doesn't see the faulty rows.
     """
     return Database(
         url,

@@ -1,4 +1,4 @@
-"""The login of the service: what it must not be able to do, and its password on an external server."""
+"""The login of the service: the check of its rights, and its password on an external server."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ async def check_service(url: str, settings: Settings, *, must_be_migrated: bool)
 
 
 async def check_login(database: Database) -> None:
-    """Raise `CannotServe` unless the login can take the service's roles, and no role that bypasses policies.
+    """Raise `CannotServe` if the login can't take the service's roles, or can take a role that bypasses policies.
 
-    `database` has no role of its own.
+    `database` must have no role.
     """
     advice = (
         f"let SHOP_DATABASE_URL log in as {SERVICE_LOGIN}, and SHOP_OWNER_DATABASE_URL as the owner of the tables. "
@@ -76,7 +76,7 @@ async def check_login(database: Database) -> None:
     if inherited:
         raise CannotServe(
             f"the service doesn't start: its login has the rights of {', '.join(inherited)} without taking it, so a "
-            "statement that forgets to take a role would see the rows of all users: GRANT the role WITH INHERIT FALSE. "
+            "statement without a role would see the rows of all users: GRANT the role WITH INHERIT FALSE. "
             f"Or {advice}"
         )
 

@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         return parse_keyring(self.encryption_keys.get_secret_value())
 
     def check_secrets(self) -> None:
-        """Raise `MissingSecret` if a secret isn't set that nobody makes: see `shop.generated_secrets`."""
+        """Raise `MissingSecret` if a secret is missing that `shop.generated_secrets` doesn't make either."""
         for name in KEYRINGS if self.database_url is not None else ():
             if getattr(self, name) is None:
                 raise missing_secret(f"SHOP_{name.upper()}")

@@ -67,8 +67,8 @@ def driver_arguments(
         **milliseconds("idle_in_transaction_session_timeout", idle_in_transaction_timeout),
         **({_READ_ONLY: "on"} if read_only else {}),
         **own_settings,
-        # The last one, because the role may not be allowed to change the others. As a setting of the connection it is
-        # also the role after RESET ROLE.
+        # Last, because the role might lack the right to change the other settings. RESET ROLE returns to it, because it
+        # is a setting of the connection.
         **({} if role is None else {"role": role}),
     }
     arguments = {

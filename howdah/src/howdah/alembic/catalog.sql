@@ -278,7 +278,7 @@ SELECT
             FROM unnest(proconfig) AS setting
         ),
         E'\nAS $$', rtrim(prosrc), '$$',
-        -- unless everyone may execute it, which is the default
+        -- who may execute it, unless everyone may, which is the default
         E'\nEXECUTE: ' || (
             SELECT CASE WHEN proacl IS NOT NULL THEN nullif(coalesce(string_agg(executor, ', ' ORDER BY executor), 'nobody'), 'PUBLIC') END
             FROM (

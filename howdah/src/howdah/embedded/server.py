@@ -235,8 +235,8 @@ class EmbeddedPostgres:
     def url(self, database: str = "postgres", *, user: str = "postgres") -> str:
         """The URL of a database of the started server, for `Database` and SQLAlchemy's `create_async_engine`.
 
-        `user` is the login. Without a password, every role with LOGIN can connect, because only the owner of the data
-        directory reaches the socket.
+        `user` is the login. Every role with LOGIN can connect without a password, because only the owner of the data
+        directory can reach the socket.
         """
         if self._socket_dir is None:
             raise EmbeddedPostgresError("the server has no URL until start(): call it first")

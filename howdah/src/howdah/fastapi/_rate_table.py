@@ -14,7 +14,7 @@ class RateLimit:
     """At most `requests` at once, and on average at most `requests` in `seconds`. Raises `ValueError`.
 
     This is GCRA, a leaky bucket: a client that has used everything gets one request back every `seconds / requests`.
-    So in the worst case, twice the number of requests come in one period.
+    So in the worst case, a client sends twice the number of requests in one period.
     """
 
     requests: int
@@ -46,8 +46,8 @@ class RateTable:
 
     The value of a key is its *theoretical arrival time* (GCRA): the time at which nothing of the limit is used. A key
     whose time has passed is the same as an unknown key, so it may be forgotten. There are two generations of keys.
-    After a period, or if one of them is full, the older one is dropped. Only in the second case keys are forgotten that
-    have used something. Then the clients are so many that a limit for each of them can't bound their sum.
+    After a period, or if the newer one is full, the older one is dropped. Only in the second case, keys that have used
+    something may be forgotten. Then there are so many clients that limits for each of them can't bound their total.
     """
 
     __slots__ = ("_current", "_interval", "_max_current", "_previous", "_rotate_at", "_seconds", "limit")
@@ -69,8 +69,8 @@ class RateTable:
     def hit(self, key: str, now: float) -> float:
         """Count a request at the time `now`, in seconds of a monotonic clock.
 
-        If the result is more than 0, the request exceeds the limit and isn't counted. The result is the time in seconds
-        until the next request is allowed. Otherwise it is minus the time that is left: `remaining` converts it.
+        If the result is more than 0, the request exceeds the limit and isn't counted. The result is then the time in
+        seconds until the next request is allowed. A result of 0 or less is converted by `remaining`.
         """
         current = self._current
         if now >= self._rotate_at or len(current) >= self._max_current:
@@ -89,7 +89,7 @@ class RateTable:
         return excess if excess < 0.0 else 0.0
 
     def remaining(self, excess: float) -> tuple[int, int]:
-        """The requests that are left, and the seconds until nothing is used, after `hit` returned this."""
+        """The requests that are left, and the seconds until nothing is used. `excess` is the result of `hit`."""
         if excess > 0.0:
             return 0, math.ceil(self._seconds)
         return int(-excess / self._interval + 1e-6), math.ceil(self._seconds + excess)

@@ -26,15 +26,15 @@ from howdah.fastapi.problem import ProblemException
 
 ProtectedT = TypeVar("ProtectedT")
 
-# The place in the ASGI scope of the rule that was checked before the body was read.
+# The key in the ASGI scope of the rule that was checked before the body was read.
 _CHECKED_KEY: Final = "howdah.checked_rule"
-# The attribute of a protected endpoint that has its rule.
+# The name of the attribute in which a protected endpoint keeps its rule.
 _RULE_ATTRIBUTE: Final = "howdah_rule"
 
 _ASGI_PARAMETERS: Final = 3
 
 TAKEN_RULE: Final = "howdah_taken_rule"
-"""The attribute of a route that has its rule, if the rule isn't one of its dependencies any more."""
+"""The name of the attribute in which a route keeps its rule after the rule was removed from its dependencies."""
 
 
 class NotAllowed(ProblemException):
@@ -63,7 +63,7 @@ class AccessRule:
         self.roles = roles
         self.scope = scope
         self.is_public = is_public
-        # a page that is also served to a client with wrong credentials, such as a probe
+        # a path that isn't authenticated, such as a probe: wrong credentials don't matter
         self.is_page = is_page
 
     def __repr__(self) -> str:
@@ -86,7 +86,7 @@ class AccessRule:
             raise NotAllowed(f"the API key needs the scope {self.scope}", scope=self.scope)
 
     def check_first(self, scope: Scope) -> None:
-        """Check the principal of a request before its dependencies run, which don't check it again."""
+        """Check the principal of a request before its dependencies run. `__call__` doesn't check it again then."""
         self.check(scope.get(PRINCIPAL_KEY))
         scope[_CHECKED_KEY] = self
 
@@ -116,13 +116,13 @@ OPERATOR_PAGE: Final[Any] = Depends(AccessRule(frozenset(), is_public=True, is_p
 
 
 def protect(endpoint: ProtectedT, rule: Any) -> ProtectedT:
-    """The same endpoint or ASGI application, with a rule: for routes of Starlette and for mounts.
+    """Return the endpoint or ASGI application with a rule: for routes of Starlette and for mounts.
 
         app.mount("/static", protect(StaticFiles(directory="static"), PUBLIC))
         app.add_route("/report", protect(report, allow("operator")))
 
     Routes of FastAPI have the rule in `dependencies`. A mounted application of FastAPI needs no `protect` if its own
-    routes have rules. With `protect`, the rule is that of all its paths.
+    routes have rules. With `protect`, all its paths have this rule.
     """
     protected: ProtectedT = _protect(endpoint, to_rule(rule))
     return protected
@@ -176,10 +176,10 @@ def _is_asgi(endpoint: Any) -> bool:
 
 
 def to_rule(rule: Any) -> AccessRule:
-    """The rule of a marker that `allow` returned. Raises `TypeError` for anything else."""
+    """The rule in the result of `allow`, in `PUBLIC`, or itself. Raises `TypeError` for anything else."""
     found = rule.dependency if isinstance(rule, DependsMarker) else rule
     if not isinstance(found, AccessRule):
-        raise TypeError(f"a rule is PUBLIC or what allow() returned, not {rule!r}")
+        raise TypeError(f"a rule must be PUBLIC or the result of allow(), not {rule!r}")
     return found
 
 
@@ -189,7 +189,7 @@ def unwrap_protected(app: Any) -> Any:
 
 
 def find_rules(route: Any) -> Iterator[AccessRule]:
-    """All rules of a route, or of its inclusion. A rule may occur several times."""
+    """All rules of a route, or of one of its inclusions. The same rule may occur several times."""
     taken = getattr(route, TAKEN_RULE, None)
     if taken is not None:
         yield taken

@@ -107,7 +107,8 @@ def configure_app(
       application with a route without a rule doesn't start (`RuntimeError`). See `howdah.fastapi.access`.
     - `security_schemes` are the security schemes of the OpenAPI description, by name. A client uses one of them. By
       default it is `{"bearer": {"type": "http", "scheme": "bearer"}}`.
-    - `rate_limits` bound the requests of each address and each principal. The excess gets a 429. None: no limit.
+    - `rate_limits` limit the requests of each address and each principal. Requests over a limit get a 429. None: no
+      limit.
     - `trusted_proxies` are the addresses of proxies in front of the server, such as `10.0.0.0/8`, or `unix` for a Unix
       socket. Only their headers `X-Forwarded-For` and `X-Forwarded-Proto` are used. By default no proxy is trusted.
     - `cors_origins` are the origins whose pages may read the responses in a browser, such as `https://app.example.com`.

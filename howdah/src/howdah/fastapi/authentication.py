@@ -26,7 +26,7 @@ from howdah.fastapi.problem import ProblemException
 DEFAULT_AUTHENTICATE_SECONDS: Final = 10.0
 
 PRINCIPAL_KEY: Final = "howdah.principal"
-"""The place of the principal in the ASGI scope."""
+"""The key of the principal in the ASGI scope."""
 
 _BEARER: Final = "Bearer"
 
@@ -113,8 +113,8 @@ async def require_principal_key(connection: HTTPConnection) -> str:
 class AuthenticationLayer:
     """ASGI middleware that sets the principal. A request with wrong credentials gets a 401, and its body isn't read.
 
-    This also holds for routes with the rule `PUBLIC`, unknown paths and other methods. Without credentials these get
-    the response that they would get anyway. `public_paths` returns the paths that are never authenticated, so that a
+    This also holds for routes with the rule `PUBLIC`, unknown paths and other methods. Without credentials, requests
+    for these are passed on. `public_paths` returns the paths that are never authenticated, so that a
     probe doesn't depend on the database.
 
     `prepare` is called before each request. It checks that every route has a rule. The errors of `authenticate` are
@@ -156,7 +156,7 @@ class AuthenticationLayer:
         await self._app(scope, receive, send)
 
     async def _answer(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the application's error handlers. An error without a handler is raised, logged, and a 500."""
+        """Answer with the application's error handlers. An error without a handler is raised, which logs it (500)."""
         raised = error
         if isinstance(error, TimeLimitReached):
             _log.warning("authenticate has not ended within %g s", self._timeout)

@@ -1,4 +1,4 @@
-"""Cross-origin requests of browsers (CORS), which are closed unless an origin is named."""
+"""Cross-origin requests of browsers (CORS). They are not allowed unless their origin is named."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RESPONSE_HEADERS: Final = (
 def add_cors(app: FastAPI, origins: Iterable[str]) -> None:
     """Let pages of these origins send requests and read the responses. Raises `ValueError` for an invalid origin.
 
-    They authenticate with the header `Authorization`. Their requests have no cookies, because
+    The pages authenticate with the header `Authorization`. Their requests have no cookies, because
     `Access-Control-Allow-Credentials` is never sent.
     """
     if isinstance(origins, str):

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 
 from howdah.fastapi.problem import ProblemException
 
-# They change nothing. The browser doesn't let another site read the response.
+# These methods change nothing, and the browser doesn't let another site read the response.
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # `none`: the user typed the address, or used a bookmark. `same-site` isn't allowed: another subdomain may be hostile.
 _ALLOWED_SITES: Final = frozenset({"same-origin", "none"})
@@ -40,8 +40,9 @@ def check_same_origin(connection: HTTPConnection, *, trusted_origins: Collection
     the header `Authorization` doesn't need it, because a browser doesn't add that header by itself.
 
     The header `Sec-Fetch-Site` decides, and without it `Origin`, whose host must be that of the header `Host`. A page
-    can't set these headers. Every browser sends one of the two. A request without both is rejected: another client must
-    send `Origin`. The opening of a WebSocket is checked, too, although its method is GET.
+    can't set these headers. Every browser sends at least one of the two. A request with neither is rejected, so a
+    client that isn't a browser must send `Origin`. The opening of a WebSocket is checked, too, although its method is
+    GET.
 
     `trusted_origins` are further origins whose pages may send requests, for example `https://app.example.com`.
     """
@@ -55,7 +56,9 @@ def check_same_origin(connection: HTTPConnection, *, trusted_origins: Collection
         if not _ALLOWED_SITES.issuperset(sites):
             raise CrossOrigin("a page of another origin sent this request with a cookie")
     elif not origins:
-        raise CrossOrigin("a request with a cookie needs the header Origin, or use a token in the header Authorization")
+        raise CrossOrigin(
+            "a request with a cookie needs the header Origin: send it, or send a token in Authorization instead"
+        )
     elif not _is_own_origin(origins, connection.headers.getlist("host")):
         raise CrossOrigin("the header Origin of a request with a cookie must be the origin of this service")
 

@@ -15,15 +15,15 @@ BEARER_SCHEME: Final[Mapping[str, Mapping[str, Any]]] = {"bearer": {"type": "htt
 ROLES_EXTENSION: Final = "x-roles"
 SCOPE_EXTENSION: Final = "x-scope"
 
-# The attribute of `app.state` that has the schemes.
+# The name of the attribute of `app.state` for the schemes.
 _SCHEMES_KEY: Final = "howdah_security_schemes"
-# OpenAPI 3.1, section 4.8.30: for these types the list has the scopes.
+# OpenAPI 3.1, section 4.8.30: for these types, a security requirement lists scopes.
 _SCOPED_TYPES: Final = frozenset({"oauth2", "openIdConnect"})
 _CHALLENGE: Final = {"description": "The scheme, and the reason (RFC 6750)", "schema": {"type": "string"}}
 
 
 def set_security_schemes(app: FastAPI, schemes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Let the application's description have these schemes. Raises `ValueError` without a scheme."""
+    """Set the schemes of the application's description. Raises `ValueError` without a scheme."""
     if not schemes:
         raise ValueError("security_schemes needs a scheme: clients learn from it how to send their credentials")
     setattr(app.state, _SCHEMES_KEY, {name: dict(scheme) for name, scheme in schemes.items()})
@@ -36,7 +36,7 @@ def find_security_schemes(app: FastAPI) -> Mapping[str, Mapping[str, Any]]:
 
 
 def add_security_schemes(description: dict[str, Any], schemes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add the schemes to the components. Those that FastAPI has found in dependencies stay."""
+    """Add the schemes to the components. Schemes that FastAPI has found in dependencies are kept."""
     if schemes:
         components = description.setdefault("components", {})
         components["securitySchemes"] = {**deepcopy(dict(schemes)), **components.get("securitySchemes", {})}
@@ -47,8 +47,8 @@ def describe_rule(
 ) -> Iterable[int]:
     """Add `security`, the roles and the scope of the rule. Returns the statuses of requests that are rejected.
 
-    `security` is empty for `PUBLIC`. One that FastAPI has found in dependencies stays. `x-roles` and `x-scope` are for
-    programs, such as the matrix test.
+    `security` is empty for `PUBLIC`. If FastAPI has already set `security` from the dependencies, it is kept. `x-roles`
+    and `x-scope` are for programs, such as the matrix test.
     """
     if rule.is_public:
         operation.setdefault("security", [])

@@ -1,4 +1,4 @@
-"""Rate limits for each client address, and for each principal and class of routes. The excess gets a 429.
+"""Rate limits for each client address, and for each principal and class of routes. A request over a limit gets a 429.
 
 configure_app(
     app,
@@ -7,7 +7,7 @@ configure_app(
     rate_limits=RateLimits(classes={"read": RateLimit(6_000), "write": RateLimit(600)}, address=RateLimit(30_000)),
 )
 
-The counts are in the memory of the process. So with several processes a client may send that many times as much.
+The counts are in the memory of the process. So with four processes, a client may send four times as many requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["RateLimit", "RateLimits"]
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ADDRESS: Final = "address"
-# In the ASGI scope: the address, for the second of the two layers.
+# The key of the client's address in the ASGI scope: the first layer sets it, and the second one reads it.
 _ADDRESS_KEY: Final = "howdah.rate_limits_address"
 # One customer of a provider usually has a whole /64 or more, and can use any address of it.
 _IPV6_PREFIX: Final = 64
@@ -46,7 +46,7 @@ def classify_by_method(scope: Scope) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """The rate limits of an application, each for one process. Raises `ValueError`.
+    """The rate limits of an application. Each process counts for itself. Raises `ValueError`.
 
     - `classes` limit the requests of a principal, by the class of the route. A request without a principal counts for
       its address.
@@ -72,7 +72,7 @@ class RateLimits:
 
 @dataclass(slots=True)
 class Limited:
-    """The tables of one limit, and its headers."""
+    """The tables of one limit, and the headers that describe it."""
 
     name: str
     principals: RateTable

@@ -24,7 +24,7 @@ _MAX_LISTED: Final = 20
 
 @dataclass(frozen=True)
 class RouteRules:
-    """A route and its rules. `path` has the paths of the mounts before it. `route` is None for a page of FastAPI."""
+    """A route and its rules. `path` begins with the paths of its mounts. A page of FastAPI has `is_own_page`."""
 
     path: str
     methods: frozenset[str]
@@ -117,7 +117,7 @@ class RuleCheck:
 
 
 def _iterate_route_lists(router: Any) -> Iterator[list[Any]]:
-    """The lists to which routes are added: of the application, of its included routers, and of what is mounted."""
+    """The lists to which routes are added: of the application, of included routers, and of mounted applications."""
     yield router.routes
     yield getattr(router, "_low_priority_routes", [])
     for each in router.routes:
@@ -148,14 +148,14 @@ def _check_rule_first(route: Any) -> None:
     """Let a route of FastAPI check its rule before it reads the body.
 
     FastAPI reads the body before it calls the dependencies, and it calls them in the order of their declaration. A
-    route class, such as `IdempotentRoute`, may also do something before. `handle` is called before all of that.
+    route class, such as `IdempotentRoute`, may also run code before them. `handle` is called before all of that.
     """
     if isinstance(route, APIRoute) and not isinstance(route.handle, _RuleFirst):
         route.handle = _RuleFirst(route)  # type: ignore[method-assign]
 
 
 class _RuleFirst:
-    """The method `handle` of a route, after the check of its rule.
+    """Replaces the method `handle` of a route: it checks the rule first.
 
     The route may be included several times, with further dependencies. So there is a rule for each inclusion.
     """
@@ -165,7 +165,7 @@ class _RuleFirst:
         self._handle: Callable[[Scope, Receive, Send], Any] = route.handle
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Any:
-        """Check the rule, and return what `handle` returns. Another method is left to `handle`, which answers 405."""
+        """Check the rule, and call `handle`. For another method only `handle` is called, which answers 405."""
         route: Any = self._route
         if scope["method"] in route.methods:
             included = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
@@ -184,9 +184,8 @@ class _RuleFirst:
 def _take_rule(included: Any) -> AccessRule | None:
     """The rule of a route. It is removed from the dependencies, because FastAPI needs 10 µs to call a dependency.
 
-    This happens at the first request of an inclusion. So `handle` is known to be called for it, and FastAPI also calls
-    the dependency for the first request. A rule that isn't in `dependencies`, but a parameter of the endpoint or of
-    another dependency, stays there.
+    This happens at the first request of an inclusion, and not before: so it is certain that FastAPI calls `handle` for
+    it. A rule that isn't in `dependencies`, but a parameter of the endpoint or of another dependency, stays there.
     """
     dependant = included.dependant
     for each in iterate_dependants(dependant):
@@ -199,7 +198,7 @@ def _take_rule(included: Any) -> AccessRule | None:
 
 
 def _give_back_rule(included: Any, rule: AccessRule) -> None:
-    """Add the rule to the dependencies again, so that FastAPI calls what overrides it."""
+    """Add the rule to the dependencies again, so that FastAPI calls the function that overrides it."""
     dependant = included.dependant
     if all(each.call is not rule for each in iterate_dependants(dependant)):
         added = get_parameterless_sub_dependant(depends=Depends(rule), path=dependant.path or "")

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _Header = tuple[bytes, bytes]
 
-# A browser that shows a response of the API as a page loads nothing, runs nothing, and shows it in no frame.
+# If a browser shows a response of the API as a page, it loads nothing, runs nothing, and shows it in no frame.
 CONTENT_SECURITY_POLICY: Final[_Header] = (
     b"content-security-policy",
     b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -19,7 +19,7 @@ _ALWAYS: Final[tuple[_Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-# They are for documents, and would be bytes without a use in other responses.
+# Browsers use these for documents only.
 _PAGES: Final[tuple[_Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (
@@ -36,7 +36,7 @@ class SecurityHeaders:
 
     - `Content-Security-Policy`, `Cross-Origin-Resource-Policy` and `Referrer-Policy`.
     - `Cross-Origin-Opener-Policy` and `Permissions-Policy` for pages (`text/html`).
-    - `Strict-Transport-Security` for a request over TLS. A proxy in front of the server must be trusted for that.
+    - `Strict-Transport-Security` for a request over TLS. Behind a proxy, this needs `trusted_proxies`.
 
     A route that returns a page sets its own `Content-Security-Policy`. `HTTPRules` adds `X-Content-Type-Options` and
     `Cache-Control`.

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 UNIX_SOCKET: Final = "unix"
-# More entries than any chain of proxies has. The client can send any number, and they are read from the right.
+# No chain of proxies is that long. A client can send any number of entries, and only the last ones are read.
 _MAX_HOPS: Final = 16
 # An IPv6 address with an IPv4 address at its end, brackets and a port has 53 characters.
 _MAX_ENTRY_LENGTH: Final = 64
@@ -24,14 +24,15 @@ class TrustedProxies:
     """ASGI middleware that sets `scope["client"]` and `scope["scheme"]` from the headers of trusted proxies.
 
     Each proxy appends the address of its own client to `X-Forwarded-For`. So the client is the rightmost address that
-    isn't a trusted proxy. What is left of it may be forged, and is ignored. If an entry isn't an address, the client is
-    the proxy that sent it. The scheme is the last value of `X-Forwarded-Proto`.
+    isn't a trusted proxy. The addresses before it may be forged, and are ignored. If an entry isn't an address, the
+    client is the proxy that sent it. The scheme is the last value of `X-Forwarded-Proto`.
 
-    `X-Forwarded-Host` and `Forwarded` are never used. Most proxies don't set the latter, and pass the client's on.
+    `X-Forwarded-Host` and `Forwarded` are never used. Most proxies don't set
+    `Forwarded`, and pass on the one that the client has sent.
     """
 
     def __init__(self, app: ASGIApp, networks: Iterable[str]) -> None:
-        """Raises `ValueError` for a network that isn't one, such as `10.0.0.1/8`."""
+        """Raises `ValueError` for an invalid network, such as `10.0.0.1/8`."""
         if isinstance(networks, str):
             raise TypeError(f"trusted_proxies must be a list of networks, not the text {networks!r}")
         self._app = app

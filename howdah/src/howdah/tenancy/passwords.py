@@ -22,8 +22,10 @@ def login_password_statement(name: str, password: str) -> str:
     """The statement that sets the password of a role. It contains a SCRAM-SHA-256 verifier instead of the password.
 
     So the password isn't in the server's log, in `pg_stat_activity`, or in the text of an error. Each call uses a new
-    salt (RFC 5802, RFC 7677). Raises `ValueError`, which doesn't show the password, unless it has at least 16 printable
-    ASCII characters: for others PostgreSQL and its clients would have to agree on a normal form.
+    salt (RFC 5802, RFC 7677).
+
+    The password must have at least 16 printable ASCII characters. For other characters, PostgreSQL and its clients
+    would have to agree on a normal form. The `ValueError` for an invalid password doesn't show it.
     """
     check_identifier("the role", name)
     if len(password) < MIN_PASSWORD_CHARACTERS or not (password.isascii() and password.isprintable()):
@@ -36,7 +38,7 @@ def login_password_statement(name: str, password: str) -> str:
 
 
 def scram_verifier(password: str, *, salt: bytes, iterations: int) -> str:
-    """What PostgreSQL stores for this password: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`."""
+    """The text that PostgreSQL stores: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`."""
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
     stored_key = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server_key = hmac.digest(salted, b"Server Key", "sha256")

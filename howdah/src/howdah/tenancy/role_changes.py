@@ -33,14 +33,15 @@ async def role_in(session: AsyncSession, role: str) -> AsyncIterator[None]:
     Changes that are pending in the session are flushed before the block with the earlier role, and at the end of the
     block with `role`. Each change of the role is one round trip. The login must be a member of `role`.
 
-    The earlier role also comes back after an error. If the error has aborted the transaction, the role comes back with
-    the rollback, to a savepoint that was begun before the block, too. If the block ends the transaction, the next one
-    begins with the session's own role. If the role can't be restored, the connection is closed. Don't use the session
-    in another task during the block.
+    The earlier role is also restored after an error. If the error has aborted the transaction, the rollback restores
+    it, also a rollback to a savepoint that was begun before the block. If the block ends the transaction, the next
+    one begins with the session's own role. If the role can't be restored, the connection is closed. Don't use the
+    session in another task during the block.
     """
     check_identifier("the role", role)
     await session.flush()
-    # After a failed flush, the session executes nothing until its savepoint has ended. The connection does.
+    # After a failed flush, the session executes nothing until its savepoint has ended. So the role is restored on the
+    # connection, which still executes statements.
     connection = await session.connection()
     earlier: str = (await connection.execute(_TAKE, {"role": role})).one().role
     root = session.sync_session.get_transaction()
@@ -54,7 +55,7 @@ async def role_in(session: AsyncSession, role: str) -> AsyncIterator[None]:
             await session.flush()
     except BaseException:
         if is_in_transaction() and not connection.invalidated:
-            with suppress(Exception):  # the first error is raised; the connection is closed
+            with suppress(Exception):  # raise the first error; `_restore` has closed the connection if it failed
                 await _restore(connection, earlier)
         raise
     if is_in_transaction():
@@ -70,7 +71,7 @@ async def _restore(connection: AsyncConnection, role: str) -> None:
     except DatabaseError as error:
         if error.sqlstate != _IS_ABORTED:
             raise
-        is_restored = True  # by the rollback, without which PostgreSQL executes nothing
+        is_restored = True  # by the rollback, before which PostgreSQL executes nothing
     finally:
         if not is_restored:
             await asyncio.shield(asyncio.ensure_future(connection.invalidate()))

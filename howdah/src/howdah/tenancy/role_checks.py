@@ -9,7 +9,8 @@ from sqlalchemy import text
 from howdah.database import Database
 from howdah.errors import HowdahError
 
-# All roles whose rights the subject can use, directly or after SET ROLE: also through a role that it is a member of.
+# `reachable`: the subject and all roles that it is a member of, directly or indirectly. It can use their rights, at
+# least after SET ROLE.
 # Before PostgreSQL 16, CREATEROLE lets a role become a member of every role that isn't a superuser.
 _REACHABLE: Final = text(
     """
@@ -77,8 +78,8 @@ def _check(found: Any) -> None:
     check_attributes(name, found.is_superuser, found.can_bypass)
     if found.owned:
         raise NotIsolated(
-            f"the role {name!r} owns {', '.join(found.owned)} and could change their policies or triggers, itself or "
-            "as a role that it is a member of: run the service as a role that owns nothing (create_application_role)"
+            f"the role {name!r} owns {', '.join(found.owned)}, or is a member of their owner, and could change their "
+            "policies or triggers: run the service as a role that owns nothing (create_application_role)"
         )
     if found.powerful:
         raise NotIsolated(

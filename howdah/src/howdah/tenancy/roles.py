@@ -1,4 +1,4 @@
-"""The roles of the application: they own nothing, so the policies apply to them, and they can't change them.
+"""The roles of the application. They own nothing, so policies apply to them, and they can't change the policies.
 
 Roles belong to the whole server. So the statements here can be repeated, and executed at the same time in several
 databases of a server: each of them changes nothing if there is nothing to do.
@@ -20,7 +20,7 @@ from howdah.tenancy.role_checks import check_attributes
 
 _TAG: Final = "$role$"
 
-# PostgreSQL 16 has options for each membership. Before, the attribute NOINHERIT of the member applies to all of them.
+# PostgreSQL 16 has options for each membership. In earlier versions, NOINHERIT of the member applies to all of them.
 _HAS_MEMBERSHIP_OPTIONS: Final = "CAST(pg_catalog.current_setting('server_version_num') AS integer) >= 160000"
 
 
@@ -53,7 +53,7 @@ def login_role_statements(name: str, *, roles: Sequence[str]) -> Sequence[str]:
     """The statements that create a login which may take each of `roles`, but has none of their rights by itself.
 
     Missing `roles` are created (NOLOGIN, without rights). The login has no password yet. Existing roles keep their
-    attributes, except that PostgreSQL 15 and earlier need NOINHERIT for the login. The statements fail if one of the
+    attributes, but on PostgreSQL 15 and earlier an existing login becomes NOINHERIT. The statements fail if one of the
     existing roles is a superuser or has BYPASSRLS.
 
     Execute them as a role with CREATEROLE, in this order. If all roles and memberships exist, no right is needed.

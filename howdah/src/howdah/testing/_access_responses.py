@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 # 101: a WebSocket was accepted
 SUCCESS: Final = frozenset({101, *range(200, 400)})
 _MAX_SHOWN_CHARACTERS: Final = 160
-# The extension of a response that has the texts of its request. A response may repeat them.
+# The key in a response's `extensions` for the texts of its request, which the response may repeat.
 _SENT_KEY: Final = "howdah_sent"
 
 

@@ -74,9 +74,9 @@ class RequestData:
 
     - `path`: the values of path parameters, if they aren't those of `path_values`.
     - `success` and `missing`: the statuses of an allowed request, and of one for a missing object.
-    - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. A role with
-      the access `"all"` gets both, and one with `"own"` the first only.
-    - `url`: the whole path, for an operation without a fixed one, such as a mount. `method`: the same for the method.
+    - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. The response
+      to a role with the access `"all"` must have both. With `"own"` it must have only the own ones.
+    - `url` and `method`: the whole path and the method, for an operation that doesn't fix them, such as a mount.
     - `ends_session`: the credentials are invalid afterwards, as after a sign-out. The next request gets new ones.
     """
 

@@ -61,7 +61,8 @@ async def open_websocket(app: ASGIApp, url: str, headers: Mapping[str, str]) -> 
             await asyncio.wait([running, reading], return_when=asyncio.FIRST_COMPLETED)
             if not reading.done() and outgoing.empty():
                 await running  # raises the error of the application
-            # An error after the response is not a part of it, for example that the client has gone.
+            # An error of the application after its response is ignored: for example, it may report that the client has
+            # gone.
             return await reading
     finally:
         for task in (running, reading):

@@ -14,9 +14,9 @@
     )
     await matrix.check(committed_client)
 
-The routes are those of the OpenAPI description, and those that are hidden from it, also `WEBSOCKET /path`. What is
-expected is written apart from the rules, so that a changed rule is noticed. A route without an entry is a gap. So is an
-entry without a route.
+The routes are those of the OpenAPI description, and those that are hidden from it, also `WEBSOCKET /path`. The
+expectations are written without the rules, so that the test notices a changed rule. A route without an entry is a gap,
+and so is an entry without a route.
 
 With `disabled(rule)` the matrix must have a gap, for each rule of `list_rules(app)`:
 
@@ -90,7 +90,7 @@ _MAX_SHOWN: Final = 40
 
 @dataclass(frozen=True)
 class _Credential:
-    """A way to send credentials. `status` is that of the response if they are rejected, otherwise None."""
+    """A way to send credentials. `status` is the expected status if they are rejected, otherwise None."""
 
     name: str
     make: Callable[[str], Headers | Awaitable[Headers]]
@@ -112,8 +112,8 @@ class AccessMatrix:
       credentials are always sent.
     - `path_values`: functions that get a `Case`, and return the value of the path parameter with this name.
     - `requests`: functions that get a `Case`, and return the `RequestData` of the operation. They are called for each
-      request that should succeed, so they may create the object that the request changes or deletes. `case.kind`
-      tells which object is wanted: an own, a foreign or a missing one.
+      request that the rule allows, so they may create the object that the request changes or deletes. `case.kind`
+      tells which object the request needs: an own, a foreign or a missing one.
     - `foreign_marks`: texts, such as the ids and e-mail addresses of foreign rows, that no response to a role with the
       access `"own"` may contain. A text that was sent in the request may occur.
 
@@ -215,7 +215,7 @@ class AccessMatrix:
             for credential in self._iterate_credentials(expectation):
                 if credentials is not None and credential.kind not in credentials:
                     continue
-                if credential.kind == _NO_CREDENTIALS and role is not first_role:
+                if credential.kind == _NO_CREDENTIALS and role != first_role:
                     continue  # it would be the same request
                 answers: dict[ObjectKind | None, httpx.Response] = {}
                 for kind in kinds:
@@ -292,7 +292,7 @@ class AccessMatrix:
                     content=data.content,
                     headers={**data.headers, **headers},
                 )
-        except Exception as error:  # of the application, which has no `request_log`
+        except Exception as error:  # an error of the application; with `request_log` it would be a 500
             response = httpx.Response(HTTPStatus.INTERNAL_SERVER_ERROR, text=repr(error))
         remember_sent(response, values, url, data.query, data.json, data.content)
         return response
@@ -358,7 +358,7 @@ def list_rules(app: FastAPI) -> dict[AccessRule, list[str]]:
 
 @contextmanager
 def disabled(rule: Any) -> Iterator[None]:
-    """Let the rule allow every request, as if it were removed. It is what `allow` returned, or an `AccessRule`."""
+    """Let the rule allow every request, as if it were removed. It is the result of `allow`, or an `AccessRule`."""
     with mock.patch.object(to_rule(rule), "check", _allow):
         yield
 

@@ -58,7 +58,7 @@ class AuditEvent(UUIDv7PrimaryKey, Base):
 
     The actor is the principal: the user with the role at that time, and the session or the API key. It is NULL for the
     system, and for a request without a principal, such as a refused sign-in. No column is a foreign key, because events
-    outlive what they are about.
+    are kept after their subjects were deleted.
 
     A trigger sets `at` by the database's clock. Other triggers seal each event, and reject every change.
     """

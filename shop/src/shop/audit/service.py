@@ -1,4 +1,4 @@
-"""Record events, in the transaction of the change that they are about."""
+"""Record events, each in the transaction of its change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUDIT_EVENT_VIEW: Final = JsonView(AuditEvent, AuditEventOut)
 
 NO_DETAILS: Final[Mapping[str, Any]] = MappingProxyType({})
 
-# An event can't be deleted, so a secret would stay for ever, readable for operators.
+# An event can't be deleted, so operators could read a secret in it for ever.
 _SECRET: Final = re.compile(r"password|secret|token|hash|authorization|cookie|\bcode\b", re.IGNORECASE)
 
 
@@ -37,7 +37,7 @@ async def record(
     """Add an event to the session's transaction, so that it exists if and only if the change is committed.
 
     `actor` is None for the system, and for a request without a principal. `details` become JSON: no secrets, no names
-    of persons and no addresses of mail. Raises `ValueError` for a detail whose name is that of a secret. The id of the
+    of persons and no e-mail addresses. Raises `ValueError` for a detail whose name is that of a secret. The id of the
     request comes from the log context.
     """
     _reject_secrets(details)
@@ -59,7 +59,7 @@ async def record(
 
 
 async def record_alone(database: Database, action: AuditAction, **event: Any) -> None:
-    """Record an event in a transaction of its own, for what changes nothing or is rolled back: a refused sign-in.
+    """Record an event in its own transaction, if there is no change that is committed: for example, a refused sign-in.
 
     The arguments are those of `record`.
     """

@@ -1,1 +1,1 @@
-"""Who signs in: accounts of people, sessions, tokens and API keys."""
+"""Sign-in: credentials, sessions, tokens and API keys of users."""

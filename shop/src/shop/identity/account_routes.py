@@ -1,4 +1,4 @@
-"""`/auth`: how a user signs in: the password, the address, and the authenticator app."""
+"""`/auth`: change how a user signs in: the password, the address, and the authenticator app."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from shop.identity.schemas import (
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=StrictJSONRoute)
 
-# A wrong password of a signed-in user is 401, too.
+# If a signed-in user sends a wrong password, the response is a 401, too.
 _ASKS_FOR_PASSWORD = describe_problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -57,7 +57,7 @@ async def change_password(
 async def request_password_reset(body: EmailIn, identity: CurrentIdentity, client: CurrentClient) -> AcceptedOut:
     """Send a mail with a token, if a user has the address. The next step is `POST /auth/password-reset/confirmation`.
 
-    The answer is the same if nobody has the address.
+    The response is the same if no user has the address.
     """
     await password_changes.request_reset(identity, email=body.email, client=client)
     return AcceptedOut()
@@ -95,7 +95,7 @@ async def request_email_change(
     responses=describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT),
 )
 async def confirm_email_change(body: TokenIn, identity: CurrentIdentity) -> None:
-    """Use the new address from now on. The old one gets a mail."""
+    """Change the address. A mail is sent to the old one."""
     await email_changes.confirm_email_change(identity, body.token.get_secret_value())
 
 
@@ -103,7 +103,7 @@ async def confirm_email_change(body: TokenIn, identity: CurrentIdentity) -> None
 async def request_enrolment(
     body: EnrolmentRequestIn, principal: SessionPrincipal, identity: CurrentIdentity
 ) -> EnrolmentTokenOut:
-    """A token to enrol a first or another authenticator app."""
+    """Get a token, with which you can enrol a first or another authenticator app."""
     token = await enrolment.request_enrolment(
         identity,
         principal,
@@ -128,7 +128,7 @@ async def begin_enrolment(body: EnrolmentIn, identity: CurrentIdentity) -> Enrol
 async def confirm_enrolment(
     body: EnrolmentConfirmationIn, identity: CurrentIdentity, client: CurrentClient, revocations: CurrentRevocations
 ) -> EnrolledOut:
-    """Use the app from now on, and sign in. Earlier sessions end. The answer has the recovery codes."""
+    """Use the app from now on, and sign in. Earlier sessions end. The response has the recovery codes."""
     enrolled = await enrolment.confirm(
         identity,
         token=body.enrolment_token.get_secret_value(),

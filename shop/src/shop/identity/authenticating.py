@@ -40,7 +40,7 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
         try:
             principal = await verify_token(connection, token)
         except NotAuthenticated:
-            return None  # the browser sends the cookie to the public pages, too, such as that for signing in again
+            return None  # the browser sends the cookie to public pages, too, such as the sign-in page
         check_same_origin(connection)
         return principal
 
@@ -66,7 +66,7 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
             return await (await api_key_verifier(connection)).verify(text)
         scheme, _, token = text.partition(" ")
         if scheme.lower() == "basic" and connection.scope["path"] == TOKEN_PATH:
-            return None  # clients of OAuth 2.0, such as Swagger UI, send a client id there, also an empty one
+            return None  # clients of OAuth 2.0, such as Swagger UI, send a client id there, even an empty one
         if scheme.lower() != "bearer":
             raise NotAuthenticated("the scheme of the header Authorization must be Bearer")
         return await verify_token(connection, token)

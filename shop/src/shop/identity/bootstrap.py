@@ -37,7 +37,7 @@ async def create_admin(database: Database, email: str) -> str:
 
 
 async def has_admin(database: Database) -> bool:
-    """Whether an admin has a password, so that nobody needs a link of the console."""
+    """Whether an admin has a password. Then no one-time token has to be printed."""
     query = select(Credential.user_id).where(Credential.role == Role.ADMIN, Credential.password_hash.is_not(None))
     async with database.session(read_only=True) as session:
         return await session.scalar(query.limit(1)) is not None
@@ -59,5 +59,5 @@ def describe_one_time_sign_in(address: str, token: str) -> str:
 
 
 def describe_sign_in_link(address: str, token: str) -> str:
-    """The same for a browser. The fragment is sent to no server, and the page's button uses the token up."""
+    """The same for a browser. No server gets the fragment. Only the button of the page uses the token up."""
     return f"or in a browser: {address}/sign-in/link#token={token}"

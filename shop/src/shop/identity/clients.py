@@ -21,7 +21,7 @@ class Client:
 
     @property
     def network(self) -> str:
-        """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address, which one client owns."""
+        """The IPv4 address, or the /64 network of an IPv6 address: one customer of a provider usually has all of it."""
         try:
             address = ip_address(self.address or "")
         except ValueError:

@@ -1,4 +1,4 @@
-"""What the functions of this package work with: the database, the keys, the threads and the mails."""
+"""The resources of this package: the database, the keys, the threads and the mails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SignedIn:
 
 @dataclass(frozen=True, slots=True, repr=False, kw_only=True)
 class Identity:
-    """The opened parts. `database` has the role `shop_system`."""
+    """The resources that are open. `database` has the role `shop_system`."""
 
     database: Database
     signer: TokenSigner
@@ -54,7 +54,7 @@ class Identity:
 async def open_identity(
     database: Database, *, settings: Settings, signer: TokenSigner, mailer: Mailer | None = None
 ) -> AsyncIterator[Identity]:
-    """The factory of the resource: start the threads and the sending of mails, and end them with the block."""
+    """Start the threads and the sending of mails. They end with the block. It is the factory of the resource."""
     hashing = PasswordHashing(
         memory_kib=settings.argon2_memory_kib,
         iterations=settings.argon2_iterations,

@@ -20,13 +20,13 @@ from shop.identity.principals import Principal, Role
 from shop.identity.throttles import PER_ACCOUNT, count
 from shop.users.models import User
 
-# Tokens that were issued before the password or the address was changed, maybe to somebody else.
+# A change of the password revokes these tokens, because another person may have requested them before.
 _REVOKED: Final = (Purpose.RESET_PASSWORD, Purpose.CHANGE_EMAIL, Purpose.ENROL_TOTP)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Account:
-    """A user as sign-in sees it."""
+    """The data of a user that sign-in needs."""
 
     user_id: UUID
     email: str
@@ -59,7 +59,7 @@ async def load_own_account(session: AsyncSession, principal: Principal) -> Accou
 async def verify_own_password(identity: Identity, account: Account, password: str) -> None:
     """Ask a signed-in user for the password again: a stolen access token alone must not change how they sign in.
 
-    Attempts are throttled apart from sign-ins, so that nobody without the token can block them.
+    These attempts are counted separately from sign-ins, so that nobody without the token can block them.
     """
     key = f"user:{account.user_id}"
     await count(identity.database, key, PER_ACCOUNT)
@@ -78,7 +78,7 @@ async def hash_new_password(identity: Identity, password: str, *personal: str) -
 async def store_password(
     session: AsyncSession, user_id: UUID, password_hash: str, *, role: Role = Role.CUSTOMER
 ) -> None:
-    """Set the password, and make tokens that were issued before it useless. `role` is that of a user without one."""
+    """Set the password, and revoke tokens that were issued before. `role` is for a user who has no credential yet."""
     now = func.statement_timestamp()
     values = {"password_hash": password_hash, "password_changed_at": now}
     await session.execute(

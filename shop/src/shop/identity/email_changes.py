@@ -20,7 +20,7 @@ from shop.users.models import User
 async def request_email_change(
     identity: Identity, principal: Principal, *, new_email: str, password: str, client: Client
 ) -> None:
-    """Send a token to the new address. The answer is the same if another user has it; that user gets a mail."""
+    """Send a token to the new address. The response is the same if another user has it: then that user gets a mail."""
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
     await verify_own_password(identity, account, password)
@@ -49,7 +49,7 @@ async def confirm_email_change(identity: Identity, token: str) -> None:
                     raise InvalidToken
                 old_email, user.email = user.email, redeemed.email
                 await session.flush()
-                # a token that was sent to the old address must not open the account any more
+                # a token that was sent to the old address must not be accepted any more
                 await revoke_tokens(session, user.id, Purpose.RESET_PASSWORD, Purpose.CHANGE_EMAIL)
                 await note(session, Event.EMAIL_CHANGED, user_id=user.id)
         except UniqueViolation as error:

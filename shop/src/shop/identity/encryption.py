@@ -32,7 +32,7 @@ class SecretBox:
             raise TotpUnavailable from error
 
     def is_outdated(self, encrypted: bytes) -> bool:
-        """Whether another key than the first one has encrypted the secret."""
+        """Whether the secret was encrypted with another key than the first one."""
         try:
             self._first.decrypt(encrypted)
         except InvalidToken:

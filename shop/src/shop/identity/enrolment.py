@@ -20,7 +20,7 @@ from shop.identity.totp import Enrolment, begin_enrolment, confirm_enrolment, ha
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Enrolled:
-    """The recovery codes, which are shown once, a new session, and the ids of those that have ended."""
+    """The recovery codes, which are shown once, the new session, and the ids of the sessions that have ended."""
 
     recovery_codes: list[str]
     signed_in: SignedIn
@@ -52,9 +52,9 @@ async def begin(identity: Identity, token: str) -> Enrolment:
 
 
 async def confirm(identity: Identity, *, token: str, code: str, client: Client) -> Enrolled:
-    """Use the app from now on, end the sessions from before, and sign in.
+    """Use the app from now on, end all earlier sessions, and sign in.
 
-    Raises `InvalidToken`, and `SignInFailed` for a wrong code: then the token stays valid.
+    Raises `InvalidToken`, and `SignInFailed` for a wrong code. After a wrong code, the token is still valid.
     """
     with identity.mails.reserve() as mails:
         async with identity.database.begin() as session:

@@ -32,7 +32,7 @@ class Event(StrEnum):
 
 
 async def note(session: AsyncSession | None, event: Event, *, user_id: UUID | None, **details: str) -> None:
-    """Note the event in the caller's transaction. `session` is None if the event has no transaction.
+    """Note the event in the caller's transaction. `session` is None if there is no such transaction.
 
     `details` contain no secret, and no mail address.
     """

@@ -1,4 +1,4 @@
-"""Argon2id in threads: a bounded number at once, because each hash takes memory, and a bounded queue."""
+"""Argon2id in threads. The number of threads is bounded, because each hash takes memory, and so is the queue."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class PasswordHashing:
         self._hasher = PasswordHash([Argon2Hasher(time_cost=iterations, memory_cost=memory_kib, parallelism=1)])
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="password")
         self._slots = BoundedSemaphore(threads * (1 + _QUEUE_PER_THREAD))
-        # What an unknown user's password is compared with. Nobody knows its password.
+        # The password of an unknown user is compared with this hash of a random password.
         self._decoy = self._hasher.hash(token_urlsafe())
         self.verified = 0
-        """The number of comparisons. An unknown user costs one, too."""
+        """The number of comparisons, also those for unknown users."""
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -47,7 +47,7 @@ class PasswordHashing:
     async def verify(self, password: str, stored: str | None) -> tuple[bool, str | None]:
         """Whether the password is right, and its new hash if the parameters have changed since it was stored.
 
-        Without a stored hash, the password is compared with one that nobody knows, so that the work is the same.
+        Without a stored hash, the password is compared with the hash of a random one, so that the work is the same.
         """
         normalized = normalize_password(password)
         self.verified += 1
@@ -64,6 +64,7 @@ class PasswordHashing:
         except BaseException:
             self._slots.release()
             raise
-        # A client that disconnects cancels only a hash that waits. The slot of a running one is released at its end.
+        # If the client disconnects, a waiting hash is cancelled, but a running one isn't: it keeps its slot until its
+        # end.
         future.add_done_callback(lambda _: self._slots.release())
         return await asyncio.wrap_future(future)

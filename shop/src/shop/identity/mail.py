@@ -1,4 +1,4 @@
-"""Mails: what sends them, and a bounded queue in front of it. A request never waits for a mail server."""
+"""Send mails, through a bounded queue: a request never waits for a mail server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = structlog.get_logger("shop.mail")
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A mail in plain text. It may contain a token, so it is shown nowhere."""
+    """A mail in plain text. It may contain a token, so `repr` doesn't show its text."""
 
     to: str
     subject: str
@@ -95,7 +95,7 @@ class SmtpMailer:
         )
         with connection as smtp:
             if not self._is_tls and (smtp.has_extn("starttls") or self._host not in _LOOPBACK_HOSTS):
-                smtp.starttls(context=context)  # raises if the server can't
+                smtp.starttls(context=context)  # raises an error if the server doesn't support it
             if self._user:
                 smtp.login(self._user, self._password)
             smtp.send_message(message)
@@ -104,7 +104,7 @@ class SmtpMailer:
 class MailQueue:
     """Sends mails in the background. A mail that fails three times is logged without its text and its recipient.
 
-    Mails that wait when the process ends are lost: whoever misses one requests it again.
+    Mails that still wait when the process ends are lost, and users request new ones.
     """
 
     def __init__(self, mailer: Mailer) -> None:
@@ -117,8 +117,8 @@ class MailQueue:
     def reserve(self) -> Iterator[list[Mail]]:
         """A list for mails, which are queued at the end of the block, unless it raises.
 
-        Raises `MailBusy` before the block if the queue is full. So the answer to a request for an address that no user
-        has is the same as for any other one.
+        Raises `MailBusy` before the block if the queue is full, even if no mail would be sent. So the response doesn't
+        tell whether a user has the address.
         """
         if self._reserved + self._queue.qsize() >= _MAX_WAITING:
             raise MailBusy
@@ -163,7 +163,7 @@ class MailQueue:
         for delay in (*_DELAYS_BEFORE_RETRIES, None):
             try:
                 await self._mailer.send(mail)
-            except Exception as error:  # whatever a mailer raises must not end the worker
+            except Exception as error:  # an error of a mailer must not end the worker
                 # the text of an SMTP error has the recipient's address
                 _log.warning("a mail was not sent", subject=mail.subject, error=type(error).__name__, retry_in=delay)
                 if delay is not None:

@@ -1,4 +1,4 @@
-"""The texts of the mails. They repeat nothing that a stranger may have entered, such as a name."""
+"""The texts of the mails. They contain no text that a stranger may have entered, such as a name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from shop.identity.principals import Role
 class MailTexts:
     """Writes the mails. With `web_url` they have links `<web_url>/<page>#token=…`, otherwise the token and its route.
 
-    The address of a link is never taken from a request (its `Host` may be an attacker's). The token is in the fragment,
-    which browsers send to no server, and which is in no log and no `Referer`.
+    The address of a link is never taken from a request, because an attacker can choose its `Host`. The token is in the
+    fragment: browsers don't send it to a server, so it is in no log and no `Referer`.
     """
 
     def __init__(self, web_url: str | None = None) -> None:
@@ -30,7 +30,7 @@ class MailTexts:
 
     def reset(self, to: str, token: str) -> Mail:
         step = self._step(token, "reset", "/auth/password-reset/confirmation")
-        return Mail(to, "Reset your password", f"{step}\n\nIt is valid for 30 minutes, and once.\n{_IGNORE}")
+        return Mail(to, "Reset your password", f"{step}\n\nIt can be used once, within 30 minutes.\n{_IGNORE}")
 
     def change_email(self, to: str, token: str) -> Mail:
         step = self._step(token, "email", "/auth/email-change/confirmation")
@@ -49,7 +49,7 @@ class MailTexts:
         return Mail(to, "Your password was changed", text)
 
     def totp_enrolled(self, to: str) -> Mail:
-        text = f"An authenticator app was added to your account. A former one is of no use now.\n{_NOT_YOU}"
+        text = f"An authenticator app was added to your account. A former app doesn't work any more.\n{_NOT_YOU}"
         return Mail(to, "Your authenticator app was set up", text)
 
     def invitation(self, to: str, token: str, role: Role) -> Mail:

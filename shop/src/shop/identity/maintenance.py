@@ -27,7 +27,7 @@ def build_jobs() -> list[Job]:
 
 
 async def delete_old_sign_ins(database: Database) -> int:
-    """Delete what is of no use any more, and return the number of rows. Locked rows are skipped until the next run."""
+    """Delete rows that aren't needed any more. Returns their number. Locked rows are skipped until the next run."""
     now = func.statement_timestamp()
     deleted = await delete_ended_sessions(database)
     deleted += await _delete_rows(database, OneTimeToken.token_hash, OneTimeToken.expires_at < now)

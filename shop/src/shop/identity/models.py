@@ -1,7 +1,7 @@
 """Credentials, sessions with their refresh tokens, one-time tokens, authenticator apps, and throttles.
 
 Only `shop_system` and the owner of the tables may read them. All times are those of the database's clock. Tokens are
-stored as SHA-256 hashes, because they are random: a slow hash protects only secrets that can be guessed.
+stored as SHA-256 hashes. They are random, and a slow hash is needed only for secrets that can be guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shop.users.models import User
 
 
 class Purpose(StrEnum):
-    """What a one-time token is for. A token is of no use for anything else."""
+    """The purpose of a one-time token. The token is rejected for every other purpose."""
 
     SIGN_UP = "sign_up"
     SIGN_IN = "sign_in"
@@ -56,8 +56,8 @@ class Credential(Base):
 class SignInSession(UUIDv7PrimaryKey, Base):
     """A sign-in, and the family of its refresh tokens.
 
-    It ends at `expires_at` (no refresh since then), at `ends_at` (its age), or when it is revoked. Verifiers of access
-    tokens read `revoked_at`, so a revoked row is kept longer than an access token is valid.
+    It ends at `expires_at` unless it is refreshed before, at `ends_at` in any case, or when it is revoked. Verifiers of
+    access tokens read `revoked_at`, so a revoked row is kept longer than an access token is valid.
     """
 
     __tablename__ = "sign_in_sessions"
@@ -82,8 +82,8 @@ class SignInSession(UUIDv7PrimaryKey, Base):
 class RefreshToken(Base):
     """A refresh token of a session. `replaced_at` is the time of its first use.
 
-    `nonce` derives its successor from the token itself. It is erased when the successor is used, so that nobody can
-    derive a later token from an old one.
+    Its successor is derived from the token itself and `nonce`. It is erased when the successor is used, so that nobody
+    can derive a later token from an old one.
     """
 
     __tablename__ = "refresh_tokens"
@@ -99,7 +99,8 @@ class RefreshToken(Base):
 class OneTimeToken(Base):
     """A token that was sent by mail or printed on the console. It is deleted when it is used.
 
-    `user_id` is None for a sign-up, and for an address that no user has: such a row only makes the work the same.
+    `user_id` is None for a new user, and for an address that no user has. In the second case nobody gets the token: the
+    row is only written so that both cases cause the same work.
     """
 
     __tablename__ = "one_time_tokens"
@@ -118,7 +119,8 @@ class TotpDevice(Base):
     """The authenticator app of a user. The secrets are encrypted.
 
     `pending_secret` becomes `secret` when a code confirms it. `last_counter` is the time step of the last code that was
-    accepted; codes of this and earlier steps are refused. `recovery_hashes` are the recovery codes that aren't used.
+    accepted; codes of this and earlier steps are rejected. `recovery_hashes` are the hashes of the unused recovery
+    codes.
     """
 
     __tablename__ = "totp_devices"

@@ -1,7 +1,7 @@
-"""`POST /auth/token`: sign in with the form of OAuth 2.0 (RFC 6749), for `/docs` and generated clients.
+"""`POST /auth/token`: the password and refresh grants of OAuth 2.0 (RFC 6749), for `/docs` and generated clients.
 
-It is for customers: the form has no field for the code of an authenticator app. Errors have the shape of RFC 6749,
-section 5.2, because clients of OAuth expect it.
+It is for customers, because the form has no field for the code of an authenticator app. Errors have the format of
+RFC 6749, section 5.2, which clients of OAuth expect.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ async def get_token(request: Request, identity: CurrentIdentity, client: Current
 
 
 async def _read_form(request: Request) -> Mapping[str, str]:
-    """The fields of the form. A repeated field is refused (RFC 6749, section 3.2)."""
+    """The fields of the form. A repeated field is rejected (RFC 6749, section 3.2)."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
         raise _InvalidForm("the body must be application/x-www-form-urlencoded")
     try:

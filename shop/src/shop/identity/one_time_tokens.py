@@ -28,7 +28,7 @@ LIFETIMES: Final[Mapping[Purpose, timedelta]] = {
 
 @dataclass(frozen=True, slots=True)
 class Redeemed:
-    """What a token was issued for. The token itself isn't in the database any more."""
+    """The data with which a token was issued."""
 
     user_id: UUID | None
     email: str | None
@@ -62,7 +62,7 @@ async def issue_token(
 async def issue_token_to_address(
     session: AsyncSession, purpose: Purpose, email: str, *, details: Mapping[str, Any] | None = None
 ) -> tuple[str, UUID | None]:
-    """A new token, and the user who has this address. The statement is the same whether there is one or not."""
+    """A new token, and the user who has this address. The statement is the same if no user has it."""
     token = new_token()
     user_id = select(User.id).where(User.email == email).scalar_subquery()
     statement = (
@@ -103,7 +103,7 @@ async def redeem_token(session: AsyncSession, purpose: Purpose, token: str) -> R
 
 
 async def find_token(session: AsyncSession, purpose: Purpose, token: str) -> Redeemed:
-    """What the token was issued for, without using it up. Raises `InvalidToken`."""
+    """The data of the token, without using it up. Raises `InvalidToken`."""
     statement = select(OneTimeToken.user_id, OneTimeToken.email, OneTimeToken.details).where(
         OneTimeToken.token_hash == hash_token(token),
         OneTimeToken.purpose == purpose,
@@ -116,7 +116,7 @@ async def find_token(session: AsyncSession, purpose: Purpose, token: str) -> Red
 
 
 async def revoke_tokens(session: AsyncSession, user_id: UUID, *purposes: Purpose) -> None:
-    """Delete the user's tokens with these purposes, such as those that were sent to an address of before."""
+    """Delete the user's tokens with these purposes, such as those that were sent to the former address."""
     await session.execute(
         delete(OneTimeToken)
         .where(OneTimeToken.user_id == user_id, OneTimeToken.purpose.in_(purposes))

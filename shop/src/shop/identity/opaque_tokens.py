@@ -9,7 +9,7 @@ from secrets import token_bytes
 from typing import Final
 
 _TOKEN_BYTES: Final = 32
-# 120 bits. A hash without salt and cost is enough from 112 bits on (NIST SP 800-63B, look-up secrets).
+# 120 bits. For at least 112 bits, a fast hash without a salt is enough (NIST SP 800-63B, look-up secrets).
 _RECOVERY_CODE_BYTES: Final = 15
 _CODE_GROUP: Final = 4
 

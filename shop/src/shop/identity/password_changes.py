@@ -27,8 +27,8 @@ async def change_password(
 ) -> list[UUID]:
     """Change the password, and end the user's other sessions. Returns their ids.
 
-    A user who has none yet, such as a new admin, needs no current password. Raises `SignInFailed` if it is wrong, and
-    `PasswordRejected` for the new one.
+    A user who has no password yet, such as a new admin, doesn't send the current one. Raises `SignInFailed` if the
+    current password is wrong, and `PasswordRejected` if the new one breaks a rule.
     """
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
@@ -48,7 +48,7 @@ async def change_password(
 
 
 async def request_reset(identity: Identity, *, email: str, client: Client) -> None:
-    """Send a token to the address if a user has it. The answer and the work are the same if nobody has it."""
+    """Send a token to the address if a user has it. The response and the work are the same if no user has it."""
     await admit_mail(identity.database, email, client)
     with identity.mails.reserve() as mails:
         async with identity.database.begin() as session:

@@ -1,7 +1,7 @@
 """The rules for new passwords (NIST SP 800-63B, section 3.1.1, and ASVS 5.0, section 6.2).
 
-A password has 12 to 128 characters, of any kind. There are no rules of composition, and passwords don't expire. Refused
-are common passwords, patterns, and texts that an attacker derives from the address and the name.
+A password has 12 to 128 characters, of any kind. There are no rules of composition, and passwords don't expire.
+Common passwords, patterns, and texts that an attacker can derive from the address and the name are rejected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from shop.identity.errors import PasswordRejected
 
 MIN_LENGTH: Final = 12
 MAX_LENGTH: Final = 128
-# Normalization makes a text at most this much longer (NFC: UAX #15, section 12), so longer inputs needn't be read.
+# A longer input is rejected before it is normalized. The factor leaves room for characters that are entered as several
+# code points.
 MAX_INPUT_LENGTH: Final = 3 * MAX_LENGTH
 
 _ALPHABETS: Final = (
@@ -26,7 +27,7 @@ _ALPHABETS: Final = (
     "qwertyuiopasdfghjklzxcvbnm",
     "qwertzuiopasdfghjklyxcvbnm",
 )
-# Each alphabet in a circle, because a sequence may go on at its beginning.
+# Each alphabet is repeated, because a sequence may continue at its beginning.
 _SEQUENCES: Final = tuple(each * (MAX_LENGTH // len(each) + 2) for each in _ALPHABETS)
 _PADDING: Final = re.compile(r"^[\W\d_]+|[\W\d_]+$")
 _REPEATED: Final = re.compile(r"(.{1,6}?)\1+(?:.{0,5})", re.DOTALL)

@@ -1,7 +1,7 @@
 """Sign-up of customers. The address is verified first: its owner chooses the password with a token from the mail.
 
-So nobody can create an account with the address of another person and wait until that person uses it. The answer, and
-the work, are the same if a user has the address already; the mail says the rest.
+So nobody can create an account with the address of another person and wait until that person uses it. The response
+and the work are the same if a user has the address already. Only the mail says so.
 """
 
 from __future__ import annotations

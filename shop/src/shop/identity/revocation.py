@@ -1,4 +1,4 @@
-"""Sessions that have ended while their access tokens are valid.
+"""Sessions that have ended before their access tokens expire.
 
 An access token is verified without the database. So each process polls for the sessions that ended within the lifetime
 of a token: after a sign-out, a change of the password or the role, or because an admin ended them.
@@ -30,8 +30,8 @@ POLL_INTERVAL: Final = timedelta(seconds=2)
 MAX_STALENESS: Final = timedelta(seconds=30)
 """If the database can't be polled for this long, no access token is accepted. It is longer than a failover takes."""
 
-# A row is committed later than its `revoked_at`, and a token is signed later than its session was read. Neither takes
-# longer than this.
+# The longest time between `revoked_at` of a row and its commit, and between the read of a session and the signature of
+# its token.
 _MAX_DELAY: Final = timedelta(minutes=2)
 _RETENTION: Final = LIFETIME + _MAX_DELAY
 
@@ -58,14 +58,14 @@ class Revocations:
         self._polled_at: float | None = None
 
     def check(self, session_id: UUID | None) -> None:
-        """Raise `NotAuthenticated` if the session has ended, and a 503 if the revocations are too old to know that."""
+        """Raise `NotAuthenticated` if the session has ended, and a 503 if the last poll is too long ago."""
         if session_id in self._forget_at:
             raise NotAuthenticated("the session has ended: sign in again")
         if self._polled_at is None or self._clock() - self._polled_at > MAX_STALENESS.total_seconds():
             raise ProblemException(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "sessions-unavailable",
-                "it can't be checked whether the session has ended: try again later",
+                "the service can't check whether the session has ended: try again later",
             )
 
     def revoke(self, *session_ids: UUID) -> None:
@@ -92,7 +92,7 @@ class Revocations:
 
 @asynccontextmanager
 async def open_revocations(database: Database) -> AsyncIterator[Revocations]:
-    """The revocations of an application. If it starts without its database, it accepts no token until it can poll."""
+    """The revocations of an application. Without the database, no token is accepted until a poll succeeds."""
     opened = Revocations(database)
     try:
         await opened.poll()

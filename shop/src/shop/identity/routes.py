@@ -1,7 +1,7 @@
 """`/auth`: sign up, sign in, refresh and sign out; the sessions of a user.
 
-No route takes an `Idempotency-Key`, because the stored response would have a token in it. A one-time token is used once
-anyway, a refresh may be repeated, and another sign-in is another session.
+No route takes an `Idempotency-Key`, because the stored response would contain a token. None needs one: a one-time token
+is used once anyway, a refresh may be repeated, and a repeated sign-in only opens another session.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def describe_signed_in(signed_in: SignedIn) -> SignedInOut:
 async def sign_up(body: SignUpIn, identity: CurrentIdentity, client: CurrentClient) -> AcceptedOut:
     """Send a mail with a token to the address. The next step is `POST /auth/sign-up/confirmation`.
 
-    If a user has the address already, the answer is the same, and the mail says so.
+    If a user has the address already, the response is the same. Only the mail says so.
     """
     await registration.request_sign_up(identity, email=body.email, name=body.name, country=body.country, client=client)
     return AcceptedOut()
@@ -83,9 +83,9 @@ async def confirm_sign_up(body: NewPasswordIn, identity: CurrentIdentity, client
 async def sign_in(body: SignInIn, identity: CurrentIdentity, client: CurrentClient) -> SignedInOut:
     """Open a session.
 
-    An unknown address and a wrong password get the same answer, `sign-in-failed`. With an authenticator app, `code` is
-    needed (`code-required`). An operator or admin without one gets `enrolment-required`, whose member
-    `enrolment_token` allows to enrol one at `POST /auth/totp`.
+    An unknown address and a wrong password get the same response, `sign-in-failed`. With an authenticator app, `code`
+    is needed (`code-required`). An operator or admin without one gets `enrolment-required`, with an `enrolment_token`
+    for `POST /auth/totp`.
     """
     signed_in = await service.sign_in(
         identity,
@@ -107,8 +107,8 @@ async def sign_in_once(body: TokenIn, identity: CurrentIdentity, client: Current
 async def refresh(body: RefreshIn, identity: CurrentIdentity, client: CurrentClient) -> SignedInOut:
     """New tokens for the session. The refresh token is replaced.
 
-    The same refresh may be sent again within 10 seconds, and has the same refresh token in its answer. A replaced token
-    that is used later ends the session, because somebody has copied it.
+    The same request may be sent again within 10 seconds, and its response has the same refresh token. If a replaced
+    token is used later, the session ends, because somebody has copied the token.
     """
     return describe_signed_in(await service.refresh(identity, body.refresh_token.get_secret_value(), client))
 
@@ -123,7 +123,7 @@ async def sign_out(principal: SessionPrincipal, identity: CurrentIdentity, revoc
 
 @router.get("/me", dependencies=[SIGNED_IN], responses=describe_problems(HTTPStatus.UNAUTHORIZED))
 async def get_me(principal: CurrentPrincipal, identity: CurrentIdentity) -> UserOut:
-    """Who has signed in."""
+    """The user who is signed in."""
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
         has_totp = await has_device(session, principal.user_id)

@@ -12,7 +12,7 @@ from shop.identity.principals import Principal, Role
 from shop.web.access import admins
 
 ANYONE: Final[Any] = PUBLIC
-"""The secret in the body, such as a password or a one-time token, is the credential."""
+"""For routes whose credential is a secret in the body, such as a password or a one-time token."""
 
 # Without a scope, because a stolen API key must not change how its user signs in.
 SIGNED_IN: Final[Any] = allow(*Role)

@@ -1,4 +1,4 @@
-"""The bodies of requests and responses. Passwords, tokens and codes are never shown in a text or an error."""
+"""The bodies of requests and responses. Passwords, tokens and codes are never shown by `repr` or in an error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SignUpIn(_Body):
 
 
 class NewPasswordIn(_Body):
-    """A token from a mail, and the password that its reader chooses."""
+    """The token of a mail, and the password that the recipient chooses."""
 
     token: Token
     password: Password = Field(description="12 to 128 characters. Common passwords are refused")
@@ -110,13 +110,13 @@ class SignedInOut(BaseModel):
     access_token: str = Field(description="For the header `Authorization: Bearer …`")
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  # the name of a type
     expires_in: int = Field(description="The lifetime of the access token, in seconds", examples=[600])
-    refresh_token: str = Field(description="For `POST /auth/refresh`, once: the answer has the next one")
+    refresh_token: str = Field(description="For one call of `POST /auth/refresh`, which returns the next one")
     user_id: UUID
     role: Role
 
 
 class AcceptedOut(BaseModel):
-    """The same answer, whether a user has the address or not."""
+    """The response, which is the same if no user has the address."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -142,7 +142,7 @@ class SessionsOut(BaseModel):
 
 
 class UserOut(BaseModel):
-    """Who has signed in."""
+    """The user who is signed in."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -168,4 +168,6 @@ class EnrolmentOut(BaseModel):
 
 
 class EnrolledOut(SignedInOut):
-    recovery_codes: list[str] = Field(description="Each replaces a code of the app once. They are shown only now")
+    recovery_codes: list[str] = Field(
+        description="Each can be used once instead of a code of the app. They are shown only here"
+    )

@@ -1,6 +1,6 @@
 """How a client can authenticate, for the OpenAPI description and the dialog of `/docs`.
 
-The cookie of a browser isn't listed: a program can't use it, and `/docs` sends it by itself.
+The cookie of a browser isn't listed: programs don't use it, and the browser sends it from `/docs` by itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sign in, refresh and sign out.
 
 An unknown user and a wrong password get the same error after the same work: the attempt is counted, one row is looked
-for, and one hash is verified.
+up, and one hash is verified.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ async def sign_in(
 async def _check_second_factor(
     identity: Identity, session: AsyncSession, credential: Credential, code: str | None
 ) -> EnrolmentRequired | None:
-    """Raise an error unless the code is right. `EnrolmentRequired` is returned, because its token must be committed."""
+    """Raises an error if the code is wrong. `EnrolmentRequired` is returned, because its token must be committed."""
     user_id = credential.user_id
     if await has_device(session, user_id):
         if code is None:
@@ -81,7 +81,7 @@ async def _check_second_factor(
 async def sign_in_once(identity: Identity, token: str, client: Client) -> SignedIn:
     """Open a session with a one-time token of `shop create-admin` or of the first start. It needs no second factor.
 
-    Who can create such a token can write to the database as its owner. Raises `InvalidToken`.
+    Only the owner of the database can create such a token. Raises `InvalidToken`.
     """
     async with identity.database.begin() as session:
         redeemed = await redeem_token(session, Purpose.SIGN_IN, token)
@@ -94,7 +94,7 @@ async def sign_in_once(identity: Identity, token: str, client: Client) -> Signed
 async def refresh(identity: Identity, token: str, client: Client) -> SignedIn:
     """New tokens for the session of this refresh token. Raises `InvalidRefreshToken`.
 
-    A role that was changed has ended the session, so the role of the new access token is the current one.
+    A change of the role ends the user's sessions, so the new access token has the current role.
     """
     async with identity.database.begin() as session:
         opened = await refresh_session(session, token, client, identity.lifetimes)
@@ -106,7 +106,7 @@ async def refresh(identity: Identity, token: str, client: Client) -> SignedIn:
 
 
 async def sign_out(identity: Identity, principal: Principal) -> None:
-    """End the principal's session. It may have ended before."""
+    """End the principal's session. Does nothing if it has ended before."""
     if principal.session_id is None:
         return
     async with identity.database.begin() as session:
@@ -117,7 +117,7 @@ async def sign_out(identity: Identity, principal: Principal) -> None:
 async def start_session(
     identity: Identity, session: AsyncSession, user_id: UUID, role: Role, client: Client
 ) -> OpenSession:
-    """Open a session in the caller's transaction, after every check."""
+    """Open a session in the caller's transaction. The caller has made all checks."""
     opened = await open_session(session, user_id, role, client, identity.lifetimes)
     await note(session, Event.SIGNED_IN, user_id=user_id)
     return opened

@@ -1,12 +1,12 @@
 """Sessions, and the refresh tokens that rotate in them.
 
 Each refresh token is used once. Its first use replaces it by a successor. If a replaced token is used again, somebody
-has copied it, and nobody can tell who is the owner: the session is revoked.
+has copied it, and the service can't tell who is the owner. So the session is revoked.
 
 One case is tolerated: a client sends the same refresh twice, because the response was lost or two of its tasks refresh
 at the same moment. Within `TOLERANCE` the second one gets the same successor as the first one, if that successor hasn't
-been used. So there is never more than one valid refresh token in a session, and a thief gains nothing: as soon as both
-have gone on, one of them uses a replaced token.
+been used. So a session never has two valid refresh tokens, and a thief gains nothing: as soon as the thief and the
+owner have both refreshed again, one of them has used a replaced token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shop.identity.principals import Role
 
 TOLERANCE: Final = timedelta(seconds=10)
 
-# Ended sessions are kept for this time: verifiers of access tokens read them, and throttles know their networks.
+# Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks.
 _KEEP_ENDED: Final = timedelta(days=30)
 _BATCH_SIZE: Final = 500
 
@@ -90,7 +90,8 @@ async def open_session(
 async def refresh_session(
     session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes
 ) -> OpenSession | None:
-    """Replace the refresh token. None if it was replaced before: then the session is revoked, and the caller commits.
+    """Replace the refresh token. Returns None if it was replaced before: then the session is revoked, and
+    the caller must commit.
 
     Raises `InvalidRefreshToken` if the token is unknown or the session has ended.
     """

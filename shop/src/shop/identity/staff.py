@@ -65,8 +65,8 @@ async def accept_invitation(identity: Identity, *, token: str, password: str) ->
 async def change_role(identity: Identity, principal: Principal, user_id: UUID, role: Role) -> list[UUID]:
     """Give the user another role, and end the user's sessions. Returns their ids.
 
-    Raises `NotFound`, and `RoleRefused` for the admin's own role.
-    So the last admin can't disappear, also not if two admins change each other's role at the same time.
+    Raises `NotFound`, and `RoleRefused` for the admin's own role. So at least one admin always remains, even if two
+    admins change each other's role at the same time.
     """
     if user_id == principal.user_id:
         raise RoleRefused("an admin can't change their own role: ask another admin")
@@ -116,7 +116,7 @@ async def set_role(session: AsyncSession, user_id: UUID, role: Role) -> list[UUI
 async def _lock_as_admin(session: AsyncSession, principal: Principal, user_id: UUID) -> None:
     """Lock both users' credentials. Raises `RoleRefused` if the principal isn't an admin any more.
 
-    An access token is valid for some minutes after its role was taken away.
+    An access token may still be accepted for a moment after its user's role was changed.
     """
     locked = await session.execute(
         select(Credential.user_id, Credential.role)

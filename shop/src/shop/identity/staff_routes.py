@@ -1,4 +1,4 @@
-"""`/auth/invitations` and `/auth/users`: what admins do with the accounts of people."""
+"""`/auth/invitations` and `/auth/users`: admins invite operators and admins, and change roles, sessions and apps."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ async def end_sessions(
 async def remove_app(
     user_id: UUID, principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
 ) -> None:
-    """Remove a lost authenticator app. The user's sessions end, and the next sign-in of staff has to enrol another."""
+    """Remove a lost authenticator app. The user's sessions end. Operators and admins then enrol another one."""
     revocations.revoke(*await staff.remove_app(identity, principal, user_id))

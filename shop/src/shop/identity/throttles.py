@@ -1,11 +1,11 @@
-"""Throttles of sign-ins, in PostgreSQL: they hold for all processes, and survive a restart.
+"""Throttles of sign-ins, in PostgreSQL: they count for all processes together, and survive a restart.
 
-An attempt is counted before the password is looked at, in one statement that is a transaction. So a hundred attempts at
+An attempt is counted before the password is verified, by one statement in its own transaction. So a hundred attempts at
 the same moment are counted as a hundred. After the free attempts, each one makes the next one wait twice as long.
 
 An attacker can't lock the owner of an account out:
 
-- an address from which the owner has signed in has a count of its own for this account,
+- for each network from which the owner has signed in, the account has a separate count,
 - the wait is at most `_MAX_WAIT` seconds,
 - a password reset sets the counts of the account to zero.
 """
@@ -95,7 +95,7 @@ async def admit_mail(database: Database, email: str, client: Client) -> None:
 
 
 async def count(database: Database, key: str, limit: Limit) -> None:
-    """Count an attempt, or raise `TooManyAttempts` with the seconds to wait. An attempt that is refused isn't counted:
+    """Count an attempt, or raise `TooManyAttempts` with the seconds to wait. A rejected attempt isn't counted:
     otherwise a client that keeps trying would never be admitted again."""
     parameters = {"key": key, "window": limit.window, "free": limit.free, "max_wait": limit.max_wait}
     async with database.autocommit() as connection:
@@ -107,7 +107,7 @@ async def count(database: Database, key: str, limit: Limit) -> None:
 
 
 async def forgive(session: AsyncSession, attempt: Attempt) -> None:
-    """After a success: the account's count begins again, and the address's count loses this attempt only.
+    """After a success, set the account's count to zero, and remove only this attempt from the address's count.
 
     An attacker with an account of their own can't reset the count of their address.
     """
@@ -122,7 +122,7 @@ async def forgive(session: AsyncSession, attempt: Attempt) -> None:
 
 
 async def reset_account(session: AsyncSession, email: str) -> None:
-    """Set all counts of the account to zero, after its owner has proven to own the mail address."""
+    """Set all counts of the account to zero, after its owner has proven that the mail address is theirs."""
     key = account_key(email, None)
     await session.execute(
         delete(SignInThrottle).where((SignInThrottle.key == key) | SignInThrottle.key.startswith(f"{key}@"))

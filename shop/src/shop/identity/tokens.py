@@ -1,4 +1,4 @@
-"""Access tokens: signed JWTs with a short life, which are verified without the database.
+"""Access tokens: signed, short-lived JWTs that are verified without the database.
 
 A token is signed with HMAC-SHA-256, because only this service reads it: `docs/decisions/0038-access-tokens.md`.
 """
@@ -44,7 +44,7 @@ _EXPIRED: Final = "the access token has expired: refresh it, or sign in again"
 
 @dataclass(frozen=True, slots=True)
 class _Verified:
-    """A token whose signature and claims are right. Its times are checked at each use."""
+    """A token with a valid signature and valid claims. Its times are checked at each use."""
 
     principal: Principal
     issued_at: int
@@ -52,11 +52,10 @@ class _Verified:
 
 
 class TokenSigner:
-    """Signs access tokens with the first key, and verifies tokens of all keys. The names of the keys are key ids.
+    """Signs access tokens with the first key, and verifies tokens of all keys. `keys` has the secrets by key id.
 
     Verified tokens are cached by their SHA-256 digests, at most `max_cached`. Only tokens with a valid signature enter
-    the cache. The time of a cached token is checked by the same code as that of another token, so it isn't valid for
-    longer.
+    the cache. The times of a cached token are checked at each use, so the cache doesn't make a token valid for longer.
     """
 
     def __init__(
@@ -75,8 +74,8 @@ class TokenSigner:
         self._max_cached = max_cached
         self._clock = clock
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
-        # The header of a token must be one that this class writes, byte for byte. So nobody else chooses the algorithm,
-        # the type or the key, and nothing of an unsigned header is parsed.
+        # The header of a token must be one that this class writes, byte for byte. So a client can't choose the
+        # algorithm, the type or the key, and no unsigned header is parsed.
         self._keys_by_header = {_first_segment(key_id): key for key_id, key in imported.items()}
 
     def sign(self, principal: Principal, *, now: datetime | None = None) -> str:

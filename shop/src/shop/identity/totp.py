@@ -27,7 +27,7 @@ _RECOVERY_CODES: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What a person enters into an authenticator app. It is shown once."""
+    """The data that a person enters into an authenticator app. It is shown once."""
 
     secret: str
     uri: str
@@ -37,13 +37,13 @@ class Enrolment:
 
 
 async def has_device(session: AsyncSession, user_id: UUID) -> bool:
-    """Whether the user has an authenticator app that was confirmed."""
+    """Whether the user has a confirmed authenticator app."""
     query = select(TotpDevice.user_id).where(TotpDevice.user_id == user_id, TotpDevice.confirmed_at.is_not(None))
     return await session.scalar(query) is not None
 
 
 async def begin_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID, email: str) -> Enrolment:
-    """A new secret, which counts only after `confirm_enrolment`. An app that is in use stays in use until then."""
+    """A new secret, which is used only after `confirm_enrolment`. Until then, an earlier app stays valid."""
     secret = pyotp.random_base32()
     encrypted = box.encrypt(secret)
     await session.execute(

@@ -79,8 +79,8 @@ async def change_account(
     if account.state is AccountState.CLOSED and values:
         raise AccountUnchangeable(account, "it is closed")
     if account.held:
-        async with role_in(db, SYSTEM_ROLE):  # so that an expired hold doesn't prevent the change
-            await void_expired_holds(db, [account_id])
+        async with role_in(db, SYSTEM_ROLE):  # the role of the session may not change holds
+            await void_expired_holds(db, [account_id])  # so that an expired hold doesn't prevent the change
     if values.get("state") is AccountState.CLOSED:
         _require_closable(account)
     _require_limits(

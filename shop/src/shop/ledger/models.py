@@ -258,7 +258,7 @@ class Transfer(UUIDv7PrimaryKey, Base):
     reversed_total: Mapped[int | None] = mapped_column(BigInteger)
     group_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.statement_timestamp())
-    # no foreign key: PostgreSQL would queue a check for every new row, and the trigger compares it with an owner
+    # no foreign key: PostgreSQL would queue a check for every new row, and the trigger checks the value anyway
     posted_by: Mapped[UUID | None]
 
 

@@ -37,7 +37,8 @@ _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 _REPLACEABLE_KINDS: Final = ("function ", "trigger ", "constraint ", "index ", "policy ", "rights ")
 # These entries of all tables are compared, and not only those of the ledger's tables.
 _SECURITY_KINDS: Final = ("table ", "policy ", "rights ")
-# A right that isn't in `catalog.txt` is reported, on any table. The rights of other roles are the operator's business.
+# A right that isn't in `catalog.txt` is reported, on any table. The rights of other roles aren't
+# compared, because the operator decides about them.
 _SERVICE_RIGHTS: Final = tuple(
     f"rights of {role} on " for role in ("PUBLIC", SERVICE_LOGIN, CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE)
 )

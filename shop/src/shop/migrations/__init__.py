@@ -26,7 +26,7 @@ async def is_newer(database: Database) -> bool:
 def verify_schema(url: str, *, role: str | None = None) -> None:
     """Raise `SchemaMismatch` if anything but a later release has changed the ledger's schema. Blocks the thread.
 
-    `role` is one that may read the revision.
+    `role` is a role that may read the revision.
     """
 
     async def compare() -> bool:

@@ -18,7 +18,7 @@ from shop.web.access import OwnRows, everyone, staff
 
 READ_ORDERS: Final = everyone("orders:read")
 PLACE_ORDERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="orders:write")
-# Not operators: a payment moves money.
+# Operators may not: a payment moves money.
 PAY_ORDERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="orders:write")
 SET_STATUSES: Final = staff("orders:write")
 

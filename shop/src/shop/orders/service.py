@@ -135,7 +135,7 @@ async def pay_order(
 async def _may_pay(db: AsyncSession, customer_id: UUID, from_account_id: UUID, to_account_id: UUID) -> bool:
     """Whether the customer owns the first account, and nobody owns the second one. An owner never changes.
 
-    A customer who could pay to an account of a customer would mark an order as paid, and keep the money.
+    Otherwise customers could pay to accounts of their own or of friends: the order would be paid, without the money.
     """
     owners = select(Account.id, Account.user_id).where(Account.id.in_([from_account_id, to_account_id]))
     found = {account.id: account.user_id for account in await db.execute(owners)}

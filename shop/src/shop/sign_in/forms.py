@@ -18,7 +18,7 @@ _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,500}", re.ASCII)
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """The fields of the body. Raises `UnsupportedMediaType` (415), and 400 for a body that is no form."""
+    """The fields of the body. Raises `UnsupportedMediaType` (415), and a 400 for a body that isn't a form."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != _FORM:
         raise UnsupportedMediaType(_FORM)
@@ -34,6 +34,6 @@ async def read_form(request: Request) -> dict[str, str]:
 def check_path(path: str | None, *, default: str) -> str:
     """The path, if it is one of this service, otherwise the default.
 
-    A link could otherwise lead people to a forged page after the sign-in.
+    Otherwise a link could redirect people to a forged page after the sign-in.
     """
     return path if path is not None and _LOCAL_PATH.fullmatch(path) else default

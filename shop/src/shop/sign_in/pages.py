@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.responses import HTMLResponse
 
-# No script of a page may run, except the one file of the page for one-time links.
+# No script may run, except the file of the page for one-time links.
 _POLICY: Final = (
     "default-src 'none'; img-src data:; style-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
@@ -94,7 +94,7 @@ def sign_in_page(root: str, *, next_path: str, email: str = "", error: str | Non
 
 
 def link_page(root: str, *, error: str | None = None) -> HTMLResponse:
-    """The page of a one-time link. Its button uses the token, because programs that check links only GET it."""
+    """The page of a one-time link. Only its button uses the token: programs that check links don't press it."""
     return _render(root, "Sign in to Shop", _describe(error) + _LINK.format(root=escape(root)), script="link.js")
 
 

@@ -44,7 +44,7 @@ _MAX_TOKEN: Final = 200
 
 @router.get("/sign-in")
 async def get_sign_in(request: Request, next_path: Annotated[str | None, Query(alias="next")] = None) -> Response:
-    """The form, or who is signed in."""
+    """The form, or the user who is signed in."""
     principal: Principal | None = find_principal(request)
     root, path = _get_root(request), check_path(next_path, default=_get_start(request))
     if principal is None:
@@ -75,7 +75,7 @@ async def sign_in(
 
 @router.get("/sign-in/link")
 async def get_link(request: Request) -> Response:
-    """The page of a one-time link, whose fragment is the token. It uses nothing up."""
+    """The page of a one-time link, whose fragment is the token. The token isn't used up."""
     return pages.link_page(_get_root(request))
 
 
@@ -124,7 +124,7 @@ async def confirm_enrolment(request: Request, identity: CurrentIdentity, client:
 
 @_posts.post("/sign-in/refresh")
 async def refresh(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
-    """Renew the cookies. Without a session the answer is 200, too, because pages ask whether there is one."""
+    """Renew the cookies. Without a session the response is a 200, too, because pages ask whether there is one."""
     token = find_refresh_token(request)
     try:
         if token is None:
@@ -177,7 +177,7 @@ router.include_router(_posts)
 async def _start_session(
     request: Request, identity: Identity, revocations: Revocations, signed_in: SignedIn, path: str
 ) -> Response:
-    """Set the cookies, and lead to the path. A session that the browser had before ends."""
+    """Set the cookies, and redirect to the path. The session that the browser had before ends."""
     await _end_session(identity, revocations, find_principal(request))
     response = RedirectResponse(f"{_get_root(request)}{path}", HTTPStatus.SEE_OTHER)
     _set_cookies(response, signed_in)
@@ -214,7 +214,7 @@ async def _read_token(request: Request) -> str:
 
 
 def _get_start(request: Request) -> str:
-    """The page to which a sign-in leads by default: the docs, unless they are on the internal port."""
+    """The page that is opened after a sign-in by default: the docs, unless they are on the internal port."""
     return "/docs" if getattr(request.app.state, HAS_PUBLIC_DOCS, True) else "/sign-in"
 
 

@@ -1,4 +1,4 @@
-"""Who may read users with their orders: whoever may read both."""
+"""Who may read users with their orders: the roles and API keys that may read both."""
 
 from __future__ import annotations
 

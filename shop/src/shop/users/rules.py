@@ -20,8 +20,8 @@ DELETE_USERS: Final = admins()
 
 OWN_USERS: Final = OwnRows(User.id)
 
-# Whoever receives the mails to an address can reset the password of its user. So users change their own address with a
-# confirmation by mail.
+# A person who receives the mails to an address can reset the password of its user. So users change their own address
+# with a confirmation by mail.
 CHANGE_EMAIL: Final = Permission(
     Role.ADMIN, to="change an email address here: users change their own address with a confirmation by mail"
 )

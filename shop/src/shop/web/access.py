@@ -35,7 +35,7 @@ def admins() -> Any:
 
 
 class Permission:
-    """What only some roles may do in a route that other roles may call, too, for example change a certain field."""
+    """A right of some roles within a route that other roles may call, too, for example to change a certain field."""
 
     def __init__(self, *roles: Role, to: str) -> None:
         self.roles = frozenset(roles)
@@ -70,8 +70,8 @@ class Viewer:
 class OwnRows:
     """The rows of a table that are a customer's own: their `owner` column is the id of the customer.
 
-    Operators and admins see all rows. To a customer, a row of another user is missing: the error is `NotFound`. All
-    methods ask `find_customer`, so that a test can disable the rule in one place.
+    Operators and admins see all rows. For a customer, a row of another user is `NotFound`. All methods call
+    `find_customer`, so that a test can disable the rule in one place.
     """
 
     def __init__(self, owner: SQLColumnExpression[UUID] | SQLColumnExpression[UUID | None]) -> None:

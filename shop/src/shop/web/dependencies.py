@@ -15,7 +15,7 @@ from shop.identity.principals import Principal
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, USER_SETTING
 
 SYSTEM_DATABASE: Final = "system"
-"""The `Database` of the ledger, of sign-ins and of periodic jobs. No route gives its rows to a client unchecked."""
+"""The `Database` of the ledger, of sign-ins and of periodic jobs. A route checks its rows before a client gets them."""
 
 
 async def get_principal(connection: HTTPConnection) -> Principal:

@@ -10,14 +10,14 @@ from howdah.tenancy import TableGrant
 from shop.policies import OWN_SCOPE, customers_insert, customers_read, customers_update, staff_and_system
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 
-# the columns that are set when the answer is stored
+# the columns that are set when the response is stored
 _ANSWER: Final = ("fingerprint", "status", "headers", "body")
 
 
 class IdempotentRequest(howdah.IdempotentRequest, Base):
     """The response to a request that created users or orders. `scope` is the `Caller`.
 
-    It is stored in the transaction of the new rows. Requests that open accounts or move money have keys of their own:
+    It is stored in the transaction of the new rows. Requests that open accounts or move money have other keys:
     `shop.ledger.models.IdempotencyKey`. `shop.ledger.maintenance` deletes old rows of both tables.
     """
 

@@ -12,7 +12,7 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # One request of these routes reads or writes any number of rows.
 _BULK_SUFFIXES: Final = ("/batch", "/bulk", "/export")
 _SIGN_IN_PREFIXES: Final = ("/auth/", "/sign-in")
-# Browsers send them by themselves, and they try no password.
+# Browsers send these requests by themselves, and nobody can guess a password with them.
 _SESSION_SUFFIXES: Final = ("/refresh", "/sign-out")
 
 

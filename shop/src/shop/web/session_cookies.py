@@ -1,7 +1,7 @@
 """The cookies of a person who has signed in with a browser.
 
-Both have the prefix `__Host-`: the browser accepts them only over TLS (or from this machine) and only from this very
-host, so no other subdomain can set them. Scripts can't read them, and requests of other sites don't have them.
+Both have the prefix `__Host-`: the browser accepts them only over TLS (or from this machine), and only from the host
+itself, so no other subdomain can set them. Scripts can't read them. Requests from pages of other sites don't send them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def find_refresh_token(connection: HTTPConnection) -> str | None:
 
 
 def set_session_cookies(response: Response, *, access_token: str, refresh_token: str, expires_in: int) -> None:
-    """Set both. The first one ends with its token, after `expires_in` seconds, and the second one with the browser."""
+    """Set both. The first one expires with its token, after `expires_in` seconds, the second one with the browser."""
     _set(response, _ACCESS_COOKIE, access_token, max_age=expires_in)
     _set(response, _REFRESH_COOKIE, refresh_token, max_age=None)
 

@@ -1,7 +1,7 @@
 """The text of an API key: `shop_<12 hexadecimal digits>_<43 characters>`, with 256 random bits in the last part.
 
-A stored key is the SHA-256 of its secret part. A slow hash such as Argon2 protects a password, which can be guessed.
-Nobody can guess 256 random bits, with a fast hash either, and a fast hash costs less than a microsecond per request.
+Only the SHA-256 of the secret part is stored. A slow hash such as Argon2 protects passwords, because these can be
+guessed. 256 random bits can't be guessed, so a fast hash is enough. It takes less than a microsecond for each request.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _KEY: Final = re.compile(r"(shop_[0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 @dataclass(frozen=True, slots=True)
 class KeyParts:
-    """`prefix` is public and finds the key. `secret_hash` proves that the client has the secret."""
+    """`prefix` is public, and a key is found by it. `secret_hash` proves that the client has the secret."""
 
     prefix: str
     secret_hash: bytes
 
 
 def generate_key() -> tuple[str, KeyParts]:
-    """The text of a new key, which is shown once, and what is stored of it."""
+    """The text of a new key, which is shown once, and the parts that are stored."""
     prefix, secret = f"shop_{secrets.token_hex(6)}", secrets.token_urlsafe(32)
     return f"{prefix}_{secret}", KeyParts(prefix, _hash(secret))
 

@@ -34,7 +34,7 @@ class ApiKey(UUIDv7PrimaryKey, Base):
     __table_args__ = (
         CheckConstraint("octet_length(secret_hash) = 32", name="secret_hash_is_sha256"),
         CheckConstraint("cardinality(scopes) > 0", name="has_scopes"),
-        # A user recognizes a key by its name. And a client that repeats the creation gets a 409, not a second key.
+        # Users recognize a key by its name. If a client repeats the creation, it gets a 409 instead of a second key.
         Index(UNIQUE_NAMES, "user_id", "name", unique=True, postgresql_where=text("revoked_at IS NULL")),
         Index("ix_api_keys_user_id_id", "user_id", "id"),
         customers_read(f"user_id = {OWN_ID}"),

@@ -16,7 +16,7 @@ from shop.identity.api_keys.models import ApiKey
 from shop.identity.models import Credential
 from shop.identity.principals import Role
 
-# Other processes write the use of the same key, too.
+# Other processes also write the last use of the same key. A recent time is not written again.
 _MIN_AGE: Final = timedelta(seconds=30)
 
 _now = func.statement_timestamp()
@@ -41,7 +41,7 @@ _READ: Final = (
     )
 )
 
-# Rows that another process is writing are skipped, because it writes nearly the same time. So nothing waits.
+# Rows that another process is writing are skipped, because it writes nearly the same time. So no statement waits.
 _WRITE_LAST_USED: Final = (
     update(ApiKey)
     .where(

@@ -26,11 +26,11 @@ router = APIRouter(prefix="/auth/api-keys", tags=["auth"], route_class=StrictJSO
 async def create_api_key(
     body: ApiKeyIn, principal: CurrentPrincipal, db: PrincipalSession, response: Response
 ) -> ApiKeyCreatedOut:
-    """Create a key that acts for you, within its scopes and your role. The response shows the key, and nothing else
-    ever does.
+    """Create a key that acts for you, within its scopes and your role. The key is only in this
+    response.
 
-    `Idempotency-Key` has no effect, because the response isn't stored. If it is lost, send the request again: a 409
-    says that there is a key with this name. Revoke it, and create another one.
+    `Idempotency-Key` has no effect, because the response isn't stored. If the response is lost, send the request again.
+    If it gets a 409, the key was created: revoke the key with this name, and create another one.
     """
     try:
         text, key = await create_key(

@@ -1,4 +1,4 @@
-"""Who may manage API keys. Nobody may with an API key: a stolen key must not make further ones."""
+"""Who may manage API keys. An API key can't be used for that: a stolen key must not create further ones."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from shop.identity.principals import Principal
 from shop.identity.scopes import Scope, scopes_of_role
 
 MAX_KEYS: Final = 20
-"""The number of keys of a user that are neither revoked nor expired."""
+"""The highest number of keys of a user that are neither revoked nor expired."""
 
 
 class ScopeNotAllowed(Exception):
@@ -41,7 +41,7 @@ async def create_key(
     await session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(f"api_keys {principal.key}", 0))))
     own = (ApiKey.user_id == principal.user_id, ApiKey.revoked_at.is_(None))
     now = func.statement_timestamp()
-    # an expired key no longer counts, and its name is free again
+    # an expired key isn't counted, and its name may be used again
     await session.execute(
         update(ApiKey)
         .where(*own, ApiKey.expires_at <= now)

@@ -1,4 +1,4 @@
-"""Verify API keys: one statement for all keys that are unknown at a moment, and a cache."""
+"""Verify API keys, with a cache. Keys that aren't in the cache are read in shared batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _RETENTION: Final = timedelta(days=90)
 _MAX_KNOWN: Final = 10_000
 _MAX_WRONG: Final = 10_000
 
-# With one worker, unknown keys never occupy more than one connection, however many there are.
+# The coalescer has one worker, so any number of unknown keys uses one connection at most.
 _MAX_BATCH_SIZE: Final = 500
 _MAX_WAITING: Final = 2_000
 _SUBMIT_TIMEOUT_SECONDS: Final = 5.0
@@ -60,8 +60,8 @@ class _Known:
 class ApiKeyVerifier:
     """Verifies API keys, and caches the results for `MAX_STALENESS_SECONDS`.
 
-    Wrong keys have a cache of their own, so that a client with many wrong keys displaces no right one. `forget` takes
-    effect immediately in this process, also for keys that are being read.
+    Wrong keys have a separate cache, so a client with many wrong keys can't evict valid ones. `forget` takes effect
+    immediately in this process, also for keys that are being read.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,7 +70,7 @@ class ApiKeyVerifier:
         self._known: OrderedDict[KeyParts, _Known] = OrderedDict()
         self._wrong: OrderedDict[KeyParts, float] = OrderedDict()
         self._last_used: set[UUID] = set()
-        # counts the calls of `forget`: what was read before one isn't cached after it
+        # counts the calls of `forget`: a key that was read before a call isn't cached after it
         self._epoch = 0
         self.coalescer: Final[Coalescer[str, StoredKey]] = Coalescer(
             self._read,
@@ -153,7 +153,7 @@ def _add(cache: OrderedDict[KeyT, ValueT], key: KeyT, value: ValueT, limit: int)
 
 @asynccontextmanager
 async def open_verifier(database: Database) -> AsyncIterator[ApiKeyVerifier]:
-    """The verifier of an application. At the end it writes the last uses."""
+    """The verifier of an application. When it is closed, the last uses are written."""
     verifier = ApiKeyVerifier(database)
     async with verifier.coalescer:
         yield verifier

@@ -73,7 +73,7 @@ def _build_request(line: AccountLineIn, principal: Principal) -> OpeningRequest 
 
 
 def prepare_account(account: AccountIn, principal: Principal) -> AccountIn:
-    """The account as the principal may open it. A customer is the owner of the accounts that they open.
+    """Check that the principal may open the account, and return it. A customer becomes its owner.
 
     Raises `NotAllowed` for a field that belongs to operators, and `NotFound` for another user, as if the user didn't
     exist.

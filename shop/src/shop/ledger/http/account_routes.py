@@ -56,7 +56,7 @@ from shop.web.dependencies import CurrentPrincipal, PrincipalDatabase, Principal
 
 router = APIRouter(prefix="/accounts", tags=["accounts"], route_class=StrictJSONRoute)
 
-# The changes whose values are in the audit trail. Names and metadata may be personal data.
+# The new values of these fields are in the audit trail. Names and metadata aren't: they may be personal data.
 _AUDITED_FIELDS: Final = ("state", "overdraft_limit", "balance_limit")
 
 
@@ -170,7 +170,7 @@ async def patch_account(
     def precondition(locked_account: Account) -> None:
         if_match.check(locked_account.revision)
 
-    await _require_own_account(db, principal, account_id)  # before the lock, for which the change may have to wait
+    await _require_own_account(db, principal, account_id)  # before `change_account`, which may wait for a lock
     CHANGE_FIELDS.check(principal, body.model_fields_set)
     account = await change_account(db, account_id, body, precondition=precondition)
     await audit.record(

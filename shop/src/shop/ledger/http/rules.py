@@ -23,12 +23,12 @@ READ_ACCOUNTS: Final = everyone("accounts:read")
 OPEN_ACCOUNTS: Final = everyone("accounts:write")
 CHANGE_ACCOUNTS: Final = everyone("accounts:write")
 READ_TRANSFERS: Final = everyone("transfers:read")
-# Not operators: they set statuses, and a transfer isn't a status.
+# Operators may not: they set states and limits, but move no money.
 POST_TRANSFERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="transfers:write")
 
 
 class OwnTransfers:
-    """The transfers from or to the accounts of a customer. To a customer, every other transfer is missing."""
+    """The transfers from or to the accounts of a customer. Every other transfer is `NotFound` for the customer."""
 
     def find_customer(self, principal: Principal) -> UUID | None:
         """The customer whose transfers the principal reads, or None if it reads all transfers."""
@@ -43,7 +43,7 @@ class OwnBalances:
         return None if principal.is_staff else principal.user_id
 
     def hide(self, transfer: TransferRecord, principal: Principal) -> TransferRecord:
-        """The transfer without these values of accounts of others."""
+        """The transfer without these values on the sides of other users' accounts."""
         customer = self.find_customer(principal)
         if customer is None:
             return transfer
@@ -74,7 +74,7 @@ OWN_ACCOUNTS: Final = OwnRows(Account.user_id)
 # A customer opens accounts only for themselves. Another user is refused like one that doesn't exist.
 OWN_USER: Final = OwnRows(User.id)
 OPENING_FIELDS: Final = CustomerFields("name", "currency", "user_id", "metadata")
-# Closing an account belongs to operators, too: a customer could close an account that an operator has frozen.
+# Only operators close accounts: a customer could otherwise close an account that an operator has frozen.
 CHANGE_FIELDS: Final = CustomerFields("name", "metadata")
 OWN_TRANSFERS: Final = OwnTransfers()
 OWN_BALANCES: Final = OwnBalances()
