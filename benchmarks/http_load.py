@@ -20,6 +20,7 @@ import psutil
 from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.identity import SIGNING_KEYS
 from benchmarks.processes import run_process
+from shop.keyrings import new_key
 from shop.postgres import as_service_login
 
 WINDOW_SECONDS: Final = 5
@@ -144,7 +145,8 @@ class HttpServer:
                     "SHOP_OWNER_DATABASE_URL": self._url,
                     "SHOP_SIGNING_KEYS": SIGNING_KEYS,
                     "SHOP_RATE_LIMITS": "off",
-                    "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+                    "SHOP_ENCRYPTION_KEYS": new_key(),
+                    "SHOP_CONSOLE_MAILS": "on",
                     "SHOP_LOG_FORMAT": "json",
                     "SHOP_SHUTDOWN_PAUSE": "0",
                 },

@@ -22,6 +22,7 @@ from shop.identity.api_keys.routes import router as api_key_routes
 from shop.identity.api_keys.verification import DELETE_OLD_KEYS, WRITE_LAST_USED, api_key_verifier
 from shop.identity.authenticating import build_authenticate
 from shop.identity.context import open_identity
+from shop.identity.deletion_routes import router as deletion_routes
 from shop.identity.dependencies import identity
 from shop.identity.mail import Mailer
 from shop.identity.maintenance import build_jobs as build_identity_jobs
@@ -116,7 +117,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
     responses = describe_problems(HTTPStatus.SERVICE_UNAVAILABLE)
     for router in (
         *(user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes),
-        *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
+        *(sign_in_routes, sign_in_account_routes, staff_routes, deletion_routes, oauth2_routes, api_key_routes),
     ):
         app.include_router(router, responses=responses)
     app.include_router(sign_in_pages)

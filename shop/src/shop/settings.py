@@ -30,6 +30,10 @@ KEYRINGS: Final = ("signing_keys", "encryption_keys")
 _SECRETS_DIR: Final = "SHOP_SECRETS_DIR"
 
 
+class MissingMailServer(Exception):
+    """The service has no server that sends its mails."""
+
+
 class Settings(BaseSettings):
     """Each field is set by the environment variable `SHOP_<NAME>`. An empty variable counts as not set. Times are in
     seconds, except `key_retention_days`.
@@ -72,6 +76,11 @@ class Settings(BaseSettings):
         default=None,
         description="The mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465. "
         "By default mails are written to the console",
+    )
+    console_mails: bool = Field(
+        default=False,
+        description="Whether mails are written to the console although `database_url` is set. Anybody who reads them "
+        "can sign in with their tokens",
     )
     mail_from: str = Field(default="Shop <shop@localhost>", description="The sender of mails")
     web_url: str | None = Field(
@@ -190,6 +199,26 @@ class Settings(BaseSettings):
         for name in KEYRINGS if self.database_url is not None else ():
             if getattr(self, name) is None:
                 raise missing_secret(f"SHOP_{name.upper()}")
+
+    def check_mails(self) -> None:
+        """Raise `MissingMailServer` if mails with tokens would be written to the console of a service in production."""
+        if self.smtp_url is None and self.database_url is not None and not self.console_mails:
+            raise MissingMailServer(
+                "SHOP_SMTP_URL isn't set, so mails with tokens would be written to the console: set it to "
+                "smtps://user:password@host, or set SHOP_CONSOLE_MAILS=on if only developers read the console"
+            )
+
+    @model_validator(mode="after")
+    def _check_keyrings(self) -> Self:
+        """Reject a key of both keyrings: who could decrypt with it could also sign tokens."""
+        if self.signing_keys is not None and self.encryption_keys is not None:
+            common = {*self.signing_keyring.values()} & {*self.encryption_keyring.values()}
+            if common:
+                raise ValueError(
+                    "SHOP_SIGNING_KEYS and SHOP_ENCRYPTION_KEYS have a key in common: make another one with "
+                    "`shop new-secret`"
+                )
+        return self
 
     @classmethod
     def settings_customise_sources(

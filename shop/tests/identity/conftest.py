@@ -23,8 +23,8 @@ def mailbox() -> Mailbox:
 
 
 @pytest.fixture(scope="session")
-def mailing_service(database_url: str, mailbox: Mailbox) -> Iterator[str]:
-    with serve_in_thread(create_app(database_url, TEST_SETTINGS, mailer=mailbox)) as address:
+def mailing_service(service_url: str, mailbox: Mailbox) -> Iterator[str]:
+    with serve_in_thread(create_app(service_url, TEST_SETTINGS, mailer=mailbox)) as address:
         yield address
 
 

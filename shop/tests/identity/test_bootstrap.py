@@ -37,7 +37,10 @@ async def test_a_customer_who_becomes_an_admin_signs_in_again(
 
 def test_the_command_prints_a_line_of_curl(committed_url: str) -> None:
     result = CliRunner().invoke(
-        app, ["create-admin", "Grace@Example.com"], env={"SHOP_DATABASE_URL": committed_url}, catch_exceptions=False
+        app,
+        ["create-admin", "Grace@Example.com"],
+        env={"SHOP_OWNER_DATABASE_URL": committed_url},
+        catch_exceptions=False,
     )
     assert result.exit_code == 0
     assert "grace@example.com is an admin" in result.stdout

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from starlette.requests import HTTPConnection
 
 from howdah import Database
+from howdah.fastapi import NotAuthenticated
+from shop.identity.authenticating import build_authenticate
+from shop_tests.support.identity import TEST_SIGNER
 from shop_tests.support.people import OTHER_PASSWORD, PASSWORD, Mailbox, bearer, new_address, sign_in_as_admin, sign_up
 
 _FORM = "application/x-www-form-urlencoded"
@@ -23,6 +27,19 @@ async def test_a_customer_signs_in_and_refreshes_with_a_form(anonymous: httpx.As
     assert (await anonymous.get("/auth/me", headers=bearer(tokens))).status_code == 200
     form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
     assert (await anonymous.post("/auth/token", data=form)).json()["refresh_token"] != tokens["refresh_token"]
+
+
+@pytest.mark.parametrize(("path", "is_ignored"), [("/auth/token", True), ("/auth/refresh", False), ("/users", False)])
+@pytest.mark.parametrize("root_path", ["", "/shop"])
+async def test_only_the_token_route_ignores_http_basic(path: str, root_path: str, is_ignored: bool) -> None:
+    headers = [(b"authorization", b"Basic Og==")]
+    scope = {"type": "http", "path": root_path + path, "root_path": root_path, "headers": headers}
+    authenticate = build_authenticate(TEST_SIGNER)
+    if is_ignored:
+        assert await authenticate(HTTPConnection(scope)) is None
+    else:
+        with pytest.raises(NotAuthenticated):
+            await authenticate(HTTPConnection(scope))
 
 
 @pytest.mark.parametrize(

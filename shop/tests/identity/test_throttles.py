@@ -100,7 +100,7 @@ async def test_without_the_atomic_count_more_attempts_would_be_admitted(
         async with database.session() as session:
             attempts = await session.scalar(select(SignInThrottle.attempts).where(SignInThrottle.key == key)) or 0
         if attempts >= limit.free:
-            raise TooManyAttempts(1)
+            raise TooManyAttempts(1, refused=0)
         await asyncio.sleep(0)
         async with database.begin() as session:
             await session.execute(throttles._COUNT, {"key": key, "window": limit.window, "free": 10**6, "max_wait": 1})

@@ -79,7 +79,7 @@ from howdah.fastapi.problem import (
     problem_response,
     retry_after,
 )
-from howdah.fastapi.rate_limits import RateLimit, RateLimits
+from howdah.fastapi.rate_limits import RateLimit, RateLimits, find_client_network
 from howdah.fastapi.resources import Resource
 from howdah.fastapi.scoped_sessions import session_from
 from howdah.fastapi.sessions import (
@@ -166,6 +166,7 @@ __all__ = [
     "describe_rows_body",
     "error_response",
     "export_response",
+    "find_client_network",
     "find_principal",
     "finish_without_client",
     "get_database",

@@ -181,8 +181,15 @@ class PrincipalRateLimits:
 def find_network(scope: Mapping[str, Any]) -> str:
     """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
     client = scope.get("client")
-    host: str = client[0] if client else ""
-    return _find_ipv6_network(host) if ":" in host else host
+    return find_client_network(client[0] if client else "")
+
+
+def find_client_network(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address, which one client owns.
+
+    Another text, such as an empty one, is returned as it is.
+    """
+    return _find_ipv6_network(address) if ":" in address else address
 
 
 @lru_cache(maxsize=4_096)

@@ -65,10 +65,16 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
         if name == _API_KEY:
             return await (await api_key_verifier(connection)).verify(text)
         scheme, _, token = text.partition(" ")
-        if scheme.lower() == "basic" and connection.scope["path"] == TOKEN_PATH:
+        if scheme.lower() == "basic" and _get_path(connection) == TOKEN_PATH:
             return None  # clients of OAuth 2.0, such as Swagger UI, send a client id there, even an empty one
         if scheme.lower() != "bearer":
             raise NotAuthenticated("the scheme of the header Authorization must be Bearer")
         return await verify_token(connection, token)
 
     return authenticate
+
+
+def _get_path(connection: HTTPConnection) -> str:
+    """The path inside the application, which may be mounted in another one."""
+    path: str = connection.scope["path"]
+    return path.removeprefix(connection.scope.get("root_path", ""))

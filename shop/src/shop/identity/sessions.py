@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database
@@ -30,6 +30,8 @@ TOLERANCE: Final = timedelta(seconds=10)
 
 # Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks.
 _KEEP_ENDED: Final = timedelta(days=30)
+# An access token is signed when its session is used, and is valid for ten minutes.
+_KEEP_ORPHANS: Final = timedelta(hours=1)
 _BATCH_SIZE: Final = 500
 
 
@@ -65,6 +67,14 @@ class OpenSession:
         return f"OpenSession(id={self.id}, user_id={self.user_id}, role={self.role})"
 
 
+@dataclass(frozen=True, slots=True)
+class ReusedToken:
+    """A refresh token that was replaced before. Its session was revoked."""
+
+    session_id: UUID
+    user_id: UUID
+
+
 async def open_session(
     session: AsyncSession, user_id: UUID, role: Role, client: Client, lifetimes: Lifetimes
 ) -> OpenSession:
@@ -89,9 +99,8 @@ async def open_session(
 
 async def refresh_session(
     session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes
-) -> OpenSession | None:
-    """Replace the refresh token. Returns None if it was replaced before: then the session is revoked, and
-    the caller must commit.
+) -> OpenSession | ReusedToken:
+    """Replace the refresh token. If it was replaced before, the session is revoked, and the caller must commit.
 
     Raises `InvalidRefreshToken` if the token is unknown or the session has ended.
     """
@@ -108,7 +117,7 @@ async def refresh_session(
             .execution_options(populate_existing=True)
         )
     ).one()
-    if row.revoked_at is not None or now >= row.expires_at:
+    if row.user_id is None or row.revoked_at is not None or now >= row.expires_at:
         raise InvalidRefreshToken
     if used.replaced_at is None:
         await session.execute(
@@ -124,7 +133,7 @@ async def refresh_session(
         successor = derive_successor(token, used.nonce)
     else:
         await revoke_session(session, row.id)
-        return None
+        return ReusedToken(row.id, row.user_id)
     role = row.role or Role.CUSTOMER
     await session.execute(
         update(SignInSession)
@@ -141,7 +150,7 @@ async def refresh_session(
     return OpenSession(row.id, row.user_id, role, successor)
 
 
-def _lock_session(session_id: UUID) -> Select[UUID, UUID, datetime, datetime, datetime | None, Role | None]:
+def _lock_session(session_id: UUID) -> Select[UUID, UUID | None, datetime, datetime, datetime | None, Role | None]:
     return (
         select(
             SignInSession.id,
@@ -203,10 +212,15 @@ async def find_owner(session: AsyncSession, session_id: UUID) -> UUID | None:
 
 
 async def delete_ended_sessions(database: Database) -> int:
-    """Delete sessions, with their refresh tokens, that ended more than 30 days ago. Returns their number."""
+    """Delete sessions, with their refresh tokens, that ended more than 30 days ago. Returns their number.
+
+    The sessions of deleted users are deleted as soon as no access token of theirs can be valid any more.
+    """
+    now = func.statement_timestamp()
+    is_orphan = SignInSession.user_id.is_(None) & (SignInSession.last_used_at < now - _KEEP_ORPHANS)
     ended = (
         select(SignInSession.id)
-        .where(SignInSession.expires_at < func.statement_timestamp() - _KEEP_ENDED)
+        .where(or_(SignInSession.expires_at < now - _KEEP_ENDED, is_orphan))
         .limit(_BATCH_SIZE)
         .with_for_update(skip_locked=True)
     )

@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from shop.app import create_app
+from shop.keyrings import new_key
 from shop.postgres import as_service_login
 from shop_tests.support.identity import ADMIN, SIGNING_KEYS, TEST_SETTINGS, sign_in
 
@@ -101,7 +102,8 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
         "SHOP_OWNER_DATABASE_URL": url,
         "SHOP_SIGNING_KEYS": SIGNING_KEYS,
         "SHOP_RATE_LIMITS": "off",
-        "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+        "SHOP_ENCRYPTION_KEYS": new_key(),
+        "SHOP_CONSOLE_MAILS": "on",
         "SHOP_LOG_FORMAT": "json",
         "SHOP_SHUTDOWN_PAUSE": "0",
     }

@@ -73,7 +73,9 @@ async def lock_key(session: AsyncSession, key_id: UUID) -> ApiKey:
     return await AsyncRepository(session, ApiKey).lock_one(key_id)
 
 
-async def revoke_key(session: AsyncSession, key: ApiKey) -> None:
-    """Revoke the key. A key that was revoked before stays as it is."""
-    if key.revoked_at is None:
-        key.revoked_at = await session.scalar(select(func.statement_timestamp()))
+async def revoke_key(session: AsyncSession, key: ApiKey) -> bool:
+    """Revoke the key. Returns False if it was revoked before."""
+    if key.revoked_at is not None:
+        return False
+    key.revoked_at = await session.scalar(select(func.statement_timestamp()))
+    return True
