@@ -103,7 +103,12 @@ class Settings(BaseSettings):
         description="Serve /metrics, /docs and /openapi.json on this port of `internal_host` only",
     )
     log_format: Literal["auto", "json", "console"] = "auto"
-    pool_size: int = Field(default=20, ge=1)
+    pool_size: int = Field(default=20, ge=1, description="The pool of customers, in each process")
+    staff_pool_size: int = Field(
+        default=12,
+        ge=1,
+        description="The pool of operators and admins. A quarter of it serves exports and bulk uploads",
+    )
     system_pool_size: int = Field(
         default=10, ge=4, description="The pool of the ledger, of sign-ins, API keys and periodic jobs"
     )
@@ -170,6 +175,12 @@ class Settings(BaseSettings):
         default="30000/60", pattern=_RATE, description="Requests/seconds of an address, in one process (429)"
     )
     rate_limit_read: str = Field(default="6000/60", pattern=_RATE, description="The same for reads of a principal")
+    rate_limit_list: str = Field(
+        default="3000/60",
+        pattern=_RATE,
+        description="The same for lists, statements and balances. A principal has at most a quarter of `pool_size` of "
+        "them in progress at a time",
+    )
     rate_limit_write: str = Field(default="3000/60", pattern=_RATE, description="The same for writes")
     rate_limit_money: str = Field(default="3000/60", pattern=_RATE, description="The same for transfers and payments")
     rate_limit_bulk: str = Field(default="120/60", pattern=_RATE, description="The same for batches and exports")

@@ -202,6 +202,25 @@ async def test_guesses_of_a_code_are_throttled(anonymous: httpx.AsyncClient, sto
     assert answers[-1] == "too-many-attempts"
 
 
+async def test_guesses_of_a_code_are_throttled_for_a_signed_in_user(
+    anonymous: httpx.AsyncClient, stored: Database
+) -> None:
+    """The right password doesn't reset the count, because the guesses come from somebody who knows the password."""
+    secret, tokens = await make_admin_with_app(anonymous, stored, new_address())
+
+    async def guess(code: str) -> int:
+        body = {"password": PASSWORD, "code": code}
+        return (await anonymous.post("/auth/totp/enrolment-token", json=body, headers=bearer(tokens))).status_code
+
+    assert {await guess(f"{code:06}") for code in range(5)} == {401}
+    assert await guess("000006") == 429
+    async with stored.begin() as session:
+        await session.execute(text("UPDATE sign_in_throttles SET blocked_until = now()"))
+    await forget_last_code(stored)
+    assert await guess(code_of(secret)) == 200
+    assert [await guess("000006") for _ in range(2)] == [401, 401]  # the count has begun again
+
+
 async def test_secrets_are_encrypted_and_keys_rotate(anonymous: httpx.AsyncClient, stored: Database) -> None:
     secret, enrolled = await make_admin_with_app(anonymous, stored, new_address())
     async with stored.session() as session:

@@ -80,8 +80,8 @@ from howdah.fastapi.problem import (
     retry_after,
 )
 from howdah.fastapi.rate_limits import RateLimit, RateLimits, find_client_network
-from howdah.fastapi.resources import Resource
-from howdah.fastapi.scoped_sessions import session_from
+from howdah.fastapi.resources import Resource, find_named_database
+from howdah.fastapi.scoped_sessions import reader_from, session_from
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
@@ -167,6 +167,7 @@ __all__ = [
     "error_response",
     "export_response",
     "find_client_network",
+    "find_named_database",
     "find_principal",
     "finish_without_client",
     "get_database",
@@ -185,6 +186,7 @@ __all__ = [
     "problem_response",
     "protect",
     "read_lines",
+    "reader_from",
     "require_principal",
     "require_principal_key",
     "retry_after",

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from howdah.fastapi import StrictJSONRoute, describe_problems
 from shop.identity import email_changes, enrolment, password_changes
+from shop.identity.api_keys.verification import CurrentVerifier
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
 from shop.identity.revocation import CurrentRevocations
 from shop.identity.routes import describe_signed_in
@@ -75,13 +76,20 @@ async def request_password_reset(body: EmailIn, identity: CurrentIdentity, clien
     responses=describe_problems(HTTPStatus.BAD_REQUEST),
 )
 async def reset_password(
-    body: NewPasswordIn, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+    *,
+    body: NewPasswordIn,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    verifier: CurrentVerifier,
+    client: CurrentClient,
 ) -> None:
-    """Set a password with the token of the mail. All sessions end. An authenticator app stays enrolled."""
-    ended = await password_changes.reset_password(
+    """Set a password with the token of the mail. All sessions end, and all API keys are revoked. An authenticator app
+    stays enrolled."""
+    user_id, ended = await password_changes.reset_password(
         identity, token=body.token.get_secret_value(), new_password=body.password.get_secret_value(), client=client
     )
     revocations.revoke(*ended)
+    verifier.forget(user_id)
 
 
 @router.post("/email-change", status_code=HTTPStatus.ACCEPTED, dependencies=[SIGNED_IN], responses=_ASKS_FOR_PASSWORD)

@@ -65,15 +65,33 @@ async def verify_own_password(
 
     These attempts are counted separately from sign-ins, so that nobody without the token can block them.
     """
-    key = f"user:{account.user_id}"
-    await count(identity.database, key, PER_ACCOUNT)
+    await check_own_password(identity, principal, account, password, client)
+    async with identity.database.begin() as session:
+        await forgive_own_attempts(session, account)
+
+
+async def check_own_password(
+    identity: Identity, principal: Principal, account: Account, password: str, client: Client
+) -> None:
+    """`verify_own_password`, if a code has to be right, too: the attempt stays counted until `forgive_own_attempts`.
+
+    Otherwise somebody with the password could try all codes of the authenticator app.
+    """
+    await count(identity.database, _throttle_key(account), PER_ACCOUNT)
     is_right, _ = await identity.hashing.verify(password, account.password_hash)
     if not is_right:
         action = AuditAction.PASSWORD_REFUSED
         await identity.anonymous_events.note(action, user_id=account.user_id, actor=principal, client=client)
         raise SignInFailed("the current password is wrong")
-    async with identity.database.begin() as session:
-        await session.execute(delete(SignInThrottle).where(SignInThrottle.key == key))
+
+
+async def forgive_own_attempts(session: AsyncSession, account: Account) -> None:
+    """The count of the user's attempts begins again."""
+    await session.execute(delete(SignInThrottle).where(SignInThrottle.key == _throttle_key(account)))
+
+
+def _throttle_key(account: Account) -> str:
+    return f"user:{account.user_id}"
 
 
 async def hash_new_password(identity: Identity, password: str, *personal: str) -> str:

@@ -8,7 +8,7 @@ from uuid import UUID
 from shop.audit.models import AuditAction
 from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
-from shop.identity.credentials import find_account, load_own_account, verify_own_password
+from shop.identity.credentials import check_own_password, find_account, forgive_own_attempts, load_own_account
 from shop.identity.errors import CodeRequired, InvalidToken, SignInFailed
 from shop.identity.events import note
 from shop.identity.models import Purpose
@@ -34,7 +34,7 @@ async def request_enrolment(
     """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed."""
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
-    await verify_own_password(identity, principal, account, password, client)
+    await check_own_password(identity, principal, account, password, client)
     async with identity.database.begin() as session:
         if await has_device(session, account.user_id):
             if code is None:
@@ -45,6 +45,7 @@ async def request_enrolment(
             if kind is CodeKind.RECOVERY:
                 action = AuditAction.RECOVERY_CODE_USED
                 await note(session, action, user_id=account.user_id, actor=principal, client=client)
+        await forgive_own_attempts(session, account)
         return await issue_token(session, Purpose.ENROL_TOTP, user_id=account.user_id)
 
 

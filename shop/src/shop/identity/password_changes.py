@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from shop.audit.models import AuditAction
+from shop.identity.api_keys.service import revoke_keys_of
 from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.credentials import (
@@ -61,8 +62,12 @@ async def request_reset(identity: Identity, *, email: str, client: Client) -> No
             mails.append(identity.texts.reset(email, token))
 
 
-async def reset_password(identity: Identity, *, token: str, new_password: str, client: Client) -> list[UUID]:
-    """Set the password, and end all sessions. Returns their ids.
+async def reset_password(
+    identity: Identity, *, token: str, new_password: str, client: Client
+) -> tuple[UUID, list[UUID]]:
+    """Set the password, end all sessions, and revoke all API keys. Returns the ids of the user and of the sessions.
+
+    Somebody else may have used the account, and may have made a key of their own.
 
     The authenticator app stays enrolled, so a mailbox alone isn't enough to sign in as an operator or admin.
     Raises `InvalidToken` and `PasswordRejected`. After a `PasswordRejected` the token is still valid.
@@ -78,7 +83,8 @@ async def reset_password(identity: Identity, *, token: str, new_password: str, c
             await redeem_token(session, Purpose.RESET_PASSWORD, token)
             await store_password(session, account.user_id, password_hash)
             ended = await revoke_sessions(session, account.user_id)
+            await revoke_keys_of(session, account.user_id)
             await reset_account(session, account.email)
             await note(session, AuditAction.PASSWORD_RESET, user_id=account.user_id, client=client)
-        mails.append(identity.texts.password_changed(account.email))
-    return ended
+        mails.append(identity.texts.password_reset(account.email))
+    return account.user_id, ended

@@ -2,7 +2,6 @@
 
 # Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of local names as texts.
 
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final
 
 from fastapi import Depends
@@ -10,12 +9,23 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from howdah import Database, JsonViewReader
-from howdah.fastapi import NotAuthenticated, Resource, find_principal, get_database, session_from
+from howdah.fastapi import (
+    NotAuthenticated,
+    Resource,
+    find_named_database,
+    find_principal,
+    get_database,
+    reader_from,
+    session_from,
+)
 from shop.identity.principals import Principal
-from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, USER_SETTING
+from shop.roles import CUSTOMER_ROLE, USER_SETTING
 
 SYSTEM_DATABASE: Final = "system"
 """The `Database` of the ledger, of sign-ins and of periodic jobs. A route checks its rows before a client gets them."""
+
+STAFF_DATABASE: Final = "staff"
+"""The `Database` of operators and admins. Its connections have their role, so that a read is one round trip."""
 
 
 async def get_principal(connection: HTTPConnection) -> Principal:
@@ -38,17 +48,15 @@ async def get_caller(principal: CurrentPrincipal) -> str:
 Caller = Annotated[str, Depends(get_caller)]
 
 
-async def get_principal_database(
-    principal: CurrentPrincipal,
-    database: Annotated[Database, Depends(get_database)],
-) -> Database:
+async def get_principal_database(connection: HTTPConnection) -> Database:
     """The database as the principal sees it: a customer sees only their own rows, by row-level security.
 
     The role decides what the principal may do: see `shop.policies` and the grants of the models.
     """
+    principal = await get_principal(connection)
     if principal.is_staff:
-        return database.with_settings(role=STAFF_ROLE)
-    return database.with_settings({USER_SETTING: principal.user_id}, role=CUSTOMER_ROLE)
+        return find_named_database(connection, STAFF_DATABASE)
+    return (await get_database(connection)).with_settings({USER_SETTING: principal.user_id}, role=CUSTOMER_ROLE)
 
 
 PrincipalDatabase = Annotated[Database, Depends(get_principal_database)]
@@ -62,12 +70,6 @@ PrincipalReadSession = Annotated[AsyncSession, session_from(get_principal_databa
 """A read-only session of `PrincipalDatabase`."""
 
 
-def scoped_reader(reader: Resource[JsonViewReader[Any]]) -> Callable[..., Coroutine[Any, Any, JsonViewReader[Any]]]:
+def principal_reader(reader: Resource[JsonViewReader[Any]]) -> Any:
     """A dependency: the reader of a view, which reads `PrincipalDatabase`."""
-
-    async def get_scoped_reader(
-        opened: Annotated[JsonViewReader[Any], Depends(reader)], database: PrincipalDatabase
-    ) -> JsonViewReader[Any]:
-        return opened.scoped(database)
-
-    return get_scoped_reader
+    return reader_from(reader, get_principal_database)

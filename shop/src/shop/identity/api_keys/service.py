@@ -79,3 +79,13 @@ async def revoke_key(session: AsyncSession, key: ApiKey) -> bool:
         return False
     key.revoked_at = await session.scalar(select(func.statement_timestamp()))
     return True
+
+
+async def revoke_keys_of(session: AsyncSession, user_id: UUID) -> None:
+    """Revoke all keys of the user, in a transaction of the system. Call `ApiKeyVerifier.forget` after the commit."""
+    await session.execute(
+        update(ApiKey)
+        .where(ApiKey.user_id == user_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=func.statement_timestamp())
+        .execution_options(synchronize_session=False)
+    )
