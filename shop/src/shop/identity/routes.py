@@ -19,7 +19,7 @@ from shop.identity.credentials import load_own_account
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
 from shop.identity.events import note
 from shop.identity.revocation import CurrentRevocations
-from shop.identity.rules import ANYONE, SIGNED_IN
+from shop.identity.rules import ANYONE, OWN_SESSIONS, SIGNED_IN
 from shop.identity.schemas import (
     AcceptedOut,
     NewPasswordIn,
@@ -32,7 +32,7 @@ from shop.identity.schemas import (
     TokenIn,
     UserOut,
 )
-from shop.identity.sessions import end_own_session, list_sessions, revoke_sessions
+from shop.identity.sessions import find_owner, list_sessions, revoke_session, revoke_sessions
 from shop.identity.totp import has_device
 from shop.web.dependencies import CurrentPrincipal
 
@@ -183,7 +183,8 @@ async def end_session(
 ) -> None:
     """End one of your sessions. The session of another user is a 404."""
     async with identity.database.begin() as session:
-        if await end_own_session(session, principal.user_id, session_id):
+        OWN_SESSIONS.check(principal, await find_owner(session, session_id), session_id)
+        if await revoke_session(session, session_id):
             action, ended = AuditAction.SESSIONS_REVOKED, str(session_id)
             await note(session, action, user_id=principal.user_id, actor=principal, client=client, session_id=ended)
     revocations.revoke(session_id)

@@ -19,7 +19,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, NotFound
+from howdah import Database
 from shop.identity.clients import Client
 from shop.identity.errors import InvalidRefreshToken
 from shop.identity.models import Credential, RefreshToken, SignInSession
@@ -206,15 +206,9 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> list[SignInSess
     return list(await session.scalars(query))
 
 
-async def end_own_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> bool:
-    """End one of the user's own sessions. Raises `NotFound`, also for a session of another user.
-
-    Returns False if it was revoked before.
-    """
-    owner = await session.scalar(select(SignInSession.user_id).where(SignInSession.id == session_id))
-    if owner != user_id:
-        raise NotFound(SignInSession, [session_id])
-    return await revoke_session(session, session_id)
+async def find_owner(session: AsyncSession, session_id: UUID) -> UUID | None:
+    """The user of the session. None if there is no such session."""
+    return await session.scalar(select(SignInSession.user_id).where(SignInSession.id == session_id))
 
 
 async def delete_ended_sessions(database: Database) -> int:

@@ -15,11 +15,10 @@ from howdah.fastapi import NotAllowed, PageOut, ProblemException, StrictJSONRout
 from shop.audit.dependencies import CurrentAuditTrail
 from shop.audit.models import AuditAction
 from shop.identity.api_keys.models import ApiKey
-from shop.identity.api_keys.rules import MANAGE_KEYS, OWN_KEYS
+from shop.identity.api_keys.rules import MANAGE_KEYS, OWN_KEYS, REVOKE_KEYS_OF_OTHERS
 from shop.identity.api_keys.schemas import ApiKeyCreatedOut, ApiKeyIn, ApiKeyOut, ApiKeyPageParameters
 from shop.identity.api_keys.service import ScopeNotAllowed, TooManyKeys, create_key, lock_key, revoke_key
 from shop.identity.api_keys.verification import CurrentVerifier
-from shop.identity.principals import Role
 from shop.web.dependencies import CurrentPrincipal, PrincipalDatabase, PrincipalReadSession, PrincipalSession
 
 router = APIRouter(prefix="/auth/api-keys", tags=["auth"], route_class=StrictJSONRoute, dependencies=[MANAGE_KEYS])
@@ -71,8 +70,8 @@ async def revoke_api_key(
     async with database.begin() as session:
         key = await lock_key(session, key_id)
         OWN_KEYS.check(principal, key.user_id, ApiKey, key_id)
-        if principal.role is Role.OPERATOR and key.user_id != principal.user_id:
-            raise NotAllowed("only an admin may revoke the key of another user")
+        if key.user_id != principal.user_id:
+            REVOKE_KEYS_OF_OTHERS.check(principal)
         user_id = key.user_id
         if await revoke_key(session, key):
             action, details = AuditAction.API_KEY_REVOKED, {"user_id": str(user_id)}
