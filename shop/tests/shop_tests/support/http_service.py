@@ -70,7 +70,8 @@ def client_of(
     """A client that sends the headers of `sign_in`. By default it is signed in as an admin."""
     headers = (principal or sign_in(ADMIN.role, ADMIN.user_id)) if signs_in else {}
     unlimited = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, **options)
+    # By default each client reads the certificates of all authorities, which takes longer than most tests.
+    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, verify=False, **options)
 
 
 def _listening() -> socket.socket:
