@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import uvicorn
@@ -21,6 +22,9 @@ from fastapi import FastAPI
 from shop.app import create_app
 from shop.postgres import as_service_login
 from shop_tests.support.identity import ADMIN, SIGNING_KEYS, TEST_SETTINGS, sign_in
+
+# Otherwise each client reads the certificates of all authorities, which takes longer than most tests.
+_TLS: Final = ssl.create_default_context()
 
 
 def create_service(url: str, **settings: Any) -> FastAPI:
@@ -70,8 +74,7 @@ def client_of(
     """A client that sends the headers of `sign_in`. By default it is signed in as an admin."""
     headers = (principal or sign_in(ADMIN.role, ADMIN.user_id)) if signs_in else {}
     unlimited = httpx.Limits(max_connections=None)
-    # By default each client reads the certificates of all authorities, which takes longer than most tests.
-    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, verify=False, **options)
+    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, verify=_TLS, **options)
 
 
 def _listening() -> socket.socket:
