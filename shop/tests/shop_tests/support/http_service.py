@@ -118,7 +118,7 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        async with client_of(address) as client, asyncio.timeout(30):
+        async with client_of(address) as client, asyncio.timeout(90):  # on a busy machine
             while True:
                 assert process.returncode is None, log.read_text()
                 with contextlib.suppress(httpx.TransportError):
