@@ -23,6 +23,7 @@ from shop import generated_secrets
 from shop.app import create_app
 from shop.cli import app
 from shop.generated_secrets import secrets_folder, with_generated_secrets
+from shop.identity.models import Credential
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import MissingSecret, new_key, parse_keyring
@@ -168,6 +169,7 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
         session.add(user := User(email="ada@example.com", name="Ada"))
         await session.flush()
         user_id = user.id
+        session.add(Credential(user_id=user_id, role=Role.ADMIN))
     signer = TokenSigner(parse_keyring(keys["signing_keys"]))
     token = signer.sign(Principal(user_id, Role.ADMIN, session_id=uuid4()))
     secrets = [DATABASE_PASSWORD, OWNER_PASSWORD, token.rpartition(".")[2]]
@@ -194,7 +196,7 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
                     return False
 
             await until(is_ready, seconds=90)
-            body = {"name": "a", "scopes": ["users:read"]}
+            body = {"name": "a", "scopes": ["users:read", "orders:read"]}
             created = await client.post("/auth/api-keys", json=body, headers=signed_in)
             api_key = created.json()["key"]
             secrets.append(api_key.split("_", 2)[2])
