@@ -23,6 +23,7 @@ from shop import generated_secrets
 from shop.app import create_app
 from shop.cli import app
 from shop.generated_secrets import secrets_folder, with_generated_secrets
+from shop.identity.models import Credential
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import MissingSecret, new_key, parse_keyring
@@ -33,6 +34,7 @@ from shop_tests.support.http_service import client_of
 from shop_tests.support.waiting import until
 
 DATABASE_PASSWORD = "dbpw-Zq3vX9Lm2"
+OWNER_PASSWORD = "owner-Kp7wR4Tn8"
 SOME_URL = f"postgresql://shop:{DATABASE_PASSWORD}@127.0.0.1:1/shop"
 
 
@@ -180,16 +182,20 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
     keys = {name: new_key() for name in KEYRINGS}
     for name, key in keys.items():
         (tmp_path / f"shop_{name}").write_text(key)
-    for name, url in (("database_url", as_service_login(committed_url)), ("owner_database_url", committed_url)):
-        with_password = make_url(url).set(password=DATABASE_PASSWORD).render_as_string(hide_password=False)
-        (tmp_path / f"shop_{name}").write_text(with_password)
+    for name, url, password in (
+        ("shop_database_url", as_service_login(committed_url), DATABASE_PASSWORD),
+        ("shop_owner_database_url", committed_url, OWNER_PASSWORD),
+    ):
+        (tmp_path / name).write_text(make_url(url).set(password=password).render_as_string(hide_password=False))
     async with committed_database.begin() as session:
         session.add(user := User(email="ada@example.com", name="Ada"))
         await session.flush()
         user_id = user.id
+        session.add(Credential(user_id=user_id, role=Role.ADMIN))
     signer = TokenSigner(parse_keyring(keys["signing_keys"]))
     token = signer.sign(Principal(user_id, Role.ADMIN, session_id=uuid4()))
-    secrets = [DATABASE_PASSWORD, token.rpartition(".")[2], *(key.partition(":")[2] for key in keys.values())]
+    secrets = [DATABASE_PASSWORD, OWNER_PASSWORD, token.rpartition(".")[2]]
+    secrets += [key.partition(":")[2] for key in keys.values()]
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     output = tmp_path / "output"
@@ -212,7 +218,7 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
                     assert process.returncode is None, output.read_text()
                     return False
 
-            await until(is_ready, seconds=30)
+            await until(is_ready, seconds=90)
             body = {"name": "a", "scopes": ["users:read", "orders:read"]}
             created = await client.post("/auth/api-keys", json=body, headers=signed_in)
             api_key = created.json()["key"]

@@ -42,7 +42,7 @@ async def test_the_service_is_not_ready_without_a_database_and_answers_within_se
     async with http_client(create_service(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
-        assert_problem(await client.get("/users"), 503, "connection-failed")
+        assert_problem(await client.get("/users"), 503, "sessions-unavailable")
         assert time.monotonic() - started < 5
 
 

@@ -13,6 +13,7 @@ from howdah import Base, UUIDv7PrimaryKey
 from howdah.tenancy import TableGrant
 from shop.policies import OWN_ID, customers_insert, customers_read, customers_update, staff_and_system
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
+from shop.users.models import User
 
 MAX_NAME: Final = 100
 UNIQUE_NAMES: Final = "uq_api_keys_user_id_name"
@@ -54,7 +55,7 @@ class ApiKey(UUIDv7PrimaryKey, Base):
         TableGrant(SYSTEM_ROLE, "UPDATE", columns=["last_used_at", "revoked_at"]),
     )
 
-    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    user_id: Mapped[UUID] = mapped_column(ForeignKey(User.id, ondelete="CASCADE"))
     name: Mapped[str] = mapped_column(String(MAX_NAME))
     prefix: Mapped[str] = mapped_column(String(32), unique=True)
     # Deferred, because the roles of customers and of the staff may not read it.
