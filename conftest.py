@@ -1,7 +1,9 @@
 """The plugin with the fixtures on a real PostgreSQL, and the Hypothesis profiles of property tests."""
 
+import gc
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     packages = {item.path.relative_to(config.rootpath).parts[0] for item in items}
     if len(packages) > 1:  # each package has its own schema, and a run has one template database
         raise pytest.UsageError(f"run {' and '.join(sorted(packages))} one after the other, as make test does")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Describe a failed test without garbage collection.
+
+    pytest parses the source code of the test. Before Python 3.11.8, `ast.parse` raises `SystemError` if `ast.parse` is
+    called within it, in a finalizer or in another thread, and this exception ends the whole run. Only a garbage
+    collection lets other Python code run within `ast.parse`.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from sqlalchemy import make_url
 
 from benchmarks.comparison import Comparison, Contender, Goal, Measured
 from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
-from benchmarks.identity import CACHED, FIRST, KEY, NOTHING, OPERATOR_AUTHORIZATION
+from benchmarks.identity import CACHED, FIRST, KEY, NOTHING, OPERATOR_AUTHORIZATION, create_authorization
 from benchmarks.postgres import connect_driver
 from benchmarks.processes import run_module
+from shop.identity.principals import Role
 
 if TYPE_CHECKING:
     from typing import Any
@@ -19,18 +21,19 @@ if TYPE_CHECKING:
     from benchmarks.postgres import Connections
 
 _CONNECTIONS: Final = 64
-_USERS: Final = 2_000
+_USERS: Final = 1_000
 
 _SERVE: Final = "from shop.cli import main; main()"
-# The same service, but every request is one of an operator. Nothing is verified, so this is the cost of the rest.
-_SERVE_UNVERIFIED: Final = """
+# The same service without authentication: no credentials, no layer that verifies them, and no rules. Its reads go
+# through the pool of the staff, as those of a service without row-level security would.
+_SERVE_WITHOUT: Final = """
 from uuid import UUID
-import shop.identity.authenticating as authenticating
+import howdah.fastapi, shop.app, shop.web.dependencies
 from shop.identity.principals import Principal, Role
 OPERATOR = Principal(UUID(int=0xAD), Role.OPERATOR)
-async def authenticate(connection):
-    return OPERATOR
-authenticating.build_authenticate = lambda *arguments, **options: authenticate
+shop.app.build_authenticate = lambda tokens: None
+shop.web.dependencies.find_principal = lambda connection: OPERATOR
+howdah.fastapi.AccessRule.check = lambda self, principal: None
 from shop.cli import main; main()
 """
 
@@ -39,14 +42,15 @@ class Authentication(Comparison):
     name = "authentication"
     description = (
         "authenticate {size} requests, measured in CPU time; and `GET /users/{{id}}` of `shop serve` with random ids "
-        f"over {_CONNECTIONS} connections, as an operator with an access token, compared with the same service without "
-        "authentication"
+        f"over {_CONNECTIONS} connections, as an operator with an access token and as {_USERS:,} customers who read "
+        "themselves, compared with the same service without authentication"
     )
     unit = "requests"
     size = 20_000
     quick_size = 2_000
     has_warm_up = False
-    _WITH, _WITHOUT = "GET /users/{id}, access token", "GET /users/{id}, no authentication"
+    _STAFF, _CUSTOMERS = "GET /users/{id}, token of an operator", "GET /users/{id}, tokens of customers"
+    _WITHOUT = "GET /users/{id}, no authentication"
 
     def __init__(self, connections: Connections, size: int, *, rounds: int = 5, is_quick: bool = False) -> None:
         super().__init__(connections, size, rounds=rounds, is_quick=is_quick)
@@ -79,8 +83,9 @@ class Authentication(Comparison):
                 window_seconds=window_seconds,
             )
             for name, command, authorization in (
-                (self._WITH, _SERVE, OPERATOR_AUTHORIZATION),
-                (self._WITHOUT, _SERVE_UNVERIFIED, None),
+                (self._STAFF, _SERVE, OPERATOR_AUTHORIZATION),
+                (self._CUSTOMERS, _SERVE, [create_authorization(Role.CUSTOMER, UUID(id)) for id in ids]),
+                (self._WITHOUT, _SERVE_WITHOUT, None),
             )
         }
 
@@ -96,14 +101,16 @@ class Authentication(Comparison):
         return [
             *(Contender(name, "howdah", self._authenticate(name), self.count) for name in (CACHED, FIRST, KEY)),
             Contender(NOTHING, "baseline", self._authenticate(NOTHING), self.count),
-            Contender(self._WITH, "howdah", self._load(self._WITH), 1),
+            *(Contender(name, "howdah", self._load(name), 1) for name in (self._STAFF, self._CUSTOMERS)),
             Contender(self._WITHOUT, "baseline", self._load(self._WITHOUT), 1),
         ]
 
     def goals(self) -> list[Goal]:
         return [
             *(Goal(name, "µs", 40) for name in (CACHED, FIRST, KEY)),
-            Goal(self._WITH, "times as fast", 0.85, self._WITHOUT),
+            Goal(self._STAFF, "times as fast", 0.85, self._WITHOUT),
+            # three round trips instead of one, and no batches: each customer sees other rows
+            Goal(self._CUSTOMERS, "times as fast", 0.25, self._WITHOUT),
         ]
 
     async def reset(self, contender: Contender) -> None:

@@ -20,6 +20,7 @@ import psutil
 from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.identity import SIGNING_KEYS
 from benchmarks.processes import run_process
+from shop.keyrings import new_key
 from shop.postgres import as_service_login
 
 WINDOW_SECONDS: Final = 5
@@ -42,12 +43,20 @@ _IDLE_CPU_SECONDS: Final = 0.02
 # With the hook `response`, wrk calls Lua for each response, which is slow. So the statuses are counted only after a
 # failure, in a short additional run.
 _SCRIPT: Final = """
-local ids = {}
-for line in io.lines(os.getenv("IDS")) do ids[#ids + 1] = line end
+local ids, authorizations = {}, {}
+for line in io.lines(os.getenv("IDS")) do
+    local id, authorization = line:match("^(%S+) ?(.*)$")
+    ids[#ids + 1] = id
+    authorizations[#ids] = authorization
+end
 math.randomseed(os.time())
 local prefix = os.getenv("PREFIX")
 wrk.headers["Authorization"] = os.getenv("AUTHORIZATION")
-local get = function() return wrk.format("GET", prefix .. ids[math.random(#ids)]) end
+local get = function()
+    local n = math.random(#ids)
+    if authorizations[n] == "" then return wrk.format("GET", prefix .. ids[n]) end
+    return wrk.format("GET", prefix .. ids[n], {["Authorization"] = authorizations[n]})
+end
 
 -- a transfer between two accounts, with a new idempotency key
 local run, number = string.format("%d-%d", os.time(), math.random(1000000000)), 0
@@ -96,7 +105,7 @@ class HttpServer:
     `{url}` and `{port}` in the command are replaced. The URL of the database is also in the environment. The process
     is started before the first request. After a failed measurement it is replaced by a new process. So a contender that
     crashes the server, or keeps it busy, doesn't affect the next contender. `authorization` is the header of each
-    request.
+    request, or a list of the headers for each id.
     """
 
     def __init__(
@@ -105,7 +114,7 @@ class HttpServer:
         url: str,
         ids: Sequence[Any],
         window_seconds: int = WINDOW_SECONDS,
-        authorization: str | None = None,
+        authorization: str | Sequence[str] | None = None,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -113,10 +122,13 @@ class HttpServer:
         self._url = url
         self._command = [each.format(url=url, port=self._port) for each in command]
         self._window_seconds = window_seconds
-        self._authorization = authorization
+        self._authorization = authorization if isinstance(authorization, str) else None
+        lines = [*map(str, ids)]
+        if authorization is not None and self._authorization is None:
+            lines = [f"{id} {each}" for id, each in zip(lines, authorization, strict=True)]
         self._folder = TemporaryDirectory()
         self._ids, self._script, self._log = (Path(self._folder.name, name) for name in ("ids", "load.lua", "log"))
-        self._ids.write_text("\n".join(map(str, ids)))
+        self._ids.write_text("\n".join(lines))
         self._script.write_text(_SCRIPT)
         self._process: asyncio.subprocess.Process | None = None
         self._warm: set[tuple[str, int]] = set()
@@ -144,7 +156,8 @@ class HttpServer:
                     "SHOP_OWNER_DATABASE_URL": self._url,
                     "SHOP_SIGNING_KEYS": SIGNING_KEYS,
                     "SHOP_RATE_LIMITS": "off",
-                    "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+                    "SHOP_ENCRYPTION_KEYS": new_key(),
+                    "SHOP_CONSOLE_MAILS": "on",
                     "SHOP_LOG_FORMAT": "json",
                     "SHOP_SHUTDOWN_PAUSE": "0",
                 },

@@ -26,7 +26,7 @@ from shop.identity.context import Identity, open_identity
 from shop.identity.errors import SignInFailed
 from shop.identity.mail import Mail
 from shop.identity.tokens import TokenSigner
-from shop.keyrings import parse_keyring
+from shop.keyrings import new_key, parse_keyring
 from shop.settings import Settings
 
 _PASSWORD: Final = "kettle-drum-harbour-moss"  # noqa: S105
@@ -52,7 +52,7 @@ class _NoMailer:
 async def measure(url: str, contender: str, count: int) -> dict[str, float]:
     """The seconds for `count` requests of both contenders of the pair: their medians, so that no pause counts."""
     async with Database(url, pool_size=5) as database:
-        settings = Settings(encryption_keys=SecretStr(SIGNING_KEYS))
+        settings = Settings(encryption_keys=SecretStr(new_key()))
         signer = TokenSigner(parse_keyring(SIGNING_KEYS))
         async with open_identity(database, settings=settings, signer=signer, mailer=_NoMailer()) as identity:
             if contender == "fill":

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import httpx
 
+from shop.keyrings import new_key
 from shop.postgres import as_service_login
 from soak.identity import SIGNING_KEYS
 
@@ -45,7 +46,8 @@ class Service:
             "SHOP_OWNER_DATABASE_URL": database_url,
             "SHOP_SIGNING_KEYS": SIGNING_KEYS,
             "SHOP_RATE_LIMITS": "off",
-            "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+            "SHOP_ENCRYPTION_KEYS": new_key(),
+            "SHOP_CONSOLE_MAILS": "on",
             "SHOP_LOG_FORMAT": "json",
             "SHOP_SHUTDOWN_PAUSE": "0",  # no proxy watches /readyz
             **settings,

@@ -129,3 +129,16 @@ def test_the_project_of_the_guide_works(tmp_path: Path, postgres_url: str, monke
         finally:
             for name in [name for name in sys.modules if name.partition(".")[0] == "tracker"]:
                 del sys.modules[name]
+
+
+def test_a_missing_role_is_explained(project: Project) -> None:
+    project.write_models(
+        "from howdah.tenancy import TableGrant\n"
+        "class Export(Base):\n"
+        "    __tablename__ = 'exports'\n"
+        "    __table_args__ = (TableGrant('howdah_test_absent', 'SELECT'),)\n"
+        "    id: Mapped[int] = mapped_column(primary_key=True)\n"
+    )
+    result = migrate(project.folder, "new", "exports")
+    assert result.exit_code == 1
+    assert "pass role_statements=login_role_statements(LOGIN, roles=[...]) to run_migrations" in result.stderr

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from alembic import command
@@ -17,10 +19,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util.exc import CommandError
 from sqlalchemy import Column, MetaData, Table
 
-from howdah import AwareDateTime
+from howdah import AwareDateTime, InvalidStatement
 from howdah.alembic import NewMigration
 from howdah.alembic._private_names import render_type_by_alembic
 from howdah.alembic.programs import find_program
+from howdah.tenancy import login_role_statements
 from howdah_tests.support.migration_projects import Project, empty_database, run
 
 FIRST = """
@@ -348,3 +351,41 @@ def test_declared_policies_are_added_changed_and_removed(tmp_path: Path, postgre
         project.migrations.downgrade("-1", url)
         assert run(url, _POLICIES_QUERY) == found[1]
     assert project.migrations.check(is_linted=False).differences == []
+
+
+def test_roles_are_created_before_the_migrations_that_grant_rights(tmp_path: Path, postgres_url: str) -> None:
+    """`role_statements` of env.py apply to new migrations, checks, upgrades and the SQL of migrations."""
+    login, role = (f"howdah_test_{uuid4().hex}" for _ in range(2))
+    project = Project(tmp_path, postgres_url)
+    project.write_models(
+        "from howdah.tenancy import TableGrant\n"
+        "class Export(Base):\n"
+        "    __tablename__ = 'exports'\n"
+        f"    __table_args__ = (TableGrant({role!r}, 'SELECT'),)\n"
+        "    id: Mapped[int] = mapped_column(primary_key=True)\n"
+    )
+    with pytest.raises(InvalidStatement, match=f'role "{role}" does not exist'):  # the control
+        project.migrations.new("first")
+    statements = login_role_statements(login, roles=[role])
+    project.set_options(f"role_statements={statements!r}")
+    try:
+        written = project.migrations.new("first")
+        assert not written.problems
+        assert f"GRANT SELECT ON exports TO {role}" in project.read_migration("0001")
+        with empty_database(postgres_url) as url:
+            run(postgres_url, *(f"DROP ROLE {name}" for name in (login, role)))
+            project.migrations.upgrade(url)
+            assert run(url, f"SELECT has_table_privilege('{role}', 'exports', 'SELECT')") == [(True,)]
+        run(postgres_url, *(f"DROP ROLE {name}" for name in (login, role)))
+        assert not project.migrations.check(is_linted=False).differences
+        output = StringIO()
+        project.migrations.write_sql(output=output)
+        assert output.getvalue().index(f"CREATE ROLE {role}") < output.getvalue().index("GRANT SELECT ON exports")
+    finally:
+        run(postgres_url, *(f"DROP ROLE IF EXISTS {name}" for name in (login, role)))
+
+
+def test_role_statements_are_a_list(tmp_path: Path, postgres_url: str) -> None:
+    project = Project(tmp_path, postgres_url, options="role_statements='CREATE ROLE web'")
+    with pytest.raises(TypeError, match="must be a list of statements"):
+        project.migrations.new("first")

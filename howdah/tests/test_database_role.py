@@ -246,6 +246,14 @@ async def test_one_connection_shows_each_role_only_its_rows(roles: Roles, databa
                     found = await notes.scoped(own).get_many([tenant, tenant + 2])
                     assert len(found) == 2
                     assert await notes.scoped(own).get_many([1 - tenant]) == []
+                # a reader of the database of the writer's role reads with the other role, and doesn't share a batch
+                async with Database(roles.url, role=roles.reader) as reader:
+                    for other in (reader, reader.with_settings({"app.tenant_id": 1})):
+                        bodies = await asyncio.gather(
+                            *(each.get(1) for each in (notes, notes.scoped(other))), return_exceptions=True
+                        )
+                        assert isinstance(bodies[0], bytes)
+                        assert isinstance(bodies[1], bytes) is (other is not reader)  # the policy needs the setting
                     async with own.session() as session:
                         assert set(await session.scalars(query)) == {tenant}
                 async with database.session() as session:

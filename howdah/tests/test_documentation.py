@@ -36,6 +36,8 @@ MARKDOWN = sorted(
     for path in PROJECT.glob(pattern)
 )
 MAX_LINE_LENGTH = 140
+ASVS_REQUIREMENTS = 253
+"""Version 5.0.0 has this many requirements of level 1 or 2."""
 
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
 _FIGURES = re.compile(r"<!-- figures.*?<!-- end of figures -->", re.DOTALL)
@@ -153,8 +155,8 @@ def prose_of(page: str) -> list[str]:
     return [line for line in text.splitlines() if not line.lstrip().startswith("|")]
 
 
-@pytest.mark.parametrize("page", ["docs/faults.md", "docs/operations/bad-day.md"])
-def test_every_test_in_the_tables_of_faults_exists(page: str) -> None:
+@pytest.mark.parametrize("page", ["docs/faults.md", "docs/operations/bad-day.md", "docs/security/standards.md"])
+def test_every_test_in_the_tables_exists(page: str) -> None:
     named = re.findall(r"`(?:(\w+/tests/[\w/]+\.py)` `)?(test_\w+)`", (PROJECT / page).read_text())
     assert len(named) > 15
     file, missing = "", []
@@ -163,6 +165,13 @@ def test_every_test_in_the_tables_of_faults_exists(page: str) -> None:
         if f"def {test}(" not in (PROJECT / file).read_text():
             missing.append((file, test))
     assert missing == []
+
+
+def test_the_page_of_standards_has_each_requirement_of_asvs_levels_1_and_2_once() -> None:
+    text = (PROJECT / "docs/security/standards.md").read_text()
+    numbers = [number for cell in re.findall(r"^\| ([\d., ]+) \|", text, re.MULTILINE) for number in cell.split(", ")]
+    numbers += re.findall(r"\b17\.\d\.\d\b", text)
+    assert len(numbers) == len(set(numbers)) == ASVS_REQUIREMENTS
 
 
 _FILE = r"`([\w/]+(?:\.py|\.sql|/\w+))`"

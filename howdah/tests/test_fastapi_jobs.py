@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from howdah import Database
+from howdah import Database, Unavailable
 from howdah.fastapi import Job, Resource, configure_app, jobs
 from howdah.testing import open_client
 
@@ -76,8 +76,34 @@ async def test_a_failed_job_is_logged_and_goes_on_and_does_not_stop_others(
     async with started(app):
         await until(lambda: failures >= 3 and successes >= 3)  # far sooner than `every` after a failure
     records = [record for record in caplog.records if record.name == "howdah.jobs"]
-    assert [record.getMessage() for record in records] == ["the job 'fails' failed"] * 2
-    assert all(record.exc_info and record.exc_info[1] is error for record in records)
+    assert [record.getMessage() for record in records] == [
+        "the job 'fails' failed",
+        f"the job 'fails' failed, 2 times in a row: {type(error).__name__}: {error}",
+    ]
+    first, second = [record.exc_info for record in records]
+    assert first is not None
+    assert (first[1], second) == (error, None)
+
+
+async def test_an_outage_of_the_database_is_logged_in_a_few_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that runs every two seconds would fill the log with tracebacks."""
+    outcomes = [*(Unavailable("no\nroute") for _ in range(9)), None]
+
+    async def fail(_: object) -> None:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    caplog.set_level("INFO", "howdah.jobs")
+    runner = jobs.JobRunner(Job("polls", every=SHORT, work=fail), None)
+    while outcomes:
+        await runner._run_once()
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        *(f"the job 'polls' failed, {count} times in a row" for count in (1, 2, 4, 8)),
+        "the job 'polls' succeeded again, after 9 failures",
+    ]
+    assert not any(record.exc_info or "\n" in record.getMessage() for record in caplog.records)
 
 
 async def test_a_job_does_not_overlap_with_itself(database_url: str) -> None:

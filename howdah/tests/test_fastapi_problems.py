@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from fastapi import HTTPException, Request, Response
+from fastapi import Depends, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import select, text
 
@@ -166,6 +166,19 @@ async def test_validation_http_and_unexpected_errors_are_problems(committed_data
     assert unparsable.status_code == 422
     for response in (invalid, unknown, bug, unparsable):
         assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_an_error_in_a_body_that_several_dependencies_take_is_shown_once(committed_database: Database) -> None:
+    app = create_app(committed_database)
+
+    async def check(body: UserIn) -> None: ...
+
+    @app.post(USERS, dependencies=[Depends(check)])
+    async def create(body: UserIn) -> None: ...
+
+    async with http_client(app) as client:
+        response = await client.post(USERS, json={"email": 1})
+    assert [each["loc"] for each in response.json()["errors"]] == [["body", "email"], ["body", "name"]]
 
 
 async def test_misuse_at_run_time_is_an_internal_error(committed_database: Database) -> None:

@@ -187,3 +187,34 @@ async def test_the_description_has_the_429() -> None:
 def test_the_name_of_the_address_limit_is_reserved() -> None:
     with pytest.raises(ValueError, match="another name"):
         RateLimits(classes={"address": RateLimit(1)})
+
+
+async def test_a_principal_has_few_requests_of_a_class_in_progress() -> None:
+    limits = RateLimits(classes={"read": RateLimit(100), "write": RateLimit(100)}, max_in_progress={"read": 2})
+    app = build_app(limits)
+    entered, leave = asyncio.Semaphore(0), asyncio.Event()
+
+    @app.get("/slow", dependencies=[PUBLIC])
+    async def wait_for_the_test() -> None:
+        entered.release()
+        await leave.wait()
+
+    async with http_client(app) as client:
+        slow = [asyncio.ensure_future(client.get("/slow", headers={"Authorization": "a"})) for _ in range(2)]
+        async with asyncio.timeout(5):
+            await entered.acquire()
+            await entered.acquire()
+        rejected = await client.get("/items", headers={"Authorization": "a"})
+        assert (rejected.status_code, rejected.headers["retry-after"]) == (429, "1")
+        assert rejected.json()["type"] == "urn:howdah:problem:too-many-in-progress"
+        assert (await client.post("/items", headers={"Authorization": "a"})).status_code == 200
+        assert (await client.get("/items", headers={"Authorization": "b"})).status_code == 200
+        leave.set()
+        assert [(await each).status_code for each in slow] == [200, 200]
+        assert (await client.get("/items", headers={"Authorization": "a"})).status_code == 200
+
+
+@pytest.mark.parametrize("max_in_progress", [{"other": 1}, {"read": 0}])
+def test_a_limit_for_an_unknown_class_is_rejected(max_in_progress: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="max_in_progress"):
+        RateLimits(classes={"read": RateLimit(1)}, max_in_progress=max_in_progress)

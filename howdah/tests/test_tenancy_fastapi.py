@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -10,9 +11,19 @@ import pytest
 from fastapi import Depends, FastAPI, Header, HTTPException
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
 
 from howdah import Database
-from howdah.fastapi import get_database, json_response, session_from
+from howdah.fastapi import (
+    Resource,
+    configure_app,
+    find_named_database,
+    get_database,
+    json_response,
+    reader_from,
+    session_from,
+)
+from howdah.testing import open_client
 from howdah_tests.support.fastapi_apps import asgi_client, create_bare_app
 from howdah_tests.support.tenants import SETTING, Note, NoteReader, NoteView, create_notes
 
@@ -51,6 +62,18 @@ def create_app(database: Database, notes: NoteReader) -> FastAPI:
         return note_id
 
     return app
+
+
+note_reader = Resource("note", NoteView.open)
+
+
+async def find_database(connection: HTTPConnection) -> Database:
+    if connection.headers.get("tenant") == "all":
+        return find_named_database(connection, "all")
+    return (await get_database(connection)).with_settings({SETTING: connection.headers["tenant"]})
+
+
+Notes = Annotated[NoteReader, reader_from(note_reader, find_database)]
 
 
 @pytest.fixture
@@ -100,3 +123,41 @@ async def test_a_dependency_that_returns_no_database_is_rejected(committed_datab
 
     async with asgi_client(app) as client:
         assert (await client.get("/")).status_code == 500
+
+
+def create_configured_app(*, resources: list[Resource[Any]]) -> FastAPI:
+    app = FastAPI()
+    nowhere = "postgresql://127.0.0.1:1/none"
+    configure_app(
+        app,
+        database=lambda: Database(nowhere),
+        databases={"all": lambda: Database(nowhere)},
+        resources=resources,
+        metrics=False,
+    )
+
+    @app.get("/notes/{note_id}")
+    async def get_note(note_id: int, notes: Notes) -> Any:
+        return json_response(await notes.get(note_id))
+
+    return app
+
+
+async def test_a_reader_reads_the_database_that_is_found_for_the_request(
+    database: Database, committed_url: str
+) -> None:
+    app = create_configured_app(resources=[note_reader])
+    async with (
+        Database(committed_url) as owner,  # no policy applies to it
+        open_client(app, {"main": database, "all": owner}) as client,
+    ):
+        answers = await asyncio.gather(
+            *(client.get("/notes/0", headers={"tenant": each}) for each in ("1", "2", "all") for _ in range(5))
+        )
+    assert [each.status_code for each in answers] == [200] * 5 + [404] * 5 + [200] * 5
+
+
+async def test_an_application_that_does_not_open_the_reader_does_not_start(database: Database) -> None:
+    with pytest.raises(RuntimeError, match="does not open the resource 'note'"):
+        async with open_client(create_configured_app(resources=[]), {"main": database, "all": database}):
+            pass

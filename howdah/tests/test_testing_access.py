@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -66,7 +66,7 @@ class Service:
         faults: Collection[str] = (),
         expected: dict[str, Expectation] = EXPECTED,
         operations: Collection[str] | None = None,
-        rule: Any = None,
+        limits: Mapping[str, Any] = {},
         **options: Any,
     ) -> list[str]:
         app = create_access_app("postgresql+asyncpg://unused/unused", faults=faults)
@@ -88,7 +88,7 @@ class Service:
             },
         )
         async with open_client(app, {"main": self.database}) as client:
-            return await matrix.find_gaps(client, operations=operations)
+            return await matrix.find_gaps(client, operations=operations, **limits)
 
 
 @pytest.fixture
@@ -161,6 +161,55 @@ async def test_each_difference_from_the_table_is_a_gap(
     in_list = "expected," in expected or "`" in expected
     gaps = await service.find_gaps(expected=table, operations=None if in_list else {operation})
     assert any(gap.startswith(expected) for gap in gaps), gaps
+
+
+async def test_an_api_key_needs_each_of_several_scopes(service: Service) -> None:
+    operation, fault = "GET /parcels", "lists need a second scope"
+    one = expect(customer="own", operator="all", scope="parcels:read")
+    two = expect(customer="own", operator="all", scope="parcels:read", more_scopes=["labels:read"])
+    limits = {"roles": ["operator"], "credentials": ["API key"]}
+
+    async def find_gaps(entry: Expectation, *faults: str) -> list[str]:
+        table = {**EXPECTED, operation: entry}
+        return await service.find_gaps(expected=table, operations={operation}, faults=faults, limits=limits)
+
+    assert await find_gaps(one) == []
+    assert await find_gaps(two, fault) == []
+    [gap] = await find_gaps(one, fault)
+    assert gap.startswith("GET /parcels as operator with API key (parcels:read): expected success, got 403")
+    [gap] = await find_gaps(two)
+    assert gap.startswith("GET /parcels as operator with API key (all scopes but labels:read): expected 403, got 200")
+
+
+async def test_credentials_are_made_again_after_a_request_that_ends_their_session(service: Service) -> None:
+    made: list[str] = []
+
+    def make_token(role: str) -> dict[str, str]:
+        made.append(role)
+        return sign_in(role)
+
+    for ends_session, expected in ((False, 1), (True, 2)):
+        made.clear()
+        await service.find_gaps(
+            operations={"POST /sign-in", "GET /page"},
+            valid={"token": make_token},
+            requests={"POST /sign-in": lambda case, ends=ends_session: RequestData(ends_session=ends)},
+        )
+        assert made.count(OPERATOR) == expected
+
+
+async def test_the_requests_can_be_limited(service: Service) -> None:
+    operations = {"GET /parcels", "GET /parcels/{parcel_id}"}
+    with disabled(READ):
+        every = await service.find_gaps(operations=operations)
+        first = await service.find_gaps(operations=operations, limits={"first_only": True})
+        limited = await service.find_gaps(
+            operations=operations, limits={"roles": [OPERATOR], "credentials": ["API key"]}
+        )
+    cases, first_cases, limited_cases = ([gap.partition(":")[0] for gap in gaps] for gaps in (every, first, limited))
+    assert first_cases == [next(case for case in cases if case.startswith(f"{each} as")) for each in sorted(operations)]
+    assert limited_cases == [case for case in cases if " as operator with API key " in case]
+    assert len(every) > len(limited) > len(first)
 
 
 async def test_credentials_that_should_be_rejected_are_a_gap(service: Service) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import asyncpg
 import httpx
 import pytest
 import pytest_asyncio
 import structlog
+from sqlalchemy import make_url
 
 from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, read_whole_catalog
@@ -17,7 +20,7 @@ from shop.tables import create_tables
 from shop_tests.support.empty_database import empty_database
 from shop_tests.support.http_service import client_of, create_service, serve_in_thread
 from shop_tests.support.openapi import assert_matches_openapi
-from shop_tests.support.trigger_bypass import empty_tables
+from shop_tests.support.trigger_bypass import EMPTY_TABLES
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,16 +68,30 @@ def service(service_url: str) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(scope="session")
+def empty_stored(database_url: str) -> Iterator[Callable[[], None]]:
+    """Deletes every row of the database of that service. All tests use the same connection, because they are many."""
+    dsn = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        connection = runner.run(asyncpg.connect(dsn, server_settings={"lock_timeout": "10s"}))
+        yield lambda: runner.run(connection.execute(EMPTY_TABLES))
+        runner.run(connection.close())
+
+
+@pytest.fixture
+def _emptied(empty_stored: Callable[[], None]) -> Iterator[None]:
+    yield
+    empty_stored()
+
+
 @pytest_asyncio.fixture
-async def stored(database_url: str) -> AsyncIterator[Database]:
+async def stored(database_url: str, _emptied: None) -> AsyncIterator[Database]:
     """The database of that service, with real commits; its tables are emptied after each test.
 
     A test that changes the schema or needs its own service uses `committed_url` instead.
     """
     async with Database(database_url, pool_size=40) as database:
         yield database
-        async with database.begin() as session:
-            await empty_tables(session)
 
 
 @pytest_asyncio.fixture

@@ -55,20 +55,20 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems(client: httpx.Asy
 async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
     committed_url: str, committed_database: Database
 ) -> None:
-    # at most 11 connections, 8 of them for sessions
-    app = create_service(committed_url, pool_size=1, pool_timeout=0.3)
+    # at most 12 connections, 9 of them for sessions
+    app = create_service(committed_url, staff_pool_size=8, pool_timeout=0.3)
     async with http_client(app) as client:
         user = await make_user(client)
         async with committed_database.begin() as session:
             await session.get_one(User, UUID(user["id"]), with_for_update=True)
-            waiting = [asyncio.create_task(rename(client, user)) for _ in range(8)]
-            await until_waiting(committed_database, 8)
+            waiting = [asyncio.create_task(rename(client, user)) for _ in range(9)]
+            await until_waiting(committed_database, 9)
             started = time.monotonic()
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
             # batched reads use kept connections
             assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Ada"
             assert 0.25 < time.monotonic() - started < 2
-        assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 7
+        assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 8
         assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Grace"
 
 
@@ -117,7 +117,7 @@ async def test_a_killed_backend_fails_only_the_request_that_it_served(
         assert (await rename(client, user)).status_code == 200
 
         async def is_pool_unused() -> bool:
-            return 'howdah_pool_connections{database="main",state="in_use"} 0.0' in (await client.get("/metrics")).text
+            return 'howdah_pool_connections{database="staff",state="in_use"} 0.0' in (await client.get("/metrics")).text
 
         await until(is_pool_unused)  # a background job may use a connection just now
 

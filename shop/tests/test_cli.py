@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from howdah import Database
 from shop.cli import app
 from shop.demo import create_demo
+from shop.keyrings import new_key
 from shop.ledger.check import STEPS
 from shop.postgres import as_service_login
 from shop_tests.support.identity import SIGNING_KEYS
@@ -38,7 +39,8 @@ def shop_process(*arguments: str, **variables: str) -> subprocess.CompletedProce
         env={
             **os.environ,
             "SHOP_SIGNING_KEYS": SIGNING_KEYS,
-            "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+            "SHOP_ENCRYPTION_KEYS": new_key(),
+            "SHOP_CONSOLE_MAILS": "on",
             **{f"SHOP_{name}": value for name, value in variables.items()},
         },
         capture_output=True,

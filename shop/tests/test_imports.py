@@ -11,10 +11,17 @@ MODULES = find_modules("shop", without=["shop.migrations.env"])
 DEPENDENCIES = [
     "alembic",
     "howdah",
+    "howdah.alembic",
     "howdah.embedded",
     "howdah.fastapi",
+    "howdah.tenancy",
+    "joserfc.jwe",
+    "joserfc.jws",
     "polars",
     "prometheus_client",
+    "pwdlib.hashers.argon2",
+    "pydantic_settings",
+    "pyotp",
     "structlog",
     "typer",
 ]

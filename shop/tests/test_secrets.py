@@ -23,15 +23,18 @@ from shop import generated_secrets
 from shop.app import create_app
 from shop.cli import app
 from shop.generated_secrets import secrets_folder, with_generated_secrets
+from shop.identity.models import Credential
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import MissingSecret, new_key, parse_keyring
+from shop.postgres import as_service_login
 from shop.settings import KEYRINGS, Settings
 from shop.users.models import User
 from shop_tests.support.http_service import client_of
 from shop_tests.support.waiting import until
 
 DATABASE_PASSWORD = "dbpw-Zq3vX9Lm2"
+OWNER_PASSWORD = "owner-Kp7wR4Tn8"
 SOME_URL = f"postgresql://shop:{DATABASE_PASSWORD}@127.0.0.1:1/shop"
 
 
@@ -55,6 +58,28 @@ def test_a_service_with_a_database_url_does_not_start_without_keys() -> None:
     assert "shop new-secret" in output
     assert len(output.splitlines()) == 1
     assert DATABASE_PASSWORD not in output
+
+
+def test_a_service_with_a_database_url_does_not_print_mails_with_tokens() -> None:
+    keys = {"DATABASE_URL": SOME_URL, "SIGNING_KEYS": new_key(), "ENCRYPTION_KEYS": new_key()}
+    code, output = serve(**keys)
+    assert (code, len(output.splitlines())) == (1, 1)
+    assert "SHOP_SMTP_URL isn't set" in output
+    assert "SHOP_CONSOLE_MAILS=on" in output
+    for allowed in ({"CONSOLE_MAILS": "on"}, {"SMTP_URL": "smtps://mail.example.com"}):
+        _, output = serve(**keys, **allowed)  # it doesn't reach its database
+        assert "SHOP_SMTP_URL" not in output
+        assert "127.0.0.1:1" in output or "refused" in output, output
+    Settings().check_mails()  # the embedded server is for development
+
+
+def test_a_key_for_two_purposes_is_refused() -> None:
+    key, other = new_key(), new_key()
+    secret = key.partition(":")[2]
+    code, output = serve(DATABASE_URL=SOME_URL, SIGNING_KEYS=f"{other},{key}", ENCRYPTION_KEYS=f"another:{secret}")
+    assert code == 1
+    assert "SHOP_SIGNING_KEYS and SHOP_ENCRYPTION_KEYS have a key in common" in output
+    assert secret not in output
 
 
 def test_an_application_without_keys_is_not_created() -> None:
@@ -157,22 +182,28 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
     keys = {name: new_key() for name in KEYRINGS}
     for name, key in keys.items():
         (tmp_path / f"shop_{name}").write_text(key)
-    url = make_url(committed_url).set(password=DATABASE_PASSWORD).render_as_string(hide_password=False)
-    (tmp_path / "shop_database_url").write_text(url)
+    for name, url, password in (
+        ("shop_database_url", as_service_login(committed_url), DATABASE_PASSWORD),
+        ("shop_owner_database_url", committed_url, OWNER_PASSWORD),
+    ):
+        (tmp_path / name).write_text(make_url(url).set(password=password).render_as_string(hide_password=False))
     async with committed_database.begin() as session:
         session.add(user := User(email="ada@example.com", name="Ada"))
         await session.flush()
         user_id = user.id
+        session.add(Credential(user_id=user_id, role=Role.ADMIN))
     signer = TokenSigner(parse_keyring(keys["signing_keys"]))
     token = signer.sign(Principal(user_id, Role.ADMIN, session_id=uuid4()))
-    secrets = [DATABASE_PASSWORD, token.rpartition(".")[2], *(key.partition(":")[2] for key in keys.values())]
+    secrets = [DATABASE_PASSWORD, OWNER_PASSWORD, token.rpartition(".")[2]]
+    secrets += [key.partition(":")[2] for key in keys.values()]
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     output = tmp_path / "output"
     with output.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", "from shop.cli import main; main()", "serve", "--port", str(port)),
-            env=os.environ | {"SHOP_SECRETS_DIR": str(tmp_path), "SHOP_SHUTDOWN_PAUSE": "0"},
+            env=os.environ
+            | {"SHOP_SECRETS_DIR": str(tmp_path), "SHOP_SHUTDOWN_PAUSE": "0", "SHOP_CONSOLE_MAILS": "on"},
             stdout=file,
             stderr=file,
         )
@@ -187,8 +218,8 @@ async def test_nothing_that_a_service_writes_contains_a_secret(
                     assert process.returncode is None, output.read_text()
                     return False
 
-            await until(is_ready, seconds=30)
-            body = {"name": "a", "scopes": ["users:read"]}
+            await until(is_ready, seconds=90)
+            body = {"name": "a", "scopes": ["users:read", "orders:read"]}
             created = await client.post("/auth/api-keys", json=body, headers=signed_in)
             api_key = created.json()["key"]
             secrets.append(api_key.split("_", 2)[2])

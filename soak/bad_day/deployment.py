@@ -28,8 +28,8 @@ SETTINGS: Final = {
     "SHOP_WRITE_TIMEOUT": "5",
     "SHOP_MAX_CONNECTIONS": "3000",  # more than all faults open at once
 }
-MAX_CONNECTIONS: Final = 20
-"""The pool and its overflow."""
+MAX_CONNECTIONS: Final = 20 + 18 + 15
+"""The pools of the customers, the staff and the system, with their overflow."""
 _STOP_GRACE_SECONDS: Final = 5.0
 """A process may take this much longer than its `SHOP_SHUTDOWN_TIMEOUT`."""
 _PIPE_BYTES: Final = 8_192

@@ -398,11 +398,9 @@ class Database:
             scoped._bind = scoped.engine
         return scoped
 
-    def scope_key(self, database: Database) -> Hashable:
-        """A value that is equal for equal settings. Raises `ValueError` unless this is `database` with settings."""
-        if self._root is not database._root or self._settings is None:
-            raise ValueError("a view reader can only be scoped to its own Database, after with_settings()")
-        return self._settings
+    def scope_key(self) -> Hashable:
+        """A value that is equal for equal settings of the same pool."""
+        return self._root, self._settings
 
     def _check_is_open(self, *_event: object) -> None:
         if self._closed or self._root._closed:

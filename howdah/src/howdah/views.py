@@ -201,13 +201,16 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
-        """This reader with the settings of `database`, which `with_settings` has made from the reader's database.
+        """This reader, for a copy that `with_settings` has made, or for another `Database` with the same tables.
 
-        Its calls of `get` share a statement only with calls of equal settings. The limits of `open`
-        apply to each set of settings separately.
+        The other one may have another role, for example. Calls of `get` share a statement only with calls of the same
+        `Database` and equal settings. The limits of `open` apply to each of them separately.
         """
-        key, scoped = database.scope_key(self._database), copy(self)
-        scoped._database, scoped._scope = database, Scope(self._scopes, key, partial(self._read, database))
+        if database is self._database:
+            return self
+        scoped = copy(self)
+        scoped._database = database
+        scoped._scope = Scope(self._scopes, database.scope_key(), partial(self._read, database))
         return scoped
 
     async def __aenter__(self) -> JsonViewReader[ModelT, ViewerT]:

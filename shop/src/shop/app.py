@@ -22,6 +22,7 @@ from shop.identity.api_keys.routes import router as api_key_routes
 from shop.identity.api_keys.verification import DELETE_OLD_KEYS, WRITE_LAST_USED, api_key_verifier
 from shop.identity.authenticating import build_authenticate
 from shop.identity.context import open_identity
+from shop.identity.deletion_routes import router as deletion_routes
 from shop.identity.dependencies import identity
 from shop.identity.mail import Mailer
 from shop.identity.maintenance import build_jobs as build_identity_jobs
@@ -41,7 +42,7 @@ from shop.orders import problems as order_problems
 from shop.orders.dependencies import order_reader, order_with_items_reader
 from shop.orders.routes import router as order_routes
 from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
-from shop.postgres import open_database, open_system_database
+from shop.postgres import open_database, open_staff_database, open_system_database
 from shop.roles import SYSTEM_ROLE
 from shop.settings import Settings
 from shop.sign_in.routes import HAS_PUBLIC_DOCS
@@ -52,7 +53,7 @@ from shop.user_orders.service import USER_WITH_ORDERS_VIEW
 from shop.users.dependencies import user_reader
 from shop.users.routes import router as user_routes
 from shop.users.service import USER_VIEW
-from shop.web.dependencies import SYSTEM_DATABASE
+from shop.web.dependencies import STAFF_DATABASE, SYSTEM_DATABASE
 from shop.web.rate_limits import build_rate_limits
 
 _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
@@ -81,7 +82,10 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
     configure_app(
         app,
         database=lambda: open_database(database_url, chosen),
-        databases={SYSTEM_DATABASE: lambda: open_system_database(database_url, chosen)},
+        databases={
+            STAFF_DATABASE: lambda: open_staff_database(database_url, chosen),
+            SYSTEM_DATABASE: lambda: open_system_database(database_url, chosen),
+        },
         authenticate=build_authenticate(tokens),
         resources=[
             *(reader.using(partial(view.open, submit_timeout=chosen.submit_timeout)) for reader, view in _READERS),
@@ -116,7 +120,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
     responses = describe_problems(HTTPStatus.SERVICE_UNAVAILABLE)
     for router in (
         *(user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes),
-        *(sign_in_routes, sign_in_account_routes, staff_routes, oauth2_routes, api_key_routes),
+        *(sign_in_routes, sign_in_account_routes, staff_routes, deletion_routes, oauth2_routes, api_key_routes),
     ):
         app.include_router(router, responses=responses)
     app.include_router(sign_in_pages)

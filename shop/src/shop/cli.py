@@ -56,6 +56,7 @@ def serve(
 
     settings = Settings()
     settings.check_secrets()
+    settings.check_mails()
     configure_logging(settings.log_format)
     # `serve_app` handles the signal later. Until then, the exit ends the `with` block below, which stops an embedded
     # server.

@@ -19,6 +19,7 @@ _CORRECTABLE: Final = {
     "CannotServe": "shop.service_login",
     "CommandError": "alembic.util.exc",
     "HowdahError": "howdah.errors",
+    "MissingMailServer": "shop.settings",
     "MissingSecret": "shop.keyrings",
     "MissingUrl": "shop.postgres",
     "OtherServerRuns": "shop.postgres",

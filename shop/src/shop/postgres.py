@@ -13,7 +13,7 @@ from sqlalchemy import make_url, text
 
 from howdah import Database, HowdahError
 from howdah.embedded import EmbeddedPostgres, running_data_dirs
-from shop.roles import SERVICE_LOGIN, SYSTEM_ROLE
+from shop.roles import SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE
 from shop.settings import Settings
 
 _DATABASE = "shop"
@@ -200,6 +200,12 @@ def open_database(
         role=role,
         copy=False,  # PostgreSQL rejects COPY for a role that row-level security applies to
     )
+
+
+def open_staff_database(url: str, settings: Settings) -> Database:
+    """The `Database` of operators and admins, in a pool of its own."""
+    size = settings.staff_pool_size
+    return open_database(url, settings, role=STAFF_ROLE, pool_size=size, max_overflow=size // 2)
 
 
 def open_system_database(url: str, settings: Settings) -> Database:

@@ -30,6 +30,10 @@ KEYRINGS: Final = ("signing_keys", "encryption_keys")
 _SECRETS_DIR: Final = "SHOP_SECRETS_DIR"
 
 
+class MissingMailServer(Exception):
+    """The service has no server that sends its mails."""
+
+
 class Settings(BaseSettings):
     """Each field is set by the environment variable `SHOP_<NAME>`. An empty variable counts as not set. Times are in
     seconds, except `key_retention_days`.
@@ -73,6 +77,11 @@ class Settings(BaseSettings):
         description="The mail server, as smtp://user:password@host:587 (STARTTLS) or smtps://user:password@host:465. "
         "By default mails are written to the console",
     )
+    console_mails: bool = Field(
+        default=False,
+        description="Whether mails are written to the console although `database_url` is set. Anybody who reads them "
+        "can sign in with their tokens",
+    )
     mail_from: str = Field(default="Shop <shop@localhost>", description="The sender of mails")
     web_url: str | None = Field(
         default=None,
@@ -94,7 +103,12 @@ class Settings(BaseSettings):
         description="Serve /metrics, /docs and /openapi.json on this port of `internal_host` only",
     )
     log_format: Literal["auto", "json", "console"] = "auto"
-    pool_size: int = Field(default=20, ge=1)
+    pool_size: int = Field(default=20, ge=1, description="The pool of customers, in each process")
+    staff_pool_size: int = Field(
+        default=12,
+        ge=1,
+        description="The pool of operators and admins. A quarter of it serves exports and bulk uploads",
+    )
     system_pool_size: int = Field(
         default=10, ge=4, description="The pool of the ledger, of sign-ins, API keys and periodic jobs"
     )
@@ -161,6 +175,12 @@ class Settings(BaseSettings):
         default="30000/60", pattern=_RATE, description="Requests/seconds of an address, in one process (429)"
     )
     rate_limit_read: str = Field(default="6000/60", pattern=_RATE, description="The same for reads of a principal")
+    rate_limit_list: str = Field(
+        default="3000/60",
+        pattern=_RATE,
+        description="The same for lists, statements and balances. A principal has at most a quarter of `pool_size` of "
+        "them in progress at a time",
+    )
     rate_limit_write: str = Field(default="3000/60", pattern=_RATE, description="The same for writes")
     rate_limit_money: str = Field(default="3000/60", pattern=_RATE, description="The same for transfers and payments")
     rate_limit_bulk: str = Field(default="120/60", pattern=_RATE, description="The same for batches and exports")
@@ -190,6 +210,26 @@ class Settings(BaseSettings):
         for name in KEYRINGS if self.database_url is not None else ():
             if getattr(self, name) is None:
                 raise missing_secret(f"SHOP_{name.upper()}")
+
+    def check_mails(self) -> None:
+        """Raise `MissingMailServer` if mails with tokens would be written to the console of a service in production."""
+        if self.smtp_url is None and self.database_url is not None and not self.console_mails:
+            raise MissingMailServer(
+                "SHOP_SMTP_URL isn't set, so mails with tokens would be written to the console: set it to "
+                "smtps://user:password@host, or set SHOP_CONSOLE_MAILS=on if only developers read the console"
+            )
+
+    @model_validator(mode="after")
+    def _check_keyrings(self) -> Self:
+        """Reject a key of both keyrings: who could decrypt with it could also sign tokens."""
+        if self.signing_keys is not None and self.encryption_keys is not None:
+            common = {*self.signing_keyring.values()} & {*self.encryption_keyring.values()}
+            if common:
+                raise ValueError(
+                    "SHOP_SIGNING_KEYS and SHOP_ENCRYPTION_KEYS have a key in common: make another one with "
+                    "`shop new-secret`"
+                )
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from howdah import Database
 from shop.cli import app, print_first_sign_in
 from shop.identity.bootstrap import FIRST_ADMIN, create_admin, create_first_admin
+from shop.postgres import as_service_login
 from shop_tests.support.people import PASSWORD, Mailbox, bearer, new_address, post, sign_up
 
 
@@ -36,9 +37,8 @@ async def test_a_customer_who_becomes_an_admin_signs_in_again(
 
 
 def test_the_command_prints_a_line_of_curl(committed_url: str) -> None:
-    result = CliRunner().invoke(
-        app, ["create-admin", "Grace@Example.com"], env={"SHOP_DATABASE_URL": committed_url}, catch_exceptions=False
-    )
+    environment = {"SHOP_DATABASE_URL": as_service_login(committed_url), "SHOP_OWNER_DATABASE_URL": committed_url}
+    result = CliRunner().invoke(app, ["create-admin", "Grace@Example.com"], env=environment, catch_exceptions=False)
     assert result.exit_code == 0
     assert "grace@example.com is an admin" in result.stdout
     assert re.search(

@@ -29,12 +29,17 @@ async def test_a_customer_signs_in_and_refreshes_with_a_form(anonymous: httpx.As
     assert (await anonymous.post("/auth/token", data=form)).json()["refresh_token"] != tokens["refresh_token"]
 
 
-async def test_the_client_id_of_a_form_is_no_credential_also_under_a_mount() -> None:
+@pytest.mark.parametrize(("path", "is_ignored"), [("/auth/token", True), ("/auth/refresh", False), ("/users", False)])
+@pytest.mark.parametrize("root_path", ["", "/shop"])
+async def test_only_the_token_route_ignores_http_basic(path: str, root_path: str, is_ignored: bool) -> None:
+    headers = [(b"authorization", b"Basic Og==")]
+    scope = {"type": "http", "path": root_path + path, "root_path": root_path, "headers": headers}
     authenticate = build_authenticate(TEST_SIGNER)
-    scope = {"type": "http", "headers": [(b"authorization", b"Basic Og==")], "root_path": "/shop"}
-    assert await authenticate(HTTPConnection({**scope, "path": "/shop/auth/token"})) is None
-    with pytest.raises(NotAuthenticated):
-        await authenticate(HTTPConnection({**scope, "path": "/shop/users"}))
+    if is_ignored:
+        assert await authenticate(HTTPConnection(scope)) is None
+    else:
+        with pytest.raises(NotAuthenticated):
+            await authenticate(HTTPConnection(scope))
 
 
 @pytest.mark.parametrize(

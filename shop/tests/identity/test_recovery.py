@@ -40,6 +40,23 @@ async def test_a_reset_sets_the_password_once_and_ends_all_sessions(
     assert "password was changed" in (await mailbox.wait_for(email, number=4)).subject
 
 
+async def test_a_reset_revokes_the_api_keys_and_a_change_does_not(
+    anonymous: httpx.AsyncClient, mailbox: Mailbox
+) -> None:
+    email = new_address()
+    tokens = await sign_up(anonymous, mailbox, email)
+    body = {"name": "machine", "scopes": ["users:read"]}
+    key = {"X-API-Key": (await post(anonymous, "/auth/api-keys", headers=bearer(tokens), **body))["key"]}
+    changed = {"current_password": PASSWORD, "new_password": OTHER_PASSWORD}
+    assert (await anonymous.put("/auth/password", json=changed, headers=bearer(tokens))).status_code == 204
+    assert (await anonymous.get("/users", headers=key)).status_code == 200
+    await mailbox.wait_for(email, number=2)
+    await post(anonymous, "/auth/password-reset", email=email)
+    assert await reset(anonymous, await mailbox.token_for(email, number=3)) == 204
+    assert (await anonymous.get("/users", headers=key)).status_code == 401
+    assert "API keys were revoked" in (await mailbox.wait_for(email, number=4)).text
+
+
 async def test_a_reset_for_an_unknown_address_gets_the_same_answer_and_no_mail(
     anonymous: httpx.AsyncClient, mailbox: Mailbox
 ) -> None:

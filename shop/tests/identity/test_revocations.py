@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from howdah import ConnectionFailed, Database
 from howdah.fastapi import NotAuthenticated, ProblemException
-from shop.identity.models import SignInSession
+from shop.identity.api_keys.service import create_key
+from shop.identity.api_keys.verification import MAX_STALENESS_SECONDS
+from shop.identity.clients import Client
+from shop.identity.maintenance import delete_old_sign_ins
+from shop.identity.models import Credential, SignInSession
 from shop.identity.principals import Principal, Role
 from shop.identity.revocation import MAX_STALENESS, POLL_INTERVAL, POLL_REVOCATIONS, Revocations, open_revocations
+from shop.identity.scopes import Scope
+from shop.identity.sessions import Lifetime, Lifetimes, open_session
 from shop.identity.tokens import LEEWAY_SECONDS, LIFETIME
 from shop.users.models import User
 from shop_tests.support.http_service import create_service, http_client
-from shop_tests.support.identity import TEST_SIGNER
+from shop_tests.support.identity import TEST_SIGNER, sign_in
 from shop_tests.support.waiting import until
+
+_LIFETIME = Lifetime(idle=timedelta(hours=1), total=timedelta(hours=1))
 
 
 class _Clock:
@@ -79,6 +89,53 @@ async def test_an_ended_session_is_rejected_by_two_services(
             is_rejected = partial(_is_rejected, client, header(ended))
             await until(is_rejected, seconds=5)
             assert (await client.get("/users", headers=header(other))).status_code == 200
+
+
+async def test_the_sessions_and_keys_of_a_deleted_user_end_in_two_services(
+    committed_url: str, committed_database: Database
+) -> None:
+    """An admin, because the rows of a deleted customer are gone anyway."""
+    async with committed_database.begin() as session:
+        user = User(email="grace@example.com", name="Grace")
+        session.add(user)
+        await session.flush()
+        session.add(Credential(user_id=user.id, role=Role.ADMIN))
+        opened = await open_session(session, user.id, Role.ADMIN, Client(), Lifetimes(_LIFETIME))
+        principal = Principal(user.id, Role.ADMIN, session_id=opened.id)
+        key, _ = await create_key(
+            session, principal, name="key", scopes={Scope.READ_USERS}, expires_in=timedelta(days=1)
+        )
+    credentials = ({"Authorization": f"Bearer {TEST_SIGNER.sign(principal)}"}, {"X-API-Key": key})
+    async with (
+        http_client(create_service(committed_url), signs_in=False) as first,
+        http_client(create_service(committed_url), signs_in=False) as second,
+    ):
+        for client, headers in product((first, second), credentials):
+            assert (await client.get("/users", headers=headers)).status_code == 200
+        assert (await first.delete(f"/users/{user.id}", headers=sign_in(Role.ADMIN))).status_code == 204
+        deleted_at = time.monotonic()
+        assert [await _is_rejected(first, each) for each in credentials] == [True, True]
+        for headers in credentials:
+            await until(partial(_is_rejected, second, headers), seconds=5)
+        assert time.monotonic() - deleted_at < POLL_INTERVAL.total_seconds() + MAX_STALENESS_SECONDS
+        refreshed = await second.post("/auth/refresh", json={"refresh_token": opened.refresh_token})
+        assert refreshed.status_code == 401
+
+
+async def test_the_sessions_of_deleted_users_are_deleted_when_their_tokens_have_expired(stored: Database) -> None:
+    recent, old, live = [await make_session(stored) for _ in range(3)]
+    async with stored.begin() as session:
+        for deleted in (recent, old):
+            await session.execute(
+                text("DELETE FROM users WHERE id = (SELECT user_id FROM sign_in_sessions WHERE id = :id)"),
+                {"id": deleted},
+            )
+        hour_ago = func.statement_timestamp() - timedelta(hours=1, seconds=1)
+        used = update(SignInSession).where(SignInSession.id.in_([old, live])).values(last_used_at=hour_ago)
+        await session.execute(used)
+    assert await delete_old_sign_ins(stored) == 1
+    async with stored.session() as session:
+        assert set(await session.scalars(select(SignInSession.id))) == {recent, live}
 
 
 async def _is_rejected(client: httpx.AsyncClient, headers: dict[str, str]) -> bool:

@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from howdah import Database
 from shop.identity import staff
+from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.errors import RoleRefused
 from shop.identity.models import Credential
@@ -64,8 +65,16 @@ async def test_a_change_of_role_ends_the_sessions(
     admin = bearer(await sign_in_as_admin(anonymous, stored))
     email = new_address()
     tokens = await sign_up(anonymous, mailbox, email)
+    created = await post(anonymous, "/auth/api-keys", headers=bearer(tokens), name="key", scopes=["users:read"])
+    with_key = {"X-API-Key": created["key"]}
+
+    async def count_users() -> int:
+        return len((await anonymous.get("/users", headers=with_key)).json()["items"])
+
+    assert await count_users() == 1
     path = f"/auth/users/{tokens['user_id']}/role"
     assert (await anonymous.put(path, json={"role": "operator"}, headers=admin)).status_code == 204
+    assert await count_users() == 2, "the key has the new role at once"
     assert (await anonymous.get("/auth/me", headers=bearer(tokens))).status_code == 401
     refreshed = await anonymous.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
     assert refreshed.status_code == 401
@@ -99,8 +108,8 @@ async def test_two_admins_who_demote_each_other_at_the_same_moment_leave_one(
 ) -> None:
     one, two = [UUID((await sign_in_as_admin(anonymous, stored))["user_id"]) for _ in range(2)]
     answers = await asyncio.gather(
-        staff.change_role(identity, Principal(one, Role.ADMIN), two, Role.CUSTOMER),
-        staff.change_role(identity, Principal(two, Role.ADMIN), one, Role.CUSTOMER),
+        staff.change_role(identity, Principal(one, Role.ADMIN), two, Role.CUSTOMER, client=Client()),
+        staff.change_role(identity, Principal(two, Role.ADMIN), one, Role.CUSTOMER, client=Client()),
         return_exceptions=True,
     )
     assert sorted(type(each).__name__ for each in answers) == ["RoleRefused", "list"]
@@ -116,9 +125,9 @@ async def test_an_access_token_of_a_former_admin_changes_nothing(
     tokens = await sign_up(anonymous, mailbox, new_address())
     other = UUID(tokens["user_id"])
     for change in (
-        staff.change_role(identity, former, other, Role.ADMIN),
-        staff.end_sessions(identity, former, other),
-        staff.remove_app(identity, former, other),
+        staff.change_role(identity, former, other, Role.ADMIN, client=Client()),
+        staff.end_sessions(identity, former, other, client=Client()),
+        staff.remove_app(identity, former, other, client=Client()),
     ):
         with pytest.raises(RoleRefused):
             await change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import httpx
@@ -18,6 +19,8 @@ from shop.identity.errors import SignInFailed, TooManyAttempts
 from shop.identity.models import SignInThrottle
 from shop_tests.support.identity import TEST_SETTINGS, TEST_SIGNER
 from shop_tests.support.people import OTHER_PASSWORD, PASSWORD, Mailbox, new_address, post, sign_up
+
+pytestmark = pytest.mark.usefixtures("long_first_wait")
 
 _ATTACKER, _OWNER = Client("198.51.100.7"), Client("127.0.0.1")
 
@@ -59,11 +62,11 @@ async def test_after_five_attempts_an_account_waits_whether_it_exists_or_not(
     assert statuses == 5 * [401]
     response = await anonymous.post("/auth/sign-in", json={"email": email, "password": PASSWORD})
     assert (response.status_code, response.json()["type"]) == (429, "urn:howdah:problem:too-many-attempts")
-    assert response.headers["retry-after"] == "1"
+    assert 50 < int(response.headers["retry-after"]) <= 60
     assert email not in response.text
 
 
-@pytest.mark.parametrize(("attempts", "wait"), [(5, 1), (6, 2), (7, 4), (14, 512), (15, 900), (1_000, 900)])
+@pytest.mark.parametrize(("attempts", "wait"), [(5, 60), (6, 120), (8, 480), (9, 900), (1_000, 900)])
 async def test_each_further_attempt_waits_twice_as_long_up_to_15_minutes(
     stored: Database, identity: Identity, attempts: int, wait: int
 ) -> None:
@@ -73,7 +76,7 @@ async def test_each_further_attempt_waits_twice_as_long_up_to_15_minutes(
         is_account = SignInThrottle.key.startswith("account:")
         await session.execute(update(SignInThrottle).where(is_account).values(attempts=attempts - 1))
     assert await guess(identity, email) == 0
-    assert await guess(identity, email) == wait
+    assert wait - 10 < await guess(identity, email) <= wait
     await let_time_pass(stored, timedelta(seconds=wait))
     assert await guess(identity, email) == 0
 
@@ -100,10 +103,10 @@ async def test_without_the_atomic_count_more_attempts_would_be_admitted(
         async with database.session() as session:
             attempts = await session.scalar(select(SignInThrottle.attempts).where(SignInThrottle.key == key)) or 0
         if attempts >= limit.free:
-            raise TooManyAttempts(1)
+            raise TooManyAttempts(1, refused=0)
         await asyncio.sleep(0)
         async with database.begin() as session:
-            await session.execute(throttles._COUNT, {"key": key, "window": limit.window, "free": 10**6, "max_wait": 1})
+            await session.execute(throttles._COUNT, {"key": key, **asdict(replace(limit, free=10**6))})
 
     monkeypatch.setattr(throttles, "count", admit_by_reading)
     email = new_address()
@@ -120,7 +123,7 @@ async def test_a_throttle_survives_a_restart(
         Database(database_url) as restarted,
         open_identity(restarted, settings=TEST_SETTINGS, signer=TEST_SIGNER, mailer=mailbox) as after_restart,
     ):
-        assert await guess(after_restart, email) == 1
+        assert await guess(after_restart, email) > 0
 
 
 async def test_an_attacker_does_not_lock_the_owner_out(
@@ -130,7 +133,7 @@ async def test_an_attacker_does_not_lock_the_owner_out(
     email = new_address()
     await sign_up(anonymous, mailbox, email)
     await exhaust(identity, email)
-    assert await guess(identity, email) == 1
+    assert await guess(identity, email) > 0
     await service.sign_in(identity, email=email, password=PASSWORD, client=_OWNER)
     assert await guess(identity, email) > 0
 
@@ -166,15 +169,15 @@ async def test_a_success_resets_the_account_but_not_the_address(
 async def test_an_address_that_tries_many_accounts_waits(
     stored: Database, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throttles, "PER_ADDRESS", throttles.Limit(free=3, window=timedelta(hours=6)))
+    monkeypatch.setattr(throttles, "PER_ADDRESS", throttles.Limit(free=3, window=timedelta(hours=6), first_wait=60))
     clients: list[Callable[[], Client]] = [
         lambda: Client("203.0.113.9"),
         lambda: Client("2001:db8::1"),
     ]
     for client in clients:
-        waits = [await guess(identity, new_address(), client()) for _ in range(4)]
-        assert waits == [0, 0, 0, 1]
-    assert await guess(identity, new_address(), Client("2001:db8::ffff:2")) == 1, "the same /64 network"
+        waits = [await guess(identity, new_address(), client()) > 0 for _ in range(4)]
+        assert waits == [False, False, False, True]
+    assert await guess(identity, new_address(), Client("2001:db8::ffff:2")) > 0, "the same /64 network"
     assert await guess(identity, new_address(), Client("2001:db8:0:1::1")) == 0
 
 

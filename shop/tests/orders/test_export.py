@@ -158,7 +158,7 @@ def slow_client_of(service: str) -> httpx.AsyncClient:
 
 async def in_use(client: httpx.AsyncClient) -> bool:
     return (
-        'howdah_pool_connections{database="main",state="in_use"} 0.0'
+        'howdah_pool_connections{database="staff",state="in_use"} 0.0'
         not in (await client.get("/metrics")).text.splitlines()
     )
 

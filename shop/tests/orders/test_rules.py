@@ -19,16 +19,16 @@ import pytest
 from shop.identity.principals import Role
 from shop.orders import rules
 from shop_tests.support.factories import balances, make_account, make_order, make_user
-from shop_tests.support.identity import disable_second_line, sign_in
+from shop_tests.support.identity import sign_in
 from shop_tests.support.problems import assert_problem, assert_same_problem
-from shop_tests.support.row_security import disable_row_security
+from shop_tests.support.row_security import disable_posted_by, disable_row_security
 
 ITEMS = [{"sku": "TEA", "quantity": 1, "unit_price_cents": 10}]
 
 
 @pytest.fixture(autouse=True)
 def _first_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    disable_second_line(monkeypatch)
+    disable_row_security(monkeypatch)
 
 
 def as_customer(user: Mapping[str, Any]) -> dict[str, str]:
@@ -177,7 +177,7 @@ async def test_control_without_the_rules_a_customer_reads_lists_and_pays_for_oth
     ada, bob = await make_user(client), await make_user(client)
     hers, spare = await make_account(client, 100, user_id=ada["id"]), await make_account(client, user_id=ada["id"])
     order = await make_order(client, bob["id"], 10)
-    disable_row_security(monkeypatch)
+    disable_posted_by(monkeypatch)
     for rule in (rules.OWN_ORDERS, rules.OWN_PAYING_ACCOUNTS):
         monkeypatch.setattr(rule, "find_customer", lambda principal: None)
     own = as_customer(ada)

@@ -209,6 +209,28 @@ async def test_a_body_that_is_no_form_is_rejected(browser: httpx.AsyncClient) ->
         assert response.status_code == status, content
 
 
+@pytest.mark.parametrize("prefix", [b"\xa0", b"\x85", b"\xc2\xa0"], ids=["no-break space", "next line", "in UTF-8"])
+async def test_another_subdomain_cannot_set_the_cookie_with_a_space_in_front_of_its_name(
+    browser: httpx.AsyncClient, stored: Database, prefix: bytes
+) -> None:
+    """A browser protects only names that begin with `__Host-`. Here the name begins with a space of Latin-1."""
+    await create_person(stored)
+    own = send_cookies(await sign_in(browser))["Cookie"].encode()
+    foreign = own.replace(b"__Host-", prefix + b"__Host-")
+    assert (await browser.get("/auth/me", headers={b"Cookie": own})).status_code == 200
+    assert (await browser.get("/auth/me", headers={b"Cookie": foreign})).status_code == 401
+    refreshed = await browser.post("/sign-in/refresh", headers={b"Cookie": foreign})
+    assert refreshed.json() == {"is_signed_in": False}
+    tossed = own + b"; " + prefix + f"{ACCESS}=x".encode()
+    assert (await browser.get("/auth/me", headers={b"Cookie": tossed})).status_code == 200
+
+
+async def test_two_cookies_with_the_same_name_sign_nobody_in(browser: httpx.AsyncClient, stored: Database) -> None:
+    await create_person(stored)
+    own = send_cookies(await sign_in(browser))["Cookie"]
+    assert not await is_signed_in(browser, {"Cookie": f"{own}; {own}"})
+
+
 async def test_signing_out_ends_the_session(browser: httpx.AsyncClient, stored: Database) -> None:
     await create_person(stored)
     cookies = send_cookies(await sign_in(browser))

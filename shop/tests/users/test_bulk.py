@@ -192,7 +192,7 @@ async def test_a_client_that_disconnects_during_its_upload_inserts_nothing_and_h
 
     async def is_idle() -> bool:
         metrics = (await client.get("/metrics")).text.splitlines()
-        return 'howdah_pool_connections{database="main",state="in_use"} 0.0' in metrics
+        return 'howdah_pool_connections{database="staff",state="in_use"} 0.0' in metrics
 
     await until(is_received)
     await until(is_idle)  # jobs use connections, too

@@ -15,7 +15,7 @@ import pytest
 from shop.identity.principals import Role
 from shop.users import rules
 from shop_tests.support.factories import make_order, make_user
-from shop_tests.support.identity import disable_second_line, sign_in
+from shop_tests.support.identity import sign_in
 from shop_tests.support.problems import assert_problem, assert_same_problem
 from shop_tests.support.row_security import disable_row_security
 
@@ -25,7 +25,7 @@ GRACE = {"email": "grace@example.com", "name": "Grace"}
 
 @pytest.fixture(autouse=True)
 def _first_line_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    disable_second_line(monkeypatch)
+    disable_row_security(monkeypatch)
 
 
 def as_customer(user: Mapping[str, Any]) -> dict[str, str]:
@@ -125,7 +125,6 @@ async def test_control_without_the_rule_a_customer_reads_and_lists_others(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ada, bob = await make_user(client), await make_user(client)
-    disable_row_security(monkeypatch)
     monkeypatch.setattr(rules.OWN_USERS, "find_customer", lambda principal: None)
     own = as_customer(ada)
     assert len((await client.get("/users", headers=own)).json()["items"]) == 2

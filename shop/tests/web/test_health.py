@@ -42,7 +42,7 @@ async def test_the_service_is_not_ready_without_a_database_and_answers_within_se
     async with http_client(create_service(NOWHERE)) as client:
         started = time.monotonic()
         assert_problem(await client.get("/readyz"), 503, "not-ready", detail="ConnectionFailed")
-        assert_problem(await client.get("/users"), 503, "connection-failed")
+        assert_problem(await client.get("/users"), 503, "sessions-unavailable")
         assert time.monotonic() - started < 5
 
 
@@ -126,12 +126,12 @@ async def test_the_service_stays_ready_while_a_table_is_locked(
 
 
 async def test_the_service_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
-    async with http_client(create_service(committed_url, pool_size=1, pool_timeout=0.2)) as client:
+    async with http_client(create_service(committed_url, staff_pool_size=8, pool_timeout=0.2)) as client:
         user = await make_user(client)
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))
-            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(8)]
-            await _in_use(client, 8)  # of 11 connections; the others are for batches
+            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(9)]
+            await _in_use(client, 9)  # of 12 connections; the others are for batches
             started = time.monotonic()
             assert_problem(await client.get("/readyz"), 503, "not-ready", detail="PoolExhausted")
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
@@ -162,8 +162,9 @@ async def test_the_metrics_name_routes_by_their_path_templates(client: httpx.Asy
         assert metrics[f"howdah_requests_total{{{labels}}}"] >= 1
     assert metrics['howdah_request_seconds_count{method="POST",route="/users"}'] >= 1
     assert metrics['howdah_pool_connections{database="main",state="limit"}'] == 30
-    assert metrics['howdah_pool_connections{database="main",state="in_use"}'] == 0
-    assert metrics['howdah_pool_connections{database="main",state="idle"}'] >= 1
+    assert metrics['howdah_pool_connections{database="staff",state="limit"}'] == 18
+    assert metrics['howdah_pool_connections{database="staff",state="in_use"}'] == 0
+    assert metrics['howdah_pool_connections{database="staff",state="idle"}'] >= 1
     assert user["id"] not in response.text
 
 
@@ -195,7 +196,7 @@ def _lines(response: httpx.Response) -> list[str]:
 
 async def _in_use(client: httpx.AsyncClient, connections: int) -> None:
     async with asyncio.timeout(10):
-        while f'howdah_pool_connections{{database="main",state="in_use"}} {float(connections)}' not in _lines(
+        while f'howdah_pool_connections{{database="staff",state="in_use"}} {float(connections)}' not in _lines(
             await client.get("/metrics")
         ):
             await asyncio.sleep(0.005)

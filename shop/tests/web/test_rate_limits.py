@@ -17,7 +17,8 @@ from shop_tests.support.identity import sign_in
     ("method", "path", "expected"),
     [
         ("GET", "/users/1", "read"),
-        ("HEAD", "/transfers", "read"),
+        ("HEAD", "/transfers", "list"),
+        ("GET", "/accounts/1/entries", "list"),
         ("PATCH", "/orders/status", "write"),
         ("POST", "/accounts", "write"),
         ("POST", "/transfers", "money"),
@@ -59,7 +60,7 @@ async def test_a_customer_that_exceeds_a_limit_does_not_affect_another(committed
     service = create_service(
         committed_url,
         rate_limits=True,
-        rate_limit_read="2/60",
+        rate_limit_list="2/60",
         trusted_proxies=["127.0.0.1"],
         rate_limit_address="9/60",
     )

@@ -88,6 +88,8 @@ def read_expected_schema(url: str, environment: Environment) -> dict[str, Schema
                 connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
         for extension in environment.extensions:
             connection.execute(text(f'CREATE EXTENSION IF NOT EXISTS "{extension}"'))
+        for statement in environment.role_statements:
+            connection.exec_driver_sql(statement)
         environment.metadata.create_all(connection)
         if environment.sql is not None:
             execute_sql_files(connection, environment.sql)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -46,6 +46,7 @@ class Environment:
     url: str | URL | None
     sql: Path | None
     extensions: tuple[str, ...]
+    role_statements: tuple[str, ...]
     unmanaged: tuple[str, ...]
     linted_after: str | None
     locks: LockSettings
@@ -86,6 +87,7 @@ def run_migrations(
     url: str | URL | None,
     sql: Path | None = None,
     extensions: Collection[str] = (),
+    role_statements: Sequence[str] = (),
     unmanaged: Collection[str] = (),
     linted_after: str | None = None,
     wait: float = 300.0,
@@ -110,6 +112,8 @@ def run_migrations(
 
     `extensions` are extensions of PostgreSQL that the tables need (`citext`); the migrations create them. `unmanaged`
     are patterns (`procrastinate_*`) of names of tables, functions and types that another project manages.
+    `role_statements` create the roles of the `TableGrant`s; they are those of `howdah.tenancy.login_role_statements`.
+    They are executed before the migrations, also in scratch databases, because roles belong to the server.
     The linter checks the migrations after the revision `linted_after`. Other options are passed to Alembic's
     `context.configure`.
     """
@@ -121,6 +125,7 @@ def run_migrations(
         url=url,
         sql=sql,
         extensions=tuple(extensions),
+        role_statements=tuple(role_statements),
         unmanaged=tuple(unmanaged),
         linted_after=linted_after,
         locks=settings,
@@ -130,6 +135,8 @@ def run_migrations(
     call = context.config.attributes.get(CALL)
     if call is None:  # Alembic's own command
         call = Call()
+    if isinstance(role_statements, str):
+        raise TypeError(f"role_statements must be a list of statements, not the text {role_statements!r}")
     call.environment = environment
     if call.is_question:
         return
@@ -165,6 +172,8 @@ def _write_sql(environment: Environment) -> None:
     context.configure(**{**options, **environment.options})
     impl = context.get_context().impl
     impl.static_output(f"SET lock_timeout = '{environment.locks.milliseconds}ms';\n")
+    for statement in environment.role_statements:
+        impl.static_output(f"{statement};\n")
     with context.begin_transaction():
         context.run_migrations()
 
@@ -186,6 +195,9 @@ async def _migrate(url: str, environment: Environment, call: Call) -> None:
     ):
         await prepare_session(connection, environment.locks)
         async with migration_lock(connection, environment.locks):
+            for statement in environment.role_statements:
+                await connection.exec_driver_sql(statement)
+            await connection.commit()
             await connection.run_sync(_run, environment, call)
 
 

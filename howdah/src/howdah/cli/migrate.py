@@ -18,6 +18,8 @@ from howdah.cli.reporting import describe_error
 if TYPE_CHECKING:
     from howdah.alembic.history import Migrations
 
+_UNDEFINED_OBJECT = "42704"  # the SQLSTATE for a role that doesn't exist
+
 app = typer.Typer(
     help="Write, check and apply migrations. Alembic's configuration is read from pyproject.toml or alembic.ini.",
     no_args_is_help=True,
@@ -141,7 +143,17 @@ def _migrations(project: Path) -> Iterator[Migrations]:
     try:
         yield Migrations.of_project(project)
     except (CommandError, HowdahError, LinterMissing, ArgumentError, ValueError) as error:
-        _fail(describe_error(error), cause=error)
+        _fail(f"{describe_error(error)}{_explain_missing_role(error)}", cause=error)
+
+
+def _explain_missing_role(error: Exception) -> str:
+    """What to do if a model has a `TableGrant` for a role that the server doesn't have."""
+    if getattr(error, "sqlstate", None) != _UNDEFINED_OBJECT or 'role "' not in str(error):
+        return ""
+    return (
+        "\npass role_statements=login_role_statements(LOGIN, roles=[...]) to run_migrations in env.py, "
+        "which creates the role"
+    )
 
 
 def _read_current(migrations: Migrations, url: str | None) -> str | None:

@@ -80,9 +80,9 @@ from howdah.fastapi.problem import (
     problem_response,
     retry_after,
 )
-from howdah.fastapi.rate_limits import RateLimit, RateLimits
-from howdah.fastapi.resources import Resource
-from howdah.fastapi.scoped_sessions import session_from
+from howdah.fastapi.rate_limits import RateLimit, RateLimits, find_client_network
+from howdah.fastapi.resources import Resource, find_named_database
+from howdah.fastapi.scoped_sessions import reader_from, session_from
 from howdah.fastapi.sessions import (
     DbSession,
     ReadDbSession,
@@ -167,6 +167,8 @@ __all__ = [
     "describe_rows_body",
     "error_response",
     "export_response",
+    "find_client_network",
+    "find_named_database",
     "find_principal",
     "finish_without_client",
     "get_database",
@@ -186,6 +188,7 @@ __all__ = [
     "problem_response",
     "protect",
     "read_lines",
+    "reader_from",
     "require_principal",
     "require_principal_key",
     "retry_after",

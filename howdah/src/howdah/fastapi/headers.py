@@ -43,7 +43,7 @@ def single_header(
     description: str | None = None,
     examples: list[Any] | None = None,
 ) -> Any:
-    """A dependency with the value of a header: `Annotated[str | None, single_header("X-Client-Id")]`.
+    """A dependency with the value of a header: `Annotated[str | None, single_header("X-Device-Id")]`.
 
     `type_` is the type of the value, with its constraints. The response for an invalid value is 422. If the header
     isn't sent, the value is `default`, or with `required` the request is rejected with `MissingHeader`. A header that

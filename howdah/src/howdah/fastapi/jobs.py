@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, Final, TypeVar, overload
 
 from howdah.database import Database
+from howdah.errors import Unavailable
 from howdah.fastapi.resources import MAIN_DATABASE, Resource
 
 ResourceT = TypeVar("ResourceT")
@@ -42,7 +43,8 @@ class Job:
 
     - A job doesn't overlap with itself: `every` is the time from the end of a run to the start of the next one. It is
       varied by up to 10 % at random. The first run starts after at most a minute, and at most a tenth of `every`.
-    - An error is logged with its traceback. The next run starts after one minute, then two, four, … up to `every`.
+    - An error is logged with its traceback. If the next runs fail, too, the 2nd, 4th, 8th, … failure is logged in one
+      line. The next run starts after one minute, then two, four, … up to `every`.
     - At shutdown a running job is cancelled, before the application's resources are closed. After 5 seconds the
       shutdown doesn't wait for it any longer.
     - Every process runs its jobs, so `work` may run in several processes at the same time.
@@ -133,11 +135,26 @@ class JobRunner:
             # any other CancelledError comes from inside of the work, for example from a task that it has cancelled
             self.failures += 1
             self._consecutive_failures += 1
-            _log.exception("the job %r failed", self.name)
+            self._log_failure(error)
         else:
+            if self._consecutive_failures:
+                _log.info("the job %r succeeded again, after %d failures", self.name, self._consecutive_failures)
             self.successes += 1
             self._consecutive_failures = 0
             self.last_success = time.time()
+
+    def _log_failure(self, error: BaseException) -> None:
+        """Log the 1st, 2nd, 4th, 8th, … failure in a row, so that an outage doesn't fill the log.
+
+        The traceback of an unavailable database tells nothing, and that of a repeated failure nothing new.
+        """
+        count = self._consecutive_failures
+        if count == 1 and not isinstance(error, Unavailable):
+            _log.exception("the job %r failed", self.name)
+        elif count & (count - 1) == 0:
+            first_line = str(error).partition("\n")[0]
+            description = f"{type(error).__name__}: {first_line}"
+            _log.error("the job %r failed, %d times in a row: %s", self.name, count, description)
 
     def _choose_delay(self, every: float) -> float:
         """The seconds until the next run."""

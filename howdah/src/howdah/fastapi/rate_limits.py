@@ -55,6 +55,9 @@ class RateLimits:
       returns. It is called for each request, before the body is read and before the route is chosen. A class without a
       limit isn't limited. By default the classes are `read` and `write`.
     - `address` limits all requests of an address, before they are authenticated. Many people may share an address.
+    - `max_in_progress` limits how many requests of a class each principal has in progress at a time. It is for routes
+      whose requests may take long: a few clients with many of them at once would otherwise use all connections of the
+      pool, although their rate is low. The excess gets a 429 at once.
     - `max_entries` bounds the memory of each limit. Principals and addresses are counted separately, so a flood from
       many addresses doesn't reset the count of a principal.
 
@@ -64,9 +67,13 @@ class RateLimits:
     classes: Mapping[str, RateLimit]
     classify: Callable[[Scope], str] = classify_by_method
     address: RateLimit | None = None
+    max_in_progress: Mapping[str, int] = field(default_factory=dict)
     max_entries: int = 20_000
 
     def __post_init__(self) -> None:
+        for name, count in self.max_in_progress.items():
+            if name not in self.classes or count < 1:
+                raise ValueError(f"max_in_progress: {name!r} must be a name of classes, and {count} at least 1")
         if _ADDRESS in self.classes:
             raise ValueError(f"{_ADDRESS!r} is the name of the limit for addresses: use another name for the class")
 
@@ -78,6 +85,9 @@ class Limited:
     name: str
     principals: RateTable
     addresses: RateTable
+    max_in_progress: float = math.inf
+    in_progress: Counter[tuple[bool, str]] = field(default_factory=Counter)
+    """The requests in progress, by whether they have a principal, and its key or the address."""
     policy: tuple[bytes, bytes] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +110,10 @@ class RateLimiter:
         self.rejected: Counter[str] = Counter()
         self._exempt_paths = frozenset(exempt_paths)
         self._classify = limits.classify
-        self._classes = {name: _build(name, limit, limits.max_entries) for name, limit in limits.classes.items()}
+        self._classes = {
+            name: _build(name, limit, limits.max_entries, max_in_progress=limits.max_in_progress.get(name, math.inf))
+            for name, limit in limits.classes.items()
+        }
         self.address = None if limits.address is None else _build(_ADDRESS, limits.address, limits.max_entries)
 
     def count_entries(self) -> int:
@@ -129,6 +142,17 @@ class RateLimiter:
             limit=limited.name,
         )
         response.raw_headers += [limited.policy, limited.describe(excess)]
+        await response(scope, receive, send)
+
+    async def reject_concurrent(self, limited: Limited, scope: Scope, receive: Receive, send: Send) -> None:
+        self.rejected[limited.name] += 1
+        response = problem_response(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "too-many-in-progress",
+            detail=f"{limited.max_in_progress} of your requests of this kind are in progress: wait for their responses",
+            headers={"Retry-After": "1"},
+            limit=limited.name,
+        )
         await response(scope, receive, send)
 
 
@@ -166,6 +190,10 @@ class PrincipalRateLimits:
             return
         principal = find_principal(HTTPConnection(scope))
         table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
+        slot = (principal is not None, key)
+        if limited.in_progress[slot] >= limited.max_in_progress:
+            await limiter.reject_concurrent(limited, scope, receive, send)
+            return
         excess = table.hit(key, time.monotonic())
         if excess > 0:
             await limiter.reject(limited, excess, scope, receive, send)
@@ -176,14 +204,30 @@ class PrincipalRateLimits:
                 message["headers"] = [*message.get("headers", ()), limited.policy, limited.describe(excess)]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        if limited.max_in_progress == math.inf:
+            await self._app(scope, receive, send_with_headers)
+            return
+        limited.in_progress[slot] += 1
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            limited.in_progress[slot] -= 1
+            if not limited.in_progress[slot]:
+                del limited.in_progress[slot]
 
 
 def find_network(scope: Mapping[str, Any]) -> str:
     """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
     client = scope.get("client")
-    host: str = client[0] if client else ""
-    return _find_ipv6_network(host) if ":" in host else host
+    return find_client_network(client[0] if client else "")
+
+
+def find_client_network(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address, which one client owns.
+
+    Another text, such as an empty one, is returned as it is.
+    """
+    return _find_ipv6_network(address) if ":" in address else address
 
 
 @lru_cache(maxsize=4_096)
@@ -197,5 +241,10 @@ def _find_ipv6_network(host: str) -> str:
     return str(IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
 
 
-def _build(name: str, limit: RateLimit, max_entries: int) -> Limited:
-    return Limited(name, RateTable(limit, max_entries=max_entries), addresses=RateTable(limit, max_entries=max_entries))
+def _build(name: str, limit: RateLimit, max_entries: int, *, max_in_progress: float = math.inf) -> Limited:
+    return Limited(
+        name,
+        RateTable(limit, max_entries=max_entries),
+        addresses=RateTable(limit, max_entries=max_entries),
+        max_in_progress=max_in_progress,
+    )

@@ -29,11 +29,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 from urllib.parse import quote
 
@@ -43,13 +43,22 @@ from howdah.fastapi.access import AccessRule, to_rule
 from howdah.fastapi.openapi_security import ROLES_EXTENSION, SCOPE_EXTENSION
 from howdah.fastapi.route_rules import WEBSOCKET, RouteRules, iterate_route_rules
 from howdah.testing._access_responses import (
-    SUCCESS,
     can_tell_apart,
     describe,
     describe_statuses,
     get_sent,
     remember_sent,
     shorten,
+)
+from howdah.testing._access_table import (
+    EVERYONE,
+    Access,
+    Case,
+    Expectation,
+    Headers,
+    ObjectKind,
+    RequestData,
+    expect,
 )
 from howdah.testing._websockets import open_websocket
 from howdah.testing.clients import find_application
@@ -58,79 +67,25 @@ if TYPE_CHECKING:
     import httpx
     from fastapi import FastAPI
 
-Access: TypeAlias = Literal["all", "own"]
-ObjectKind: TypeAlias = Literal["own", "foreign", "missing"]
-Headers: TypeAlias = Mapping[str, str]
+__all__ = [
+    "EVERYONE",
+    "Access",
+    "AccessMatrix",
+    "Case",
+    "Expectation",
+    "Headers",
+    "ObjectKind",
+    "RequestData",
+    "disabled",
+    "expect",
+    "list_operations",
+    "list_rules",
+]
 
 _KINDS: Final[tuple[ObjectKind, ...]] = ("own", "foreign", "missing")
 _PARAMETER: Final = re.compile(r"\{(\w+)(?::\w+)?\}")
 _NO_CREDENTIALS: Final = "no credentials"
 _MAX_SHOWN: Final = 40
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """Who may call an operation. Made by `expect`."""
-
-    roles: Mapping[str, Access]
-    scope: str | None = None
-    has_objects: bool | None = None
-    is_public: bool = False
-
-
-def expect(*, scope: str | None = None, has_objects: bool | None = None, **roles: Access) -> Expectation:
-    """Who may call an operation: a keyword for each role, `"all"` or `"own"`. Other roles get 403.
-
-    - `"all"`: the role reaches every object. A missing object is 404.
-    - `"own"`: a foreign object gets the same response as a missing one. In a list, only own rows occur.
-
-    `scope` is the scope that an API key needs. Without it, API keys get 403. `has_objects` tells whether the operation
-    is called for an own, a foreign and a missing object. By default this follows from its path parameters. Set it to
-    True if the object is in the body, and to False if the path parameter isn't an object.
-    """
-    return Expectation(roles, scope, has_objects)
-
-
-EVERYONE: Final = Expectation({}, is_public=True)
-"""The expectation of an operation that everyone may call, also without credentials."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One request of the matrix. `kind` is None if the operation has no object."""
-
-    operation: str
-    role: str
-    credential: str
-    kind: ObjectKind | None
-
-    def __str__(self) -> str:
-        kind = "" if self.kind is None else f", {self.kind} object"
-        return f"{self.operation} as {self.role} with {self.credential}{kind}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestData:
-    """The parts of a request that the service's test chooses.
-
-    - `path`: the values of path parameters, if they aren't those of `path_values`.
-    - `success` and `missing`: the statuses of an allowed request, and of one for a missing object.
-    - `own_marks` and `foreign_marks`: texts, such as ids, of own and of foreign rows that a list returns. The response
-      to a role with the access `"all"` must have both. With `"own"` it must have only the own ones.
-    - `url` and `method`: the whole path and the method, for an operation that doesn't fix them, such as a mount.
-    """
-
-    path: Mapping[str, Any] = field(default_factory=dict)
-    query: Mapping[str, Any] = field(default_factory=dict)
-    json: Any = None
-    content: bytes | None = None
-    headers: Headers = field(default_factory=dict)
-    success: Collection[int] = SUCCESS
-    missing: Collection[int] = (HTTPStatus.NOT_FOUND,)
-    own_marks: Collection[str] = ()
-    foreign_marks: Collection[str] = ()
-    url: str | None = None
-    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +95,11 @@ class _Credential:
     name: str
     make: Callable[[str], Headers | Awaitable[Headers]]
     status: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name without scopes."""
+        return self.name.partition(" (")[0]
 
 
 class AccessMatrix:
@@ -180,7 +140,7 @@ class AccessMatrix:
         self._requests = requests or {}
         self._foreign_marks = foreign_marks
         self._roles = [*roles] or sorted({str(role) for each in expected.values() for role in each.roles})
-        self._scopes = frozenset(each.scope for each in expected.values() if each.scope is not None)
+        self._scopes = frozenset(scope for each in expected.values() for scope in each.scopes)
         self._headers: dict[tuple[str, str], Headers] = {}
 
     async def check(self, client: httpx.AsyncClient) -> None:
@@ -191,15 +151,30 @@ class AccessMatrix:
             listed = "".join(f"\n- {each}" for each in gaps[:_MAX_SHOWN] + more)
             pytest.fail(f"the access matrix has {len(gaps)} gaps:{listed}", pytrace=False)
 
-    async def find_gaps(self, client: httpx.AsyncClient, *, operations: Collection[str] | None = None) -> list[str]:
+    async def find_gaps(
+        self,
+        client: httpx.AsyncClient,
+        *,
+        operations: Collection[str] | None = None,
+        roles: Collection[str] | None = None,
+        credentials: Collection[str] | None = None,
+        first_only: bool = False,
+    ) -> list[str]:
         """The differences between what is expected and what the application does, as sentences.
 
-        With `operations`, only these are requested, and the list of routes isn't compared with `expected`.
+        With `operations`, only these are requested, and the list of routes isn't compared with `expected`. With `roles`
+        and `credentials`, requests are sent only with these; the latter are names in `valid`, `scoped` and `invalid`.
+        With `first_only`, an operation is requested until its first gap, which is enough to show that a rule is tested.
         """
         gaps = [*self._compare_with_description()] if operations is None else []
         for operation in self._expected:
             if operations is None or operation in operations:
-                gaps += await self._check_operation(client, operation)
+                async for gap in self._check_operation(
+                    client, operation, self._roles if roles is None else roles, credentials
+                ):
+                    gaps.append(gap)
+                    if first_only:
+                        break
         return gaps
 
     def _compare_with_description(self) -> Iterator[str]:
@@ -221,17 +196,27 @@ class AccessMatrix:
                 if found != wanted:
                     yield f"{name}: `{extension}` of the OpenAPI description is {found}, not {wanted}"
 
-    async def _check_operation(self, client: httpx.AsyncClient, operation: str) -> list[str]:
+    async def _check_operation(
+        self,
+        client: httpx.AsyncClient,
+        operation: str,
+        roles: Collection[str],
+        credentials: Collection[str] | None,
+    ) -> AsyncIterator[str]:
         """The gaps of one operation."""
         expectation = self._expected[operation]
         has_objects = expectation.has_objects
         if has_objects is None:
             has_objects = _PARAMETER.search(operation) is not None
         kinds: tuple[ObjectKind | None, ...] = _KINDS if has_objects else (None,)
-        gaps: list[str] = []
-        for role in self._roles:
+        first_role = next(iter(roles), None)
+        for role in roles:
             rejected_data: dict[ObjectKind | None, RequestData] = {}
             for credential in self._iterate_credentials(expectation):
+                if credentials is not None and credential.kind not in credentials:
+                    continue
+                if credential.kind == _NO_CREDENTIALS and role != first_role:
+                    continue  # it would be the same request
                 answers: dict[ObjectKind | None, httpx.Response] = {}
                 for kind in kinds:
                     case = Case(operation, role, credential.name, kind)
@@ -243,28 +228,34 @@ class AccessMatrix:
                     if status is not None:
                         rejected_data[kind] = data
                     response = await self._send(client, case, data, await self._find_headers(credential, role))
-                    gaps += self._compare(case, data, response, status, expectation)
+                    if data.ends_session:
+                        del self._headers[credential.name, role]
+                    for gap in self._compare(case, data, response, status, expectation):
+                        yield gap
                     answers[kind] = response
                 if has_objects and expectation.roles.get(role) == "own":
                     foreign, missing = answers["foreign"], answers["missing"]
                     if can_tell_apart(foreign, missing):
-                        gaps.append(
+                        yield (
                             f"{operation} as {role} with {credential.name}: a foreign object can be told from a "
                             f"missing one: {describe(foreign)} and {describe(missing)}"
                         )
-        return gaps
 
     def _iterate_credentials(self, expectation: Expectation) -> Iterator[_Credential]:
-        """The credentials for this operation. An API key has only the operation's scope, or all others."""
+        """The credentials for this operation.
+
+        An API key is sent with the scopes of the operation, and with all scopes but each of these.
+        """
         unauthorized, forbidden = int(HTTPStatus.UNAUTHORIZED), int(HTTPStatus.FORBIDDEN)
         yield from (_Credential(name, make) for name, make in self._valid.items())
-        others = self._scopes - {expectation.scope}
+        needed = expectation.scopes
         for name, make in self._scoped.items():
-            if expectation.scope is not None:
-                scopes = frozenset({expectation.scope})
-                yield _Credential(f"{name} ({expectation.scope})", _with_scopes(make, scopes))
+            if needed:
+                yield _Credential(f"{name} ({', '.join(sorted(needed))})", _with_scopes(make, needed))
             status = None if expectation.is_public else forbidden
-            yield _Credential(f"{name} (all scopes but {expectation.scope})", _with_scopes(make, others), status)
+            for scope in (*sorted(needed),) or (None,):
+                others = self._scopes - {scope}
+                yield _Credential(f"{name} (all scopes but {scope})", _with_scopes(make, others), status)
         yield _Credential(_NO_CREDENTIALS, lambda role: {}, None if expectation.is_public else unauthorized)
         yield from (_Credential(name, make, unauthorized) for name, make in self._invalid.items())
 

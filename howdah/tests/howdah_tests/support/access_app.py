@@ -13,7 +13,7 @@ from sqlalchemy import MetaData, Text, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import NAMING_CONVENTION, AsyncRepository, Base, Database, NotFound, UUIDv7PrimaryKey
-from howdah.fastapi import PUBLIC, DbSession, ReadDbSession, allow, find_principal
+from howdah.fastapi import PUBLIC, DbSession, NotAllowed, ReadDbSession, allow, find_principal
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, Caller, create_protected_app
 
 
@@ -70,6 +70,8 @@ def _build_router(faults: frozenset[str]) -> APIRouter:
     async def list_parcels(request: Request, db: ReadDbSession) -> list[ParcelOut]:
         query = select(Parcel)
         caller: Caller = find_principal(request)
+        if "lists need a second scope" in faults and caller.scopes is not None and "labels:read" not in caller.scopes:
+            raise NotAllowed("the API key needs the scope labels:read, too")
         if caller.role == CUSTOMER and "lists have foreign rows" not in faults:
             query = query.where(Parcel.owner == caller.name)
         if "lists are empty" in faults:

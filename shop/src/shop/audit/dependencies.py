@@ -15,11 +15,11 @@ from howdah.fastapi import Resource, find_principal
 from shop.audit.models import AuditAction, AuditEvent
 from shop.audit.service import AUDIT_EVENT_VIEW, NO_DETAILS, record
 from shop.identity.principals import Principal
-from shop.web.dependencies import scoped_reader
+from shop.web.dependencies import principal_reader
 
 audit_event_reader: Final = Resource("audit_event_list", AUDIT_EVENT_VIEW.open)
 
-AuditEventReader = Annotated[JsonViewReader[AuditEvent], Depends(scoped_reader(audit_event_reader))]
+AuditEventReader = Annotated[JsonViewReader[AuditEvent], principal_reader(audit_event_reader)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,11 @@ from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 
 
 class AuditAction(StrEnum):
-    """What happened. The names are part of the API and don't change. The part before the dot is the subject."""
+    """What happened. The names are part of the API and don't change.
+
+    The subject of an event about signing in (`session.…`, `credential.…`) is the user, so that one filter finds all of
+    them.
+    """
 
     USER_CREATED = "user.created"
     USERS_CREATED = "user.created_many"
@@ -32,13 +36,16 @@ class AuditAction(StrEnum):
     ACCOUNTS_OPENED = "account.opened"
     ACCOUNT_CHANGED = "account.changed"
 
+    SIGN_UP_REQUESTED = "session.sign_up_requested"
     SIGNED_UP = "session.signed_up"
     SIGNED_IN = "session.signed_in"
     SIGN_IN_REFUSED = "session.sign_in_refused"
+    SIGN_IN_THROTTLED = "session.sign_in_throttled"
     SIGNED_OUT = "session.signed_out"
     SESSIONS_REVOKED = "session.revoked"
     REFRESH_TOKEN_REUSED = "session.refresh_token_reused"  # noqa: S105  # the name of an action
 
+    PASSWORD_REFUSED = "credential.password_refused"  # noqa: S105
     PASSWORD_CHANGED = "credential.password_changed"  # noqa: S105
     PASSWORD_RESET_REQUESTED = "credential.password_reset_requested"  # noqa: S105
     PASSWORD_RESET = "credential.password_reset"  # noqa: S105
@@ -48,6 +55,8 @@ class AuditAction(StrEnum):
     INVITATION_ACCEPTED = "credential.invitation_accepted"
     TOTP_ENABLED = "credential.totp_enabled"
     TOTP_DISABLED = "credential.totp_disabled"
+    RECOVERY_CODE_USED = "credential.recovery_code_used"
+    SIGN_IN_LINK_CREATED = "credential.sign_in_link_created"
 
     API_KEY_CREATED = "api_key.created"
     API_KEY_REVOKED = "api_key.revoked"

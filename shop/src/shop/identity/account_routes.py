@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from howdah.fastapi import StrictJSONRoute, describe_problems
 from shop.identity import email_changes, enrolment, password_changes
+from shop.identity.api_keys.verification import CurrentVerifier
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
 from shop.identity.revocation import CurrentRevocations
 from shop.identity.routes import describe_signed_in
@@ -35,7 +36,11 @@ _ASKS_FOR_PASSWORD = describe_problems(HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_M
 
 @router.put("/password", status_code=HTTPStatus.NO_CONTENT, dependencies=[SIGNED_IN], responses=_ASKS_FOR_PASSWORD)
 async def change_password(
-    body: PasswordChangeIn, principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
+    body: PasswordChangeIn,
+    principal: SessionPrincipal,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    client: CurrentClient,
 ) -> None:
     """Change your password. Your other sessions end, and you get a mail."""
     current = body.current_password
@@ -44,6 +49,7 @@ async def change_password(
         principal,
         current_password=None if current is None else current.get_secret_value(),
         new_password=body.new_password.get_secret_value(),
+        client=client,
     )
     revocations.revoke(*ended)
 
@@ -69,12 +75,21 @@ async def request_password_reset(body: EmailIn, identity: CurrentIdentity, clien
     dependencies=[ANYONE],
     responses=describe_problems(HTTPStatus.BAD_REQUEST),
 )
-async def reset_password(body: NewPasswordIn, identity: CurrentIdentity, revocations: CurrentRevocations) -> None:
-    """Set a password with the token of the mail. All sessions end. An authenticator app stays enrolled."""
-    ended = await password_changes.reset_password(
-        identity, token=body.token.get_secret_value(), new_password=body.password.get_secret_value()
+async def reset_password(
+    *,
+    body: NewPasswordIn,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    verifier: CurrentVerifier,
+    client: CurrentClient,
+) -> None:
+    """Set a password with the token of the mail. All sessions end, and all API keys are revoked. An authenticator app
+    stays enrolled."""
+    user_id, ended = await password_changes.reset_password(
+        identity, token=body.token.get_secret_value(), new_password=body.password.get_secret_value(), client=client
     )
     revocations.revoke(*ended)
+    verifier.forget(user_id)
 
 
 @router.post("/email-change", status_code=HTTPStatus.ACCEPTED, dependencies=[SIGNED_IN], responses=_ASKS_FOR_PASSWORD)
@@ -94,14 +109,14 @@ async def request_email_change(
     dependencies=[ANYONE],
     responses=describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT),
 )
-async def confirm_email_change(body: TokenIn, identity: CurrentIdentity) -> None:
+async def confirm_email_change(body: TokenIn, identity: CurrentIdentity, client: CurrentClient) -> None:
     """Change the address. A mail is sent to the old one."""
-    await email_changes.confirm_email_change(identity, body.token.get_secret_value())
+    await email_changes.confirm_email_change(identity, body.token.get_secret_value(), client=client)
 
 
 @router.post("/totp/enrolment-token", dependencies=[SIGNED_IN], responses=_ASKS_FOR_PASSWORD)
 async def request_enrolment(
-    body: EnrolmentRequestIn, principal: SessionPrincipal, identity: CurrentIdentity
+    body: EnrolmentRequestIn, principal: SessionPrincipal, identity: CurrentIdentity, client: CurrentClient
 ) -> EnrolmentTokenOut:
     """Get a token, with which you can enrol a first or another authenticator app."""
     token = await enrolment.request_enrolment(
@@ -109,6 +124,7 @@ async def request_enrolment(
         principal,
         password=body.password.get_secret_value(),
         code=None if body.code is None else body.code.get_secret_value(),
+        client=client,
     )
     return EnrolmentTokenOut(enrolment_token=token)
 

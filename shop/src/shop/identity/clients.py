@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
+
+from howdah.fastapi import find_client_network
 
 # The lengths of the columns.
 _MAX_ADDRESS: Final = 45
 _MAX_USER_AGENT: Final = 200
-_IPV6_PREFIX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +22,7 @@ class Client:
     @property
     def network(self) -> str:
         """The IPv4 address, or the /64 network of an IPv6 address: one customer of a provider usually has all of it."""
-        try:
-            address = ip_address(self.address or "")
-        except ValueError:
-            return "unknown"
-        if isinstance(address, IPv6Address):
-            if address.ipv4_mapped is not None:
-                return str(address.ipv4_mapped)
-            return str(ip_network(f"{address.compressed.partition('%')[0]}/{_IPV6_PREFIX}", strict=False))
-        return str(address)
+        return find_client_network(self.shown_address or "") or "unknown"
 
     @property
     def shown_address(self) -> str | None:

@@ -11,6 +11,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound
+from shop.audit.models import AuditAction
+from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.errors import AccountDeleted, SignInFailed
 from shop.identity.models import Credential, Purpose
@@ -56,7 +58,9 @@ async def load_own_account(session: AsyncSession, principal: Principal) -> Accou
         raise AccountDeleted from error
 
 
-async def verify_own_password(identity: Identity, account: Account, password: str) -> None:
+async def verify_own_password(
+    identity: Identity, principal: Principal, account: Account, password: str, client: Client
+) -> None:
     """Ask a signed-in user for the password again: a stolen access token alone must not change how they sign in.
 
     These attempts are counted separately from sign-ins, so that nobody without the token can block them.
@@ -65,6 +69,8 @@ async def verify_own_password(identity: Identity, account: Account, password: st
     await count(identity.database, key, PER_ACCOUNT)
     is_right, _ = await identity.hashing.verify(password, account.password_hash)
     if not is_right:
+        action = AuditAction.PASSWORD_REFUSED
+        await identity.anonymous_events.note(action, user_id=account.user_id, actor=principal, client=client)
         raise SignInFailed("the current password is wrong")
     async with identity.database.begin() as session:
         await reset(session, key)

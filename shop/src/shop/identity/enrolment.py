@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
+from shop.audit.models import AuditAction
 from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.credentials import find_account, load_own_account, verify_own_password
 from shop.identity.errors import CodeRequired, InvalidToken, SignInFailed
-from shop.identity.events import Event, note
+from shop.identity.events import note
 from shop.identity.models import Purpose
 from shop.identity.one_time_tokens import find_token, issue_token, redeem_token
 from shop.identity.principals import Principal
 from shop.identity.service import start_session
 from shop.identity.sessions import revoke_sessions
 from shop.identity.throttles import PER_ACCOUNT, count, reset
-from shop.identity.totp import Enrolment, begin_enrolment, confirm_enrolment, has_device, verify_code
+from shop.identity.totp import CodeKind, Enrolment, begin_enrolment, confirm_enrolment, has_device, verify_code
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -28,14 +29,16 @@ class Enrolled:
     ended: list[UUID]
 
 
-async def request_enrolment(identity: Identity, principal: Principal, *, password: str, code: str | None) -> str:
+async def request_enrolment(
+    identity: Identity, principal: Principal, *, password: str, code: str | None, client: Client
+) -> str:
     """A token for the enrolment of a first or another app. With an app, its code or a recovery code is needed.
 
     Codes are counted apart from passwords: a right password doesn't set the count of wrong codes to zero.
     """
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
-    await verify_own_password(identity, account, password)
+    await verify_own_password(identity, principal, account, password, client)
     codes_key = f"code:{account.user_id}"
     if code is not None:
         await count(identity.database, codes_key, PER_ACCOUNT)
@@ -43,9 +46,13 @@ async def request_enrolment(identity: Identity, principal: Principal, *, passwor
         if await has_device(session, account.user_id):
             if code is None:
                 raise CodeRequired
-            if not await verify_code(session, identity.box, account.user_id, code):
+            kind = await verify_code(session, identity.box, account.user_id, code)
+            if kind is None:
                 raise SignInFailed
             await reset(session, codes_key)
+            if kind is CodeKind.RECOVERY:
+                action = AuditAction.RECOVERY_CODE_USED
+                await note(session, action, user_id=account.user_id, actor=principal, client=client)
         return await issue_token(session, Purpose.ENROL_TOTP, user_id=account.user_id)
 
 
@@ -72,7 +79,7 @@ async def confirm(identity: Identity, *, token: str, code: str, client: Client) 
             account = await find_account(session, redeemed.user_id)
             codes = await confirm_enrolment(session, identity.box, account.user_id, code)
             ended = await revoke_sessions(session, account.user_id)
-            await note(session, Event.TOTP_ENROLLED, user_id=account.user_id)
-            opened = await start_session(identity, session, account.user_id, account.role, client)
+            await note(session, AuditAction.TOTP_ENABLED, user_id=account.user_id, client=client)
+            opened = await start_session(identity, session, account.user_id, account.role, client, method="enrolment")
         mails.append(identity.texts.totp_enrolled(account.email))
     return Enrolled(codes, identity.sign(opened), ended)

@@ -69,11 +69,12 @@ class PasswordRejected(IdentityError):
 
 
 class TooManyAttempts(IdentityError):
-    """The account or the address has to wait for `retry_after` seconds."""
+    """The account or the address has to wait for `retry_after` seconds. `refused` is the number of such attempts."""
 
-    def __init__(self, retry_after: int) -> None:
+    def __init__(self, retry_after: int, *, refused: int) -> None:
         super().__init__(f"too many attempts: try again in {retry_after} s")
         self.retry_after = retry_after
+        self.refused = refused
 
 
 class EmailInUse(IdentityError):

@@ -48,6 +48,10 @@ class MailTexts:
         text = f"Your other sessions have ended.\n{_NOT_YOU}"
         return Mail(to, "Your password was changed", text)
 
+    def password_reset(self, to: str) -> Mail:
+        text = f"All your sessions have ended, and your API keys were revoked.\n{_NOT_YOU}"
+        return Mail(to, "Your password was changed", text)
+
     def totp_enrolled(self, to: str) -> Mail:
         text = f"An authenticator app was added to your account. A former app doesn't work any more.\n{_NOT_YOU}"
         return Mail(to, "Your authenticator app was set up", text)

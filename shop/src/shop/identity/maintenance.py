@@ -12,7 +12,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from howdah import Database
 from howdah.fastapi import Job
 from shop.identity.models import OneTimeToken, SignInSession, SignInThrottle
-from shop.identity.sessions import KEEP_ENDED
+from shop.identity.sessions import is_unneeded
 from shop.identity.throttles import LONGEST_WINDOW
 from shop.web.dependencies import SYSTEM_DATABASE
 
@@ -30,7 +30,7 @@ async def delete_old_sign_ins(database: Database) -> int:
     """Delete rows that aren't needed any more. Returns their number. Locked rows are skipped until the next run."""
     now = func.statement_timestamp()
     # their refresh tokens are deleted with them
-    deleted = await _delete_rows(database, SignInSession.id, SignInSession.expires_at < now - KEEP_ENDED)
+    deleted = await _delete_rows(database, SignInSession.id, is_unneeded())
     deleted += await _delete_rows(database, OneTimeToken.token_hash, OneTimeToken.expires_at < now)
     # a throttle that still blocks was changed less than an hour ago
     is_old = SignInThrottle.updated_at < now - 2 * LONGEST_WINDOW

@@ -57,7 +57,8 @@ class SignInSession(UUIDv7PrimaryKey, Base):
     """A sign-in, and the family of its refresh tokens.
 
     It ends at `expires_at` unless it is refreshed before, at `ends_at` in any case, or when it is revoked. Verifiers of
-    access tokens read `revoked_at`, so a revoked row is kept longer than an access token is valid.
+    access tokens read `revoked_at`, so a revoked row is kept longer than an access token is valid. For the same reason
+    the row is kept when its user is deleted: a session whose `user_id` is NULL has ended.
     """
 
     __tablename__ = "sign_in_sessions"
@@ -65,10 +66,11 @@ class SignInSession(UUIDv7PrimaryKey, Base):
         Index("ix_sign_in_sessions_user_id_created_at", "user_id", "created_at"),
         Index("ix_sign_in_sessions_revoked_at", "revoked_at", postgresql_where="revoked_at IS NOT NULL"),
         Index("ix_sign_in_sessions_expires_at", "expires_at"),
+        Index("ix_sign_in_sessions_orphans", "id", postgresql_where="user_id IS NULL"),
         *system_only(),
     )
 
-    user_id: Mapped[UUID] = _user_key()
+    user_id: Mapped[UUID | None] = mapped_column(ForeignKey(User.id, ondelete="SET NULL"))
     created_at: Mapped[datetime] = _database_time()
     last_used_at: Mapped[datetime] = _database_time()
     expires_at: Mapped[datetime]
@@ -135,12 +137,16 @@ class TotpDevice(Base):
 
 
 class SignInThrottle(Base):
-    """The attempts of one account or address. The next attempt is admitted at `blocked_until`."""
+    """The attempts of one account or address. The next attempt is admitted at `blocked_until`.
+
+    `refused` counts those that came too early.
+    """
 
     __tablename__ = "sign_in_throttles"
     __table_args__ = system_only()
 
     key: Mapped[str] = mapped_column(String(100), primary_key=True)
     attempts: Mapped[int]
+    refused: Mapped[int] = mapped_column(server_default="0")
     blocked_until: Mapped[datetime]
     updated_at: Mapped[datetime] = mapped_column(index=True)

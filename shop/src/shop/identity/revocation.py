@@ -16,7 +16,7 @@ from uuid import UUID
 
 import structlog
 from fastapi import Depends
-from sqlalchemy import DateTime, bindparam, func, select
+from sqlalchemy import CompoundSelect, DateTime, bindparam, func, null, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah import Database, HowdahError
@@ -35,10 +35,14 @@ MAX_STALENESS: Final = timedelta(seconds=30)
 _MAX_DELAY: Final = timedelta(minutes=2)
 _RETENTION: Final = LIFETIME + _MAX_DELAY
 
-# GREATEST ignores NULL, which is `since` at the first poll.
-_ENDED: Final = select(SignInSession.id, SignInSession.revoked_at).where(
-    SignInSession.revoked_at
-    >= func.greatest(bindparam("since", type_=DateTime(timezone=True)), func.statement_timestamp() - _RETENTION)
+# GREATEST ignores NULL, which is `since` at the first poll. The sessions of deleted users have no time of their end.
+# They are few, because they are deleted within hours.
+_ENDED: Final[CompoundSelect[UUID, datetime | None]] = union_all(
+    select(SignInSession.id, SignInSession.revoked_at).where(
+        SignInSession.revoked_at
+        >= func.greatest(bindparam("since", type_=DateTime(timezone=True)), func.statement_timestamp() - _RETENTION)
+    ),
+    select(SignInSession.id, null()).where(SignInSession.user_id.is_(None)),
 )
 
 _log = structlog.get_logger("shop.revocation")
@@ -77,27 +81,31 @@ class Revocations:
         """Read the sessions that have ended since the last poll, and forget those whose tokens have expired."""
         started = self._clock()
 
-        async def read(connection: AsyncConnection) -> dict[UUID, datetime]:
+        async def read(connection: AsyncConnection) -> dict[UUID, datetime | None]:
             rows = await connection.execute(_ENDED, {"since": self._since})
             return {row.id: row.revoked_at for row in rows}
 
         ended = await self._database.read(read)
         self.revoke(*(id_ for id_ in ended if id_ not in self._forget_at))
-        if ended:
-            self._since = max(ended.values()) - _MAX_DELAY
+        if times := [revoked_at for revoked_at in ended.values() if revoked_at is not None]:
+            self._since = max(times) - _MAX_DELAY
         self._polled_at = started
         for id_ in [id_ for id_, forget_at in self._forget_at.items() if forget_at < started]:
             del self._forget_at[id_]
+
+    async def poll_now(self) -> None:
+        """Poll after a commit that has ended sessions whose ids are unknown. If it fails, the next poll finds them."""
+        try:
+            await self.poll()
+        except HowdahError as error:
+            _log.warning("the ended sessions can't be read", error=type(error).__name__)
 
 
 @asynccontextmanager
 async def open_revocations(database: Database) -> AsyncIterator[Revocations]:
     """The revocations of an application. Without the database, no token is accepted until a poll succeeds."""
     opened = Revocations(database)
-    try:
-        await opened.poll()
-    except HowdahError as error:
-        _log.warning("the ended sessions can't be read", error=type(error).__name__)
+    await opened.poll_now()
     yield opened
 
 

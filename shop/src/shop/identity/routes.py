@@ -12,13 +12,14 @@ from uuid import UUID
 from fastapi import APIRouter
 
 from howdah.fastapi import StrictJSONRoute, describe_problems
+from shop.audit.models import AuditAction
 from shop.identity import registration, service
 from shop.identity.context import SignedIn
 from shop.identity.credentials import load_own_account
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
-from shop.identity.events import Event, note
+from shop.identity.events import note
 from shop.identity.revocation import CurrentRevocations
-from shop.identity.rules import ANYONE, SIGNED_IN
+from shop.identity.rules import ANYONE, OWN_SESSIONS, SIGNED_IN
 from shop.identity.schemas import (
     AcceptedOut,
     NewPasswordIn,
@@ -31,7 +32,7 @@ from shop.identity.schemas import (
     TokenIn,
     UserOut,
 )
-from shop.identity.sessions import end_own_session, list_sessions, revoke_sessions
+from shop.identity.sessions import find_owner, list_sessions, revoke_session, revoke_sessions
 from shop.identity.totp import has_device
 from shop.web.dependencies import CurrentPrincipal
 
@@ -114,9 +115,11 @@ async def refresh(body: RefreshIn, identity: CurrentIdentity, client: CurrentCli
 
 
 @router.post("/sign-out", status_code=HTTPStatus.NO_CONTENT, dependencies=[SIGNED_IN])
-async def sign_out(principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations) -> None:
+async def sign_out(
+    principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+) -> None:
     """End the session of the access token."""
-    await service.sign_out(identity, principal)
+    await service.sign_out(identity, principal, client=client)
     if principal.session_id is not None:
         revocations.revoke(principal.session_id)
 
@@ -160,21 +163,28 @@ async def list_own_sessions(principal: SessionPrincipal, identity: CurrentIdenti
 
 @router.delete("/sessions", status_code=HTTPStatus.NO_CONTENT, dependencies=[SIGNED_IN])
 async def end_other_sessions(
-    principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
+    principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
 ) -> None:
     """End all your sessions but this one."""
     async with identity.database.begin() as session:
         ended = await revoke_sessions(session, principal.user_id, keep=principal.session_id)
-        await note(session, Event.SESSIONS_ENDED, user_id=principal.user_id)
+        action, count = AuditAction.SESSIONS_REVOKED, len(ended)
+        await note(session, action, user_id=principal.user_id, actor=principal, client=client, count=count)
     revocations.revoke(*ended)
 
 
 @router.delete("/sessions/{session_id}", status_code=HTTPStatus.NO_CONTENT, dependencies=[SIGNED_IN])
 async def end_session(
-    session_id: UUID, principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
+    session_id: UUID,
+    principal: SessionPrincipal,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    client: CurrentClient,
 ) -> None:
     """End one of your sessions. The session of another user is a 404."""
     async with identity.database.begin() as session:
-        await end_own_session(session, principal.user_id, session_id)
-        await note(session, Event.SESSION_ENDED, user_id=principal.user_id)
+        OWN_SESSIONS.check(principal, await find_owner(session, session_id), session_id)
+        if await revoke_session(session, session_id):
+            action, ended = AuditAction.SESSIONS_REVOKED, str(session_id)
+            await note(session, action, user_id=principal.user_id, actor=principal, client=client, session_id=ended)
     revocations.revoke(session_id)

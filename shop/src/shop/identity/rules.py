@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from uuid import UUID
 
+from howdah import NotFound
 from howdah.fastapi import PUBLIC, allow
-from shop.identity.principals import Role
+from shop.identity.models import SignInSession
+from shop.identity.principals import Principal, Role
 from shop.web.access import admins
 
 ANYONE: Final[Any] = PUBLIC
@@ -15,3 +18,15 @@ ANYONE: Final[Any] = PUBLIC
 SIGNED_IN: Final[Any] = allow(*Role)
 
 MANAGE_USERS: Final[Any] = admins()
+
+
+class OwnSessions:
+    """The sessions of a user. To everybody else they are missing, also to an admin."""
+
+    def check(self, principal: Principal, owner_id: UUID | None, session_id: UUID) -> None:
+        """Raise `NotFound` for the session of another user, and for an unknown one, whose owner is None."""
+        if owner_id != principal.user_id:
+            raise NotFound(SignInSession, [session_id])
+
+
+OWN_SESSIONS: Final = OwnSessions()

@@ -16,10 +16,9 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, func, select, update
+from sqlalchemy import ColumnElement, Select, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import NotFound
 from shop.identity.clients import Client
 from shop.identity.errors import InvalidRefreshToken
 from shop.identity.models import Credential, RefreshToken, SignInSession
@@ -28,8 +27,10 @@ from shop.identity.principals import Role
 
 TOLERANCE: Final = timedelta(seconds=10)
 
-KEEP_ENDED: Final = timedelta(days=30)
-"""Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks."""
+# Ended sessions are kept for this time: the poll of revocations reads them, and the throttles use their networks.
+_KEEP_ENDED: Final = timedelta(days=30)
+# An access token is signed when its session is used, and is valid for ten minutes.
+_KEEP_ORPHANS: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,14 @@ class OpenSession:
         return f"OpenSession(id={self.id}, user_id={self.user_id}, role={self.role})"
 
 
+@dataclass(frozen=True, slots=True)
+class ReusedToken:
+    """A refresh token that was replaced before. Its session was revoked."""
+
+    session_id: UUID
+    user_id: UUID
+
+
 async def open_session(
     session: AsyncSession, user_id: UUID, role: Role, client: Client, lifetimes: Lifetimes
 ) -> OpenSession:
@@ -88,9 +97,8 @@ async def open_session(
 
 async def refresh_session(
     session: AsyncSession, token: str, client: Client, lifetimes: Lifetimes
-) -> OpenSession | None:
-    """Replace the refresh token. Returns None if it was replaced before: then the session is revoked, and
-    the caller must commit.
+) -> OpenSession | ReusedToken:
+    """Replace the refresh token. If it was replaced before, the session is revoked, and the caller must commit.
 
     Raises `InvalidRefreshToken` if the token is unknown or the session has ended.
     """
@@ -107,7 +115,7 @@ async def refresh_session(
             .execution_options(populate_existing=True)
         )
     ).one()
-    if row.revoked_at is not None or now >= row.expires_at:
+    if row.user_id is None or row.revoked_at is not None or now >= row.expires_at:
         raise InvalidRefreshToken
     if used.replaced_at is None:
         await session.execute(
@@ -123,7 +131,7 @@ async def refresh_session(
         successor = derive_successor(token, used.nonce)
     else:
         await revoke_session(session, row.id)
-        return None
+        return ReusedToken(row.id, row.user_id)
     role = row.role or Role.CUSTOMER
     await session.execute(
         update(SignInSession)
@@ -140,7 +148,7 @@ async def refresh_session(
     return OpenSession(row.id, row.user_id, role, successor)
 
 
-def _lock_session(session_id: UUID) -> Select[UUID, UUID, datetime, datetime, datetime | None, Role | None]:
+def _lock_session(session_id: UUID) -> Select[UUID, UUID | None, datetime, datetime, datetime | None, Role | None]:
     return (
         select(
             SignInSession.id,
@@ -196,9 +204,14 @@ async def list_sessions(session: AsyncSession, user_id: UUID) -> list[SignInSess
     return list(await session.scalars(query))
 
 
-async def end_own_session(session: AsyncSession, user_id: UUID, session_id: UUID) -> None:
-    """End one of the user's own sessions. Raises `NotFound`, also for a session of another user."""
-    owner = await session.scalar(select(SignInSession.user_id).where(SignInSession.id == session_id))
-    if owner != user_id:
-        raise NotFound(SignInSession, [session_id])
-    await revoke_session(session, session_id)
+async def find_owner(session: AsyncSession, session_id: UUID) -> UUID | None:
+    """The user of the session. None if there is no such session."""
+    return await session.scalar(select(SignInSession.user_id).where(SignInSession.id == session_id))
+
+
+def is_unneeded() -> ColumnElement[bool]:
+    """The condition of sessions that can be deleted: they ended more than 30 days ago, or their user was deleted and
+    no access token of theirs can be valid any more."""
+    now = func.statement_timestamp()
+    is_orphan = SignInSession.user_id.is_(None) & (SignInSession.last_used_at < now - _KEEP_ORPHANS)
+    return or_(SignInSession.expires_at < now - _KEEP_ENDED, is_orphan)

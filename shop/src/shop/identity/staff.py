@@ -9,11 +9,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import NotFound, UniqueViolation
+from shop.audit.models import AuditAction
 from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.credentials import find_account, hash_new_password, store_password
 from shop.identity.errors import EmailInUse, InvalidToken, RoleRefused
-from shop.identity.events import Event, note
+from shop.identity.events import note
 from shop.identity.models import Credential, Purpose, TotpDevice
 from shop.identity.one_time_tokens import find_token, issue_token, redeem_token, revoke_tokens
 from shop.identity.principals import Principal, Role
@@ -34,11 +35,11 @@ async def invite(
                 raise EmailInUse
             details = {"name": name, "role": role.value}
             token = await issue_token(session, Purpose.INVITATION, email=email, details=details)
-            await note(session, Event.INVITED, user_id=None, by=str(principal.user_id), role=role.value)
+            await note(session, AuditAction.INVITED, user_id=None, actor=principal, client=client, role=role.value)
         mails.append(identity.texts.invitation(email, token, role))
 
 
-async def accept_invitation(identity: Identity, *, token: str, password: str) -> str:
+async def accept_invitation(identity: Identity, *, token: str, password: str, client: Client) -> str:
     """Create the user with the role and this password. Returns a token that allows nothing but to enrol an app.
 
     Raises `InvalidToken`, `PasswordRejected`, and `EmailInUse` if the user was created in the meantime.
@@ -56,13 +57,16 @@ async def accept_invitation(identity: Identity, *, token: str, password: str) ->
             session.add(user)
             await session.flush()
             await store_password(session, user.id, password_hash, role=role)
-            await note(session, Event.INVITATION_ACCEPTED, user_id=user.id, role=role.value)
+            action = AuditAction.INVITATION_ACCEPTED
+            await note(session, action, user_id=user.id, client=client, role=role.value)
             return await issue_token(session, Purpose.ENROL_TOTP, user_id=user.id)
     except UniqueViolation as error:
         raise EmailInUse from error
 
 
-async def change_role(identity: Identity, principal: Principal, user_id: UUID, role: Role) -> list[UUID]:
+async def change_role(
+    identity: Identity, principal: Principal, user_id: UUID, role: Role, *, client: Client
+) -> list[UUID]:
     """Give the user another role, and end the user's sessions. Returns their ids.
 
     Raises `NotFound`, and `RoleRefused` for the admin's own role. So at least one admin always remains, even if two
@@ -74,21 +78,23 @@ async def change_role(identity: Identity, principal: Principal, user_id: UUID, r
         await _lock_as_admin(session, principal, user_id)
         account = await find_account(session, user_id)
         ended = await set_role(session, user_id, role)
-        await note(session, Event.ROLE_CHANGED, user_id=user_id, by=str(principal.user_id), old=account.role, new=role)
+        roles = {"old": account.role.value, "new": role.value}
+        await note(session, AuditAction.ROLE_CHANGED, user_id=user_id, actor=principal, client=client, **roles)
     return ended
 
 
-async def end_sessions(identity: Identity, principal: Principal, user_id: UUID) -> list[UUID]:
+async def end_sessions(identity: Identity, principal: Principal, user_id: UUID, *, client: Client) -> list[UUID]:
     """End all sessions of the user, and return their ids. Raises `NotFound`."""
     async with identity.database.begin() as session:
         await _lock_as_admin(session, principal, user_id)
         await find_account(session, user_id)
         ended = await revoke_sessions(session, user_id)
-        await note(session, Event.SESSIONS_ENDED, user_id=user_id, by=str(principal.user_id))
+        action, count = AuditAction.SESSIONS_REVOKED, len(ended)
+        await note(session, action, user_id=user_id, actor=principal, client=client, count=count)
     return ended
 
 
-async def remove_app(identity: Identity, principal: Principal, user_id: UUID) -> list[UUID]:
+async def remove_app(identity: Identity, principal: Principal, user_id: UUID, *, client: Client) -> list[UUID]:
     """Remove the authenticator app of a user who has lost it and the recovery codes, and end the user's sessions.
 
     An operator or admin has to enrol another app at the next sign-in. Raises `NotFound`.
@@ -99,7 +105,7 @@ async def remove_app(identity: Identity, principal: Principal, user_id: UUID) ->
         if (await session.execute(removed)).first() is None:
             raise NotFound(TotpDevice, [user_id])
         ended = await revoke_sessions(session, user_id)
-        await note(session, Event.TOTP_REMOVED, user_id=user_id, by=str(principal.user_id))
+        await note(session, AuditAction.TOTP_DISABLED, user_id=user_id, actor=principal, client=client)
     return ended
 
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from howdah.fastapi import StrictJSONRoute, describe_problems
 from shop.identity import staff
+from shop.identity.api_keys.verification import CurrentVerifier
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
 from shop.identity.revocation import CurrentRevocations
 from shop.identity.rules import ANYONE, MANAGE_USERS
@@ -37,10 +38,10 @@ async def invite(
     dependencies=[ANYONE],
     responses=describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT),
 )
-async def accept_invitation(body: NewPasswordIn, identity: CurrentIdentity) -> EnrolmentTokenOut:
+async def accept_invitation(body: NewPasswordIn, identity: CurrentIdentity, client: CurrentClient) -> EnrolmentTokenOut:
     """Create the operator or admin with the token of the mail and a password. The next step is `POST /auth/totp`."""
     token = await staff.accept_invitation(
-        identity, token=body.token.get_secret_value(), password=body.password.get_secret_value()
+        identity, token=body.token.get_secret_value(), password=body.password.get_secret_value(), client=client
     )
     return EnrolmentTokenOut(enrolment_token=token)
 
@@ -52,22 +53,30 @@ async def accept_invitation(body: NewPasswordIn, identity: CurrentIdentity) -> E
     responses=describe_problems(HTTPStatus.CONFLICT),
 )
 async def change_role(
+    *,
     user_id: UUID,
     body: RoleIn,
     principal: SessionPrincipal,
     identity: CurrentIdentity,
     revocations: CurrentRevocations,
+    verifier: CurrentVerifier,
+    client: CurrentClient,
 ) -> None:
     """Give the user another role. The user's sessions end. Nobody can change their own role."""
-    revocations.revoke(*await staff.change_role(identity, principal, user_id, body.role))
+    revocations.revoke(*await staff.change_role(identity, principal, user_id, body.role, client=client))
+    verifier.forget(user_id)
 
 
 @router.delete("/users/{user_id}/sessions", status_code=HTTPStatus.NO_CONTENT, dependencies=[MANAGE_USERS])
 async def end_sessions(
-    user_id: UUID, principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
+    user_id: UUID,
+    principal: SessionPrincipal,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    client: CurrentClient,
 ) -> None:
     """End all sessions of the user."""
-    revocations.revoke(*await staff.end_sessions(identity, principal, user_id))
+    revocations.revoke(*await staff.end_sessions(identity, principal, user_id, client=client))
 
 
 @router.delete(
@@ -77,7 +86,11 @@ async def end_sessions(
     responses=describe_problems(HTTPStatus.CONFLICT),
 )
 async def remove_app(
-    user_id: UUID, principal: SessionPrincipal, identity: CurrentIdentity, revocations: CurrentRevocations
+    user_id: UUID,
+    principal: SessionPrincipal,
+    identity: CurrentIdentity,
+    revocations: CurrentRevocations,
+    client: CurrentClient,
 ) -> None:
     """Remove a lost authenticator app. The user's sessions end. Operators and admins then enrol another one."""
-    revocations.revoke(*await staff.remove_app(identity, principal, user_id))
+    revocations.revoke(*await staff.remove_app(identity, principal, user_id, client=client))

@@ -13,7 +13,7 @@ An attacker can't lock the owner of an account out:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -32,11 +32,12 @@ _KNOWN_NETWORK_AGE: Final = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """`free` attempts need no wait. The count begins again after a `window` without an attempt."""
+    """`free` attempts need no wait. The count begins again after a `window` without an attempt. Waits are seconds."""
 
     free: int
     window: timedelta
     max_wait: int = _MAX_WAIT
+    first_wait: int = 1
 
 
 PER_ACCOUNT: Final = Limit(free=5, window=timedelta(days=1))
@@ -51,14 +52,20 @@ _COUNT: Final = text("""
     VALUES (:key, 1, clock_timestamp(), clock_timestamp())
     ON CONFLICT (key) DO UPDATE SET
         attempts = CASE WHEN throttle.updated_at < clock_timestamp() - :window THEN 1 ELSE throttle.attempts + 1 END,
+        refused = CASE WHEN throttle.updated_at < clock_timestamp() - :window THEN 0 ELSE throttle.refused END,
         blocked_until = clock_timestamp() + make_interval(secs => CASE
             WHEN throttle.updated_at < clock_timestamp() - :window OR throttle.attempts + 1 < :free THEN 0
-            ELSE least(:max_wait, power(2, least(throttle.attempts + 1 - :free, 20)))
+            ELSE least(:max_wait, :first_wait * power(2, least(throttle.attempts + 1 - :free, 20)))
         END),
         updated_at = clock_timestamp()
     WHERE throttle.blocked_until <= clock_timestamp()
     RETURNING attempts
     """).bindparams(bindparam("key", type_=Text()), bindparam("window", type_=Interval()))
+
+_COUNT_REFUSED: Final = text("""
+    UPDATE sign_in_throttles SET refused = refused + 1 WHERE key = :key
+    RETURNING ceil(extract(epoch FROM blocked_until - clock_timestamp())) AS seconds, refused
+    """)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +102,15 @@ async def admit_mail(database: Database, email: str, client: Client) -> None:
 
 
 async def count(database: Database, key: str, limit: Limit) -> None:
-    """Count an attempt, or raise `TooManyAttempts` with the seconds to wait. A rejected attempt isn't counted:
-    otherwise a client that keeps trying would never be admitted again."""
-    parameters = {"key": key, "window": limit.window, "free": limit.free, "max_wait": limit.max_wait}
+    """Count an attempt, or raise `TooManyAttempts` with the seconds to wait. A rejected attempt is counted
+    apart: otherwise a client that keeps trying would never be admitted again."""
+    parameters = {"key": key, **asdict(limit)}
     async with database.autocommit() as connection:
         if (await connection.execute(_COUNT, parameters)).first() is not None:
             return
-        wait = func.extract("epoch", SignInThrottle.blocked_until - func.clock_timestamp())
-        seconds = await connection.scalar(select(func.ceil(wait)).where(SignInThrottle.key == key))
-    raise TooManyAttempts(max(1, int(seconds or 0)))
+        row = (await connection.execute(_COUNT_REFUSED, {"key": key})).one_or_none()
+    # the row was deleted if the account was forgiven in the meantime
+    raise TooManyAttempts(max(1, int(row.seconds)) if row else 1, refused=row.refused if row else 0)
 
 
 async def forgive(session: AsyncSession, attempt: Attempt) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final
 from uuid import UUID
 
@@ -23,6 +24,13 @@ _CODE_DIGITS: Final = 6
 # A code is accepted one step before and after its own, because clocks differ and people type slowly.
 _WINDOW: Final = 1
 _RECOVERY_CODES: Final = 10
+
+
+class CodeKind(Enum):
+    """What a right code was."""
+
+    APP = auto()
+    RECOVERY = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,30 +78,30 @@ async def confirm_enrolment(session: AsyncSession, box: SecretBox, user_id: UUID
     return codes
 
 
-async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> bool:
-    """Whether the code is right and wasn't used before. It counts as used after the commit.
+async def verify_code(session: AsyncSession, box: SecretBox, user_id: UUID, code: str) -> CodeKind | None:
+    """The kind of the code, or None if it is wrong or was used before. It counts as used after the commit.
 
     The row is locked, so that of two transactions with the same code only one succeeds.
     """
     device = await _lock_device(session, user_id)
     if device is None or device.secret is None:
-        return False
+        return None
     if not _is_totp(code):
         used = hash_recovery_code(code)
         remaining = [each for each in device.recovery_hashes if each != used]
         is_right = len(remaining) < len(device.recovery_hashes)
         device.recovery_hashes = remaining
         await session.flush()
-        return is_right
+        return CodeKind.RECOVERY if is_right else None
     secret = box.decrypt(device.secret)
     counter = _find_counter(secret, code, await _current_counter(session))
     if counter is None or counter <= device.last_counter:
-        return False
+        return None
     device.last_counter = counter
     if box.is_outdated(device.secret):
         device.secret = box.encrypt(secret)
     await session.flush()
-    return True
+    return CodeKind.APP
 
 
 async def _lock_device(session: AsyncSession, user_id: UUID) -> TotpDevice | None:

@@ -15,13 +15,13 @@ from shop.orders.schemas import OrderIn
 from shop.orders.service import ORDER_VIEW, ORDER_WITH_ITEMS_VIEW
 from shop.users.models import User
 from shop.web.access import Viewer
-from shop.web.dependencies import CurrentPrincipal, scoped_reader
+from shop.web.dependencies import CurrentPrincipal, principal_reader
 
 order_reader: Final = Resource("order_list", ORDER_VIEW.open)
 order_with_items_reader: Final = Resource("order", ORDER_WITH_ITEMS_VIEW.open)
 
-OrderReader = Annotated[JsonViewReader[Order], Depends(scoped_reader(order_reader))]
-OrderWithItemsReader = Annotated[JsonViewReader[Order, Viewer], Depends(scoped_reader(order_with_items_reader))]
+OrderReader = Annotated[JsonViewReader[Order], principal_reader(order_reader)]
+OrderWithItemsReader = Annotated[JsonViewReader[Order, Viewer], principal_reader(order_with_items_reader)]
 
 
 async def get_buyer_id(body: OrderIn, principal: CurrentPrincipal) -> UUID:

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from howdah.fastapi import PUBLIC, check_same_origin, find_principal
 from shop.identity import enrolment, service
+from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.dependencies import CurrentClient, CurrentIdentity
 from shop.identity.errors import EnrolmentRequired, IdentityError, InvalidRefreshToken, SignInFailed
@@ -71,7 +72,7 @@ async def sign_in(
     except IdentityError as error:
         page = pages.sign_in_page(root, next_path=path, email=email[:_MAX_EMAIL], error=str(error))
         return _as_error(page, error)
-    return await _start_session(request, identity, revocations, signed_in, path)
+    return await _start_session(request, identity, revocations, client, signed_in=signed_in, path=path)
 
 
 @router.get("/sign-in/link")
@@ -90,7 +91,8 @@ async def use_link(
         signed_in = await service.sign_in_once(identity, token, client)
     except IdentityError as error:
         return _as_error(pages.link_page(_get_root(request), error=str(error)), error)
-    return await _start_session(request, identity, revocations, signed_in, _get_start(request))
+    path = _get_start(request)
+    return await _start_session(request, identity, revocations, client, signed_in=signed_in, path=path)
 
 
 @_posts.post("/sign-in/authenticator")
@@ -106,7 +108,9 @@ async def begin_enrolment(request: Request, identity: CurrentIdentity) -> Respon
 
 
 @_posts.post("/sign-in/authenticator/code")
-async def confirm_enrolment(request: Request, identity: CurrentIdentity, client: CurrentClient) -> Response:
+async def confirm_enrolment(
+    request: Request, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
+) -> Response:
     """Use the app from now on, and show the recovery codes."""
     form = await read_form(request)
     root, token = _get_root(request), form.get("token", "")[:_MAX_TOKEN]
@@ -118,6 +122,7 @@ async def confirm_enrolment(request: Request, identity: CurrentIdentity, client:
         return _as_error(pages.code_page(root, token=token, error=str(error)), error)
     except IdentityError as error:
         return _as_error(pages.sign_in_page(root, next_path=_get_start(request), error=str(error)), error)
+    revocations.revoke(*enrolled.ended)
     page = pages.recovery_page(root, codes=enrolled.recovery_codes, next_path=_get_start(request))
     _set_cookies(page, enrolled.signed_in)
     return page
@@ -154,7 +159,7 @@ async def sign_out(
             principal = (await service.refresh(identity, token[:_MAX_TOKEN], client)).principal
         except InvalidRefreshToken:
             principal = None
-    await _end_session(identity, revocations, principal)
+    await _end_session(identity, revocations, client, principal)
     page = pages.signed_out_page(_get_root(request))
     delete_session_cookies(page)
     page.headers["Clear-Site-Data"] = '"storage"'
@@ -176,18 +181,20 @@ router.include_router(_posts)
 
 
 async def _start_session(
-    request: Request, identity: Identity, revocations: Revocations, signed_in: SignedIn, path: str
+    request: Request, identity: Identity, revocations: Revocations, client: Client, *, signed_in: SignedIn, path: str
 ) -> Response:
-    """Set the cookies, and redirect to the path. The session that the browser had before ends."""
-    await _end_session(identity, revocations, find_principal(request))
+    """Set the cookies, and lead to the path. A session that the browser had before ends."""
+    await _end_session(identity, revocations, client, find_principal(request))
     response = RedirectResponse(f"{_get_root(request)}{path}", HTTPStatus.SEE_OTHER)
     _set_cookies(response, signed_in)
     return response
 
 
-async def _end_session(identity: Identity, revocations: Revocations, principal: Principal | None) -> None:
+async def _end_session(
+    identity: Identity, revocations: Revocations, client: Client, principal: Principal | None
+) -> None:
     if principal is not None and principal.session_id is not None:
-        await service.sign_out(identity, principal)
+        await service.sign_out(identity, principal, client=client)
         revocations.revoke(principal.session_id)
 
 

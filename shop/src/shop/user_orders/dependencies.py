@@ -4,14 +4,12 @@
 
 from typing import Annotated, Final
 
-from fastapi import Depends
-
 from howdah import JsonViewReader
 from howdah.fastapi import Resource
 from shop.user_orders.service import USER_WITH_ORDERS_VIEW
 from shop.users.models import User
-from shop.web.dependencies import scoped_reader
+from shop.web.dependencies import principal_reader
 
 user_with_orders_reader: Final = Resource("user", USER_WITH_ORDERS_VIEW.open)
 
-UserWithOrdersReader = Annotated[JsonViewReader[User], Depends(scoped_reader(user_with_orders_reader))]
+UserWithOrdersReader = Annotated[JsonViewReader[User], principal_reader(user_with_orders_reader)]

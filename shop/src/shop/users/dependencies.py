@@ -4,14 +4,12 @@
 
 from typing import Annotated, Final
 
-from fastapi import Depends
-
 from howdah import JsonViewReader
 from howdah.fastapi import Resource
 from shop.users.models import User
 from shop.users.service import USER_VIEW
-from shop.web.dependencies import scoped_reader
+from shop.web.dependencies import principal_reader
 
 user_reader: Final = Resource("user_list", USER_VIEW.open)
 
-UserReader = Annotated[JsonViewReader[User], Depends(scoped_reader(user_reader))]
+UserReader = Annotated[JsonViewReader[User], principal_reader(user_reader)]

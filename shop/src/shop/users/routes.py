@@ -1,6 +1,7 @@
-"""`/users`: create, list, change and delete users.
+"""`/users`: create, list and change users.
 
 `GET /users/{user_id}` and `/users/{user_id}/order-summary` are in `shop.user_orders.routes`, because they read orders.
+`DELETE /users/{user_id}` is in `shop.identity.deletion_routes`, because it ends sessions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from sqlalchemy import select
 
 from howdah.fastapi import (
     BodyRows,
-    IfMatch,
     PageOut,
     RequiredIfMatch,
     describe_problems,
@@ -27,7 +27,7 @@ from shop.audit.models import AuditAction
 from shop.users.dependencies import UserReader
 from shop.users.models import User
 from shop.users.repository import UserRepository
-from shop.users.rules import CHANGE_EMAIL, CHANGE_USERS, CREATE_USERS, DELETE_USERS, OWN_USERS, READ_USERS
+from shop.users.rules import CHANGE_EMAIL, CHANGE_USERS, CREATE_USERS, OWN_USERS, READ_USERS
 from shop.users.schemas import (
     BulkCreatedOut,
     UserChange,
@@ -102,13 +102,3 @@ async def change_user(
     await audit.record(db, AuditAction.USER_CHANGED, subject_type="user", subject_id=user_id, details=details)
     response.headers["ETag"] = make_etag(user.version)
     return user
-
-
-@router.delete("/{user_id}", status_code=HTTPStatus.NO_CONTENT, dependencies=[DELETE_USERS])
-async def delete_user(user_id: UUID, db: PrincipalSession, audit: CurrentAuditTrail, if_match: IfMatch) -> None:
-    """Delete a user who has no orders and no accounts."""
-    users = UserRepository(db)
-    user = await users.lock_one(user_id)
-    if_match.check(user.version)
-    await users.delete(user)
-    await audit.record(db, AuditAction.USER_DELETED, subject_type="user", subject_id=user_id)

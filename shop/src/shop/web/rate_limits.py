@@ -11,18 +11,23 @@ from shop.settings import Settings
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 # One request of these routes reads or writes any number of rows.
 _BULK_SUFFIXES: Final = ("/batch", "/bulk", "/export")
+# One request of these routes may read many rows, for example all entries of an account.
+_LISTS: Final = frozenset({"/users", "/orders", "/accounts", "/transfers", "/audit-events"})
+_LIST_SUFFIXES: Final = ("/entries", "/balance", "/order-summary")
 _SIGN_IN_PREFIXES: Final = ("/auth/", "/sign-in")
 # Browsers send these requests by themselves, and nobody can guess a password with them.
 _SESSION_SUFFIXES: Final = ("/refresh", "/sign-out")
 
+_POOL_DIVISOR: Final = 4
+
 
 def classify(scope: Mapping[str, Any]) -> str:
-    """The class of a request: `read`, `write`, `money`, `bulk` or `sign-in`."""
+    """The class of a request: `list`, `read`, `write`, `money`, `bulk` or `sign-in`."""
     path = get_route_path(scope)
     if path.endswith(_BULK_SUFFIXES):
         return "bulk"
     if scope.get("method", "GET") in _SAFE_METHODS:
-        return "read"
+        return "list" if path in _LISTS or path.endswith(_LIST_SUFFIXES) else "read"
     if path.startswith("/transfers") or path.endswith("/pay"):
         return "money"
     if path.startswith(_SIGN_IN_PREFIXES) and not path.endswith(_SESSION_SUFFIXES):
@@ -37,6 +42,7 @@ def build_rate_limits(settings: Settings) -> RateLimits | None:
     return RateLimits(
         address=RateLimit.parse(settings.rate_limit_address),
         classes={
+            "list": RateLimit.parse(settings.rate_limit_list),
             "read": RateLimit.parse(settings.rate_limit_read),
             "write": RateLimit.parse(settings.rate_limit_write),
             "money": RateLimit.parse(settings.rate_limit_money),
@@ -44,5 +50,7 @@ def build_rate_limits(settings: Settings) -> RateLimits | None:
             "sign-in": RateLimit.parse(settings.rate_limit_sign_in),
         },
         classify=classify,
+        # so that one principal with slow lists leaves most connections to the others
+        max_in_progress={"list": max(1, settings.pool_size // _POOL_DIVISOR)},
         max_entries=settings.rate_limit_entries,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 from uuid import UUID
 
@@ -24,6 +25,11 @@ PASSWORD: Final = "a password of a test"
 _HASHER: Final = PasswordHash([Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1)])
 
 
+@cache
+def hash_password(password: str) -> str:
+    return _HASHER.hash(password)
+
+
 @dataclass(frozen=True, slots=True)
 class Person:
     user_id: UUID
@@ -40,7 +46,7 @@ async def create_person(
     async with database.begin() as session:
         session.add(user)
         await session.flush()
-        session.add(Credential(user_id=user.id, role=role, password_hash=_HASHER.hash(PASSWORD)))
+        session.add(Credential(user_id=user.id, role=role, password_hash=hash_password(PASSWORD)))
         if has_app:
             assert TEST_SETTINGS.encryption_keys is not None
             box = SecretBox(parse_keyring(TEST_SETTINGS.encryption_keys.get_secret_value()))

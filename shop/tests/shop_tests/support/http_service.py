@@ -6,21 +6,26 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 
 from shop.app import create_app
+from shop.keyrings import new_key
 from shop.postgres import as_service_login
 from shop_tests.support.identity import ADMIN, SIGNING_KEYS, TEST_SETTINGS, sign_in
+
+# Otherwise each client reads the certificates of all authorities, which takes longer than most tests.
+_TLS: Final = ssl.create_default_context()
 
 
 def create_service(url: str, **settings: Any) -> FastAPI:
@@ -70,7 +75,7 @@ def client_of(
     """A client that sends the headers of `sign_in`. By default it is signed in as an admin."""
     headers = (principal or sign_in(ADMIN.role, ADMIN.user_id)) if signs_in else {}
     unlimited = httpx.Limits(max_connections=None)
-    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, **options)
+    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, limits=unlimited, verify=_TLS, **options)
 
 
 def _listening() -> socket.socket:
@@ -101,7 +106,8 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
         "SHOP_OWNER_DATABASE_URL": url,
         "SHOP_SIGNING_KEYS": SIGNING_KEYS,
         "SHOP_RATE_LIMITS": "off",
-        "SHOP_ENCRYPTION_KEYS": SIGNING_KEYS,
+        "SHOP_ENCRYPTION_KEYS": new_key(),
+        "SHOP_CONSOLE_MAILS": "on",
         "SHOP_LOG_FORMAT": "json",
         "SHOP_SHUTDOWN_PAUSE": "0",
     }
@@ -114,7 +120,7 @@ async def run_shop_serve(url: str, log: Path, **settings: str) -> AsyncIterator[
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        async with client_of(address) as client, asyncio.timeout(30):
+        async with client_of(address) as client, asyncio.timeout(90):  # on a busy machine
             while True:
                 assert process.returncode is None, log.read_text()
                 with contextlib.suppress(httpx.TransportError):

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID, uuid4
 
-import pytest
 from pydantic import SecretStr
 
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import new_key, parse_keyring
-from shop.roles import STAFF_ROLE
 from shop.settings import Settings
-from shop.web import dependencies
 
 # A new one for each run, so that no key in the repository is ever a valid one.
 SIGNING_KEYS: Final = new_key()
@@ -36,8 +33,3 @@ def sign_in(role: Role = Role.CUSTOMER, user_id: UUID | str | None = None) -> di
     """The header of a principal with this role. By default it is a new user, without a row in `users`."""
     id_ = uuid4() if user_id is None else UUID(str(user_id))
     return {"Authorization": f"Bearer {TEST_SIGNER.sign(Principal(id_, role, session_id=uuid4()))}"}
-
-
-def disable_second_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the transactions of customers run with the role of operators, so that only the rules protect other users."""
-    monkeypatch.setattr(dependencies, "CUSTOMER_ROLE", STAFF_ROLE)

@@ -47,12 +47,18 @@ async def assert_matches_openapi(response: httpx.Response) -> None:
 
 
 def _operation(method: str, path: str) -> dict[str, Any] | None:
-    # `/orders/export` also matches `/orders/{order_id}`: try paths without parameters first
-    for pattern, operations in sorted(description()["paths"].items(), key=lambda item: "{" in item[0]):
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", pattern), path):
+    for pattern, operations in _patterns():
+        if pattern.fullmatch(path):
             found: dict[str, Any] | None = operations.get(method.lower())
             return found
     return None
+
+
+@cache
+def _patterns() -> list[tuple[re.Pattern[str], dict[str, Any]]]:
+    # `/orders/export` also matches `/orders/{order_id}`: try paths without parameters first
+    paths = sorted(description()["paths"].items(), key=lambda item: "{" in item[0])
+    return [(re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), operations) for path, operations in paths]
 
 
 def _differences(value: Any, schema: dict[str, Any], place: str) -> Iterator[str]:

@@ -10,9 +10,10 @@ from shop.web import dependencies
 
 
 def disable_row_security(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Customers read and write as the staff does, and transfers are posted without `posted_by`.
-
-    So the policies and triggers of the database protect nothing, and a missing rule is seen.
-    """
+    """Customers read and write with the role of the staff, so the policies protect no other customer."""
     monkeypatch.setattr(dependencies, "CUSTOMER_ROLE", STAFF_ROLE)
+
+
+def disable_posted_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Customers post transfers as the staff does, so neither the ledger nor its trigger protects other accounts."""
     monkeypatch.setattr(Principal, "customer_id", None)

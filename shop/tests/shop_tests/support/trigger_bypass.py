@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import text, update
@@ -11,6 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from shop import tables
 from shop.ledger.models import PendingTransfer
+
+_LOCK_CHAIN: Final = "pg_advisory_xact_lock(495622122611)"
+
+EMPTY_TABLES: Final = f"""
+DO $$ BEGIN
+PERFORM set_config('session_replication_role', 'replica', true), {_LOCK_CHAIN};
+{"".join(f"DELETE FROM {table.name};" for table in reversed(tables.Base.metadata.sorted_tables))}
+END $$
+"""
+"""The statement that deletes every row of Shop's tables."""
 
 
 async def disable_triggers(session: AsyncSession) -> None:
@@ -53,12 +64,9 @@ async def reseal_pending_transfers(session: AsyncSession) -> None:
 
 async def empty_tables(session: AsyncSession) -> None:
     """Delete every row of Shop's tables."""
-    await disable_triggers(session)
-    await _lock_chain_of_seals(session)
-    for table in reversed(tables.Base.metadata.sorted_tables):
-        await session.execute(table.delete())
+    await session.execute(text(EMPTY_TABLES))
 
 
 async def _lock_chain_of_seals(session: AsyncSession) -> None:
     """Take the lock of link_seals(), so that no other process continues the old chain of seals."""
-    await session.execute(text("SELECT pg_advisory_xact_lock(495622122611)"))
+    await session.execute(text(f"SELECT {_LOCK_CHAIN}"))

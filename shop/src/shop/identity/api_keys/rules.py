@@ -7,9 +7,12 @@ from typing import Any, Final
 from howdah.fastapi import allow
 from shop.identity.api_keys.models import ApiKey
 from shop.identity.principals import Role
-from shop.web.access import OwnRows
+from shop.web.access import OwnRows, Permission
 
 # Without a scope, because no API key may call the routes.
 MANAGE_KEYS: Final[Any] = allow(*Role)
 
 OWN_KEYS: Final = OwnRows(ApiKey.user_id)
+
+# An operator sees the keys of others.
+REVOKE_KEYS_OF_OTHERS: Final = Permission(Role.ADMIN, to="revoke the key of another user")

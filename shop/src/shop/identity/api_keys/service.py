@@ -73,7 +73,19 @@ async def lock_key(session: AsyncSession, key_id: UUID) -> ApiKey:
     return await AsyncRepository(session, ApiKey).lock_one(key_id)
 
 
-async def revoke_key(session: AsyncSession, key: ApiKey) -> None:
-    """Revoke the key. A key that was revoked before stays as it is."""
-    if key.revoked_at is None:
-        key.revoked_at = await session.scalar(select(func.statement_timestamp()))
+async def revoke_key(session: AsyncSession, key: ApiKey) -> bool:
+    """Revoke the key. Returns False if it was revoked before."""
+    if key.revoked_at is not None:
+        return False
+    key.revoked_at = await session.scalar(select(func.statement_timestamp()))
+    return True
+
+
+async def revoke_keys_of(session: AsyncSession, user_id: UUID) -> None:
+    """Revoke all keys of the user, in a transaction of the system. Call `ApiKeyVerifier.forget` after the commit."""
+    await session.execute(
+        update(ApiKey)
+        .where(ApiKey.user_id == user_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=func.statement_timestamp())
+        .execution_options(synchronize_session=False)
+    )

@@ -26,7 +26,7 @@ from shop.identity.principals import Principal
 from shop.identity.scopes import scopes_of_role
 from shop.web.dependencies import SYSTEM_DATABASE
 
-MAX_STALENESS_SECONDS: Final = 5.0
+MAX_STALENESS_SECONDS: Final = 2.0
 """How long a process may accept a key that another process has revoked, or the old role of its user."""
 
 _LAST_USE_INTERVAL: Final = timedelta(minutes=1)

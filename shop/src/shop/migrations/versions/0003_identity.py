@@ -15,6 +15,7 @@ def upgrade() -> None:
         "sign_in_throttles",
         sa.Column("key", sa.String(length=100), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("refused", sa.Integer(), server_default="0", nullable=False),
         sa.Column("blocked_until", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_sign_in_throttles")),
@@ -78,7 +79,7 @@ def upgrade() -> None:
     op.create_table(
         "sign_in_sessions",
         sa.Column("id", sa.Uuid(), nullable=False),
-        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("user_id", sa.Uuid(), nullable=True),
         sa.Column(
             "created_at", sa.DateTime(timezone=True), server_default=sa.text("statement_timestamp()"), nullable=False
         ),
@@ -92,11 +93,12 @@ def upgrade() -> None:
         sa.Column("network", sa.String(length=50), nullable=True),
         sa.Column("user_agent", sa.String(length=200), nullable=True),
         sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_sign_in_sessions_user_id"), ondelete="CASCADE"
+            ["user_id"], ["users.id"], name=op.f("fk_sign_in_sessions_user_id"), ondelete="SET NULL"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_sign_in_sessions")),
     )
     op.create_index("ix_sign_in_sessions_expires_at", "sign_in_sessions", ["expires_at"])
+    op.create_index("ix_sign_in_sessions_orphans", "sign_in_sessions", ["id"], postgresql_where="user_id IS NULL")
     op.create_index(
         "ix_sign_in_sessions_revoked_at",
         "sign_in_sessions",
