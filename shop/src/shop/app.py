@@ -117,7 +117,8 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
             max_wait_seconds=chosen.max_request_wait,
         ),
     )
-    responses = describe_problems(HTTPStatus.SERVICE_UNAVAILABLE)
+    # 400, because a request with two credentials is rejected on every route
+    responses = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.SERVICE_UNAVAILABLE)
     for router in (
         *(user_routes, user_order_routes, order_routes, account_routes, transfer_routes, audit_routes),
         *(sign_in_routes, sign_in_account_routes, staff_routes, deletion_routes, oauth2_routes, api_key_routes),
