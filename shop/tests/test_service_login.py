@@ -153,7 +153,7 @@ def shell(server: EmbeddedPostgres, script: str, **variables: str) -> subprocess
     script = script.replace("@db.example.com/shop", f"@/shop?host={socket_dir_of(server)}")
     return subprocess.Popen(
         [shutil.which("sh") or "sh", "-euc", script],
-        env=own | {"PATH": programs} | variables,
+        env=own | {"PATH": programs, "MAIL_PASSWORD": "of-the-mail-server"} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

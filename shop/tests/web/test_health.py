@@ -14,8 +14,10 @@ from sqlalchemy import text
 
 from howdah import Database
 from shop import migrations
+from shop.identity.principals import Role
 from shop_tests.support.factories import make_user
 from shop_tests.support.http_service import create_service, http_client
+from shop_tests.support.identity import sign_in
 from shop_tests.support.lossy_proxy import run_lossy_proxy
 from shop_tests.support.problems import assert_problem
 
@@ -126,15 +128,16 @@ async def test_the_service_stays_ready_while_a_table_is_locked(
 
 
 async def test_the_service_is_not_ready_while_every_connection_is_in_use(committed_url: str) -> None:
-    async with http_client(create_service(committed_url, staff_pool_size=8, pool_timeout=0.2)) as client:
+    async with http_client(create_service(committed_url, pool_size=1, pool_timeout=0.2)) as client:
         user = await make_user(client)
+        path, headers = f"/users/{user['id']}/order-summary", sign_in(Role.CUSTOMER, user["id"])
         async with Database(committed_url) as database, database.begin() as session:
             await session.execute(text("LOCK TABLE users"))
-            waiting = [asyncio.create_task(client.get(f"/users/{user['id']}/order-summary")) for _ in range(9)]
-            await _in_use(client, 9)  # of 12 connections; the others are for batches
+            waiting = [asyncio.create_task(client.get(path, headers=headers)) for _ in range(8)]
+            await _in_use(client, 8)  # of 11 connections; the others are for batches
             started = time.monotonic()
             assert_problem(await client.get("/readyz"), 503, "not-ready", detail="PoolExhausted")
-            assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
+            assert_problem(await client.get(path, headers=headers), 503, "pool-exhausted")
             assert time.monotonic() - started < 3
         assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {200}
         await _in_use(client, 0)
@@ -196,7 +199,7 @@ def _lines(response: httpx.Response) -> list[str]:
 
 async def _in_use(client: httpx.AsyncClient, connections: int) -> None:
     async with asyncio.timeout(10):
-        while f'howdah_pool_connections{{database="staff",state="in_use"}} {float(connections)}' not in _lines(
+        while f'howdah_pool_connections{{database="main",state="in_use"}} {float(connections)}' not in _lines(
             await client.get("/metrics")
         ):
             await asyncio.sleep(0.005)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from howdah import Database
+from howdah.fastapi import PUBLIC
 from shop_tests.support.http_service import client_of, create_service, http_client, run_shop_serve
 from shop_tests.support.problems import assert_problem
 
@@ -39,7 +40,7 @@ async def test_an_unexpected_error_is_a_problem_response_and_a_traceback_in_the_
 ) -> None:
     app = create_service(committed_url)
 
-    @app.get("/broken")
+    @app.get("/broken", dependencies=[PUBLIC])
     async def broken() -> None:
         raise LookupError("a secret")
 

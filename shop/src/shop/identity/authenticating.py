@@ -29,7 +29,9 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
 
     async def verify_token(connection: HTTPConnection, token: str) -> Principal:
         principal = tokens.verify(token)
-        (await revocations(connection)).check(principal.session_id)
+        ended = await revocations(connection)
+        await ended.refresh()
+        ended.check(principal.session_id)
         return principal
 
     async def verify_cookie(connection: HTTPConnection) -> Principal | None:

@@ -6,6 +6,7 @@ of a token: after a sign-out, a change of the password or the role, or because a
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -60,12 +61,14 @@ class Revocations:
         self._forget_at: dict[UUID, float] = {}
         self._since: datetime | None = None
         self._polled_at: float | None = None
+        self._refreshed_at: float | None = None
+        self._refreshing = asyncio.Lock()
 
     def check(self, session_id: UUID | None) -> None:
         """Raise `NotAuthenticated` if the session has ended, and a 503 if the last poll is too long ago."""
         if session_id in self._forget_at:
             raise NotAuthenticated("the session has ended: sign in again")
-        if self._polled_at is None or self._clock() - self._polled_at > MAX_STALENESS.total_seconds():
+        if self._is_older(self._polled_at, MAX_STALENESS):
             raise ProblemException(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "sessions-unavailable",
@@ -76,6 +79,23 @@ class Revocations:
         """Reject the tokens of these sessions from now on. Call it after the commit that ends them."""
         forget_at = self._clock() + _RETENTION.total_seconds()
         self._forget_at.update(dict.fromkeys(session_ids, forget_at))
+
+    async def refresh(self) -> None:
+        """Poll now if `check` would be a 503, so that requests succeed as soon as the database can be reached again.
+
+        Concurrent calls share a poll, and there is at most one in each `POLL_INTERVAL`.
+        """
+        if not self._is_older(self._polled_at, MAX_STALENESS):
+            return
+        async with self._refreshing:
+            if self._is_older(self._polled_at, MAX_STALENESS) and self._is_older(self._refreshed_at, POLL_INTERVAL):
+                try:
+                    await self.poll_now()
+                finally:
+                    self._refreshed_at = self._clock()
+
+    def _is_older(self, at: float | None, limit: timedelta) -> bool:
+        return at is None or self._clock() - at > limit.total_seconds()
 
     async def poll(self) -> None:
         """Read the sessions that have ended since the last poll, and forget those whose tokens have expired."""

@@ -39,7 +39,7 @@ async def http_client(app: FastAPI, **options: Any) -> AsyncIterator[httpx.Async
     `client_of`."""
     with _listening() as listening:
         server = _server(app)
-        running = asyncio.create_task(server.serve(sockets=[listening]))
+        running = asyncio.create_task(_serve(server, listening))
         try:
             while not server.started:
                 if running.done():
@@ -50,6 +50,14 @@ async def http_client(app: FastAPI, **options: Any) -> AsyncIterator[httpx.Async
         finally:
             server.should_exit = True
             await running
+
+
+async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
+    """Serve until the server ends. If the application doesn't start, uvicorn exits, which would end pytest."""
+    try:
+        await server.serve(sockets=[listening])
+    except SystemExit as error:
+        raise RuntimeError("the application didn't start: see the log") from error
 
 
 @contextmanager
