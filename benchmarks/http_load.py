@@ -105,7 +105,7 @@ class HttpServer:
     `{url}` and `{port}` in the command are replaced. The URL of the database is also in the environment. The process
     is started before the first request. After a failed measurement it is replaced by a new process. So a contender that
     crashes the server, or keeps it busy, doesn't affect the next contender. `authorization` is the header of each
-    request, or a list of the headers for each id.
+    request, or a list with one header for each id.
     """
 
     def __init__(

@@ -203,8 +203,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader, for a copy that `with_settings` has made, or for another `Database` with the same tables.
 
-        The other one may have another role, for example. Calls of `get` share a statement only with calls of the same
-        `Database` and equal settings. The limits of `open` apply to each of them separately.
+        For example, the other `Database` may have another role. Calls of `get` share a statement only with calls of the
+        same `Database` and equal settings. The limits of `open` apply to each of them separately.
         """
         if database is self._database:
             return self

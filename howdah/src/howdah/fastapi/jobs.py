@@ -43,8 +43,9 @@ class Job:
 
     - A job doesn't overlap with itself: `every` is the time from the end of a run to the start of the next one. It is
       varied by up to 10 % at random. The first run starts after at most a minute, and at most a tenth of `every`.
-    - An error is logged with its traceback. If the next runs fail, too, the 2nd, 4th, 8th, … failure is logged in one
-      line. The next run starts after one minute, then two, four, … up to `every`.
+    - An error is logged with its traceback, but an unavailable database in one line. If the next runs fail, too, only
+      the 2nd, 4th, 8th, … failure is logged, in one line. The next run starts after one minute, then two, four, … up to
+      `every`.
     - At shutdown a running job is cancelled, before the application's resources are closed. After 5 seconds the
       shutdown doesn't wait for it any longer.
     - Every process runs its jobs, so `work` may run in several processes at the same time.

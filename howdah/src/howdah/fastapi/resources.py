@@ -82,7 +82,7 @@ class Resource(Generic[ResourceT]):
         return self.get(connection)
 
     def get(self, connection: HTTPConnection) -> ResourceT:
-        """The same, without `await`."""
+        """The same as the call, without `await`."""
         opened = find_opened(connection, f"the resource {self.name!r}")
         if self.key not in opened.values:
             raise RuntimeError(

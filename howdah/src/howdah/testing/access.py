@@ -244,7 +244,7 @@ class AccessMatrix:
     def _iterate_credentials(self, expectation: Expectation) -> Iterator[_Credential]:
         """The credentials for this operation.
 
-        An API key is sent with the scopes of the operation, and with all scopes but each of these.
+        One API key has the needed scopes. For each of them, another key has all scopes but this one.
         """
         unauthorized, forbidden = int(HTTPStatus.UNAUTHORIZED), int(HTTPStatus.FORBIDDEN)
         yield from (_Credential(name, make) for name, make in self._valid.items())

@@ -1,4 +1,4 @@
-"""`DELETE /users/{user_id}`: delete a user, and end what the user is signed in with."""
+"""`DELETE /users/{user_id}`: delete a user, and end the user's sessions and API keys."""
 
 from __future__ import annotations
 

@@ -69,7 +69,10 @@ class PasswordRejected(IdentityError):
 
 
 class TooManyAttempts(IdentityError):
-    """The account or the address has to wait for `retry_after` seconds. `refused` is the number of such attempts."""
+    """The account or the address has to wait for `retry_after` seconds.
+
+    `refused` counts the attempts that came too early.
+    """
 
     def __init__(self, retry_after: int, *, refused: int) -> None:
         super().__init__(f"too many attempts: try again in {retry_after} s")

@@ -50,10 +50,11 @@ async def note(
 
 
 class AnonymousEvents:
-    """Records events that anybody can cause without signing in, such as refused sign-ins. Their number is bounded.
+    """Records events that can be repeated without limit, such as refused sign-ins. Their number is bounded.
 
-    Above the bound they are only counted. The next event that is recorded has their number, `left_out`. Events that
-    somebody causes who has signed in, or has a token, are recorded by `note`, so they are never left out.
+    Most of them need no sign-in; a wrong current password is the exception. Above the bound they are only counted. The
+    next event that is recorded has their number, `left_out`. The function `note` records all other events, so they are
+    never left out.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -114,7 +114,10 @@ class Revocations:
             del self._forget_at[id_]
 
     async def poll_now(self) -> None:
-        """Poll after a commit that has ended sessions whose ids are unknown. If it fails, the next poll finds them."""
+        """Poll, and log an error of the database: the next poll finds what this one missed.
+
+        Call it after a commit that has ended sessions whose ids are unknown.
+        """
         try:
             await self.poll()
         except HowdahError as error:

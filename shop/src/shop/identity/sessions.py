@@ -210,7 +210,7 @@ async def find_owner(session: AsyncSession, session_id: UUID) -> UUID | None:
 
 
 def is_unneeded() -> ColumnElement[bool]:
-    """The condition of sessions that can be deleted: they ended more than 30 days ago, or their user was deleted and
+    """The condition of sessions that can be deleted: they expired more than 30 days ago, or their user was deleted and
     no access token of theirs can be valid any more."""
     now = func.statement_timestamp()
     is_orphan = SignInSession.user_id.is_(None) & (SignInSession.last_used_at < now - _KEEP_ORPHANS)

@@ -10,8 +10,8 @@ _LOCAL_PATH: Final = re.compile(r"/(?![/\\])[!-\[\]-~]{0,500}", re.ASCII)
 
 
 def check_path(path: str | None, *, default: str) -> str:
-    """The path, if it is one of this service, otherwise the default.
+    """The path if it is one of this service, else the default.
 
-    Otherwise a link could redirect people to a forged page after the sign-in.
+    Without this check, a link could redirect people to a forged page after the sign-in.
     """
     return path if path is not None and _LOCAL_PATH.fullmatch(path) else default

@@ -39,7 +39,7 @@ def _set(response: Response, name: str, value: str, *, max_age: int | None) -> N
 
 
 def _find(connection: HTTPConnection, name: str) -> str | None:
-    """The value of the cookie with exactly this name, or None, also if there are two.
+    """The value of the cookie with exactly this name. None if there is no such cookie, or more than one.
 
     `connection.cookies` also removes the bytes 0x85 and 0xA0 around a name. So another subdomain could set a cookie
     whose name begins with such a byte. The browser wouldn't see the prefix, and the service would.

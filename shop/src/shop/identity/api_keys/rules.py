@@ -14,5 +14,5 @@ MANAGE_KEYS: Final[Any] = allow(*Role)
 
 OWN_KEYS: Final = OwnRows(ApiKey.user_id)
 
-# An operator sees the keys of others.
+# An operator sees the keys of others, but can't revoke them.
 REVOKE_KEYS_OF_OTHERS: Final = Permission(Role.ADMIN, to="revoke the key of another user")
