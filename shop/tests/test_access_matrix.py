@@ -135,7 +135,7 @@ def test_every_rule_is_in_a_module_of_rules_and_in_use() -> None:
 
 async def test_the_matrix_fails_without_the_rule_of_any_route(service: Service) -> None:
     """Each route of the rule must have a gap."""
-    # a second line of some routes: it rejects API keys once more
+    # this dependency of some routes also rejects API keys, so it would hide the missing rule
     service.app.dependency_overrides[get_session_principal] = require_principal
     missed = []
     for rule, operations in list_rules(service.app).items():

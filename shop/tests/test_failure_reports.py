@@ -31,7 +31,7 @@ def _parse_in_each_collection() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_parse_in_each_collection")
-def test_a_failure_is_described_while_others_parse(request: pytest.FixtureRequest) -> None:
+def test_a_failure_has_its_message_while_collections_parse(request: pytest.FixtureRequest) -> None:
     def fail() -> None:
         names = [each for each in range(100) if each % 2]
         assert len(names) == 51, "the message"

@@ -161,7 +161,7 @@ class Requests:
         return RequestData(json=body, headers=_new_key(), missing=(409,) if _is_staff(case) else (404,))
 
     def open_accounts(self, case: Case) -> RequestData:
-        """Each line has its own answer. That for a foreign user must be that for an unknown one."""
+        """Each line has its own answer. A foreign user and an unknown one must get the same answer."""
         line = {"name": new_name(), "currency": "GBP", "user_id": str(self.choose("user_id", case))}
         return RequestData(content=_lines(line), headers=_NDJSON, missing=(200,), own_marks=['"outcome":"opened"'])
 
@@ -331,7 +331,7 @@ class Requests:
         return token, pyotp.TOTP(begun.secret).now()
 
     async def _reset(self, person: Person | None = None) -> None:
-        """Forget the attempts of this address, and let the person have `PASSWORD` again."""
+        """Forget all attempts to sign in, and set the password of the person to `PASSWORD` again."""
         async with self.world.database.begin() as session:
             await session.execute(delete(SignInThrottle))
             if person is not None:

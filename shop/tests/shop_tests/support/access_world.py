@@ -30,7 +30,7 @@ from shop_tests.support.identity import TEST_SIGNER
 
 BALANCE: Final = 867_531_000_500
 BALANCE_MARK: Final = str(BALANCE)[:9]
-"""The balance of the account with which customers exchange money always begins so. No customer may see it."""
+"""The first digits of the balance of the account from which and to which customers pay. No customer may see them."""
 
 SAME_ORIGIN: Final = {"Sec-Fetch-Site": "same-origin"}
 LIFETIMES: Final = Lifetimes(customers=Lifetime(idle=timedelta(days=1), total=timedelta(days=1)))
@@ -90,7 +90,7 @@ class World:
             return await _create_order(session, user_id)
 
     async def move(self, from_account_id: UUID, to_account_id: UUID, *, pending_seconds: int | None = None) -> UUID:
-        """Transfer 1, or hold it."""
+        """Post a transfer of 1, or with `pending_seconds` a hold."""
         async with self.database.begin() as session:
             return await _move(session, from_account_id, to_account_id, 1, pending_seconds=pending_seconds)
 
