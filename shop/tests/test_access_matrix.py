@@ -42,6 +42,7 @@ OPERATIONS: Final[Mapping[str, Collection[str]]] = {
         "GET /users/{user_id}/order-summary",
     ],
     "shop.user_orders.rules.WITH_ORDERS": ["GET /users/{user_id}"],
+    "shop.orders.rules.WITH_TRANSFER": ["POST /orders/{order_id}/pay"],
     "shop.user_orders.rules.WITH_USER": ["GET /users/{user_id}/order-summary"],
     "shop.orders.rules.OWN_ORDERS": [
         "POST /orders",
@@ -83,7 +84,11 @@ OPERATIONS: Final[Mapping[str, Collection[str]]] = {
 
 # The role and the credentials with which the matrix sees the rule, if they aren't a customer with a token.
 AS_OPERATOR: Final = {"shop.identity.api_keys.rules.REVOKE_KEYS_OF_OTHERS"}
-WITH_KEY: Final = {"shop.user_orders.rules.WITH_ORDERS", "shop.user_orders.rules.WITH_USER"}
+WITH_KEY: Final = {
+    "shop.orders.rules.WITH_TRANSFER",
+    "shop.user_orders.rules.WITH_ORDERS",
+    "shop.user_orders.rules.WITH_USER",
+}
 
 POSTING: Final = ("POST /transfers", "POST /transfers/batch")
 """The operations in which the matrix sees the rules of `shop.ledger.ownership`."""

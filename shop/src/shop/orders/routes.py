@@ -27,7 +27,15 @@ from shop.ledger.http.problems import refusal_response
 from shop.ledger.writing import KeyInUse
 from shop.orders.dependencies import BuyerId, OrderReader, OrderWithItemsReader, buyer_id
 from shop.orders.models import Order
-from shop.orders.rules import OWN_ORDERS, OWN_PAYING_ACCOUNTS, PAY_ORDERS, PLACE_ORDERS, READ_ORDERS, SET_STATUSES
+from shop.orders.rules import (
+    OWN_ORDERS,
+    OWN_PAYING_ACCOUNTS,
+    PAY_ORDERS,
+    PLACE_ORDERS,
+    READ_ORDERS,
+    SET_STATUSES,
+    WITH_TRANSFER,
+)
 from shop.orders.schemas import (
     MAX_STATUS_CHANGE_BYTES,
     OrderExportParameters,
@@ -131,6 +139,7 @@ async def pay(
     transfers share one set of idempotency keys.
 
     A customer pays from an account of their own, to an account without an owner."""
+    WITH_TRANSFER.check(principal)
     pay_once = partial(
         pay_order,
         db,

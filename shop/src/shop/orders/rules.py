@@ -14,12 +14,13 @@ from howdah.fastapi import allow
 from shop.identity.principals import Role
 from shop.ledger.models import Account
 from shop.orders.models import Order
-from shop.web.access import OwnRows, everyone, staff
+from shop.web.access import OwnRows, SecondScope, everyone, staff
 
 READ_ORDERS: Final = everyone("orders:read")
 PLACE_ORDERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="orders:write")
 # Operators may not: a payment moves money.
 PAY_ORDERS: Final = allow(Role.CUSTOMER, Role.ADMIN, scope="orders:write")
+WITH_TRANSFER: Final = SecondScope("transfers:write")
 SET_STATUSES: Final = staff("orders:write")
 
 OWN_ORDERS: Final = OwnRows(Order.user_id)

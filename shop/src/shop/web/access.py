@@ -48,7 +48,7 @@ class Permission:
 
 
 class SecondScope:
-    """A second scope that an API key needs, because the response has rows of two features."""
+    """A second scope that an API key needs, because the route reads or changes rows of two features."""
 
     def __init__(self, scope: str) -> None:
         self.scope: Final = scope

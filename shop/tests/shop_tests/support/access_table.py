@@ -41,7 +41,9 @@ EXPECTED: Final[Mapping[str, Expectation]] = {
     "GET /orders/export": all_roles(scope="orders:read"),
     "PATCH /orders/status": expect(operator="all", admin="all", scope="orders:write"),
     "GET /orders/{order_id}": all_roles(scope="orders:read"),
-    "POST /orders/{order_id}/pay": expect(customer="own", admin="all", scope="orders:write"),
+    "POST /orders/{order_id}/pay": expect(
+        customer="own", admin="all", scope="orders:write", more_scopes=["transfers:write"]
+    ),
 
     "POST /accounts": all_roles(scope="accounts:write", has_objects=True),
     "POST /accounts/batch": all_roles(scope="accounts:write", has_objects=True),
