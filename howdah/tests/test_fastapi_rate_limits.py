@@ -215,6 +215,6 @@ async def test_a_principal_has_few_requests_of_a_class_in_progress() -> None:
 
 
 @pytest.mark.parametrize("max_in_progress", [{"other": 1}, {"read": 0}])
-def test_a_limit_for_an_unknown_class_is_rejected(max_in_progress: dict[str, int]) -> None:
+def test_an_invalid_limit_of_requests_in_progress_is_rejected(max_in_progress: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="max_in_progress"):
         RateLimits(classes={"read": RateLimit(1)}, max_in_progress=max_in_progress)

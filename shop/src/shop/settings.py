@@ -221,7 +221,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_keyrings(self) -> Self:
-        """Reject a key of both keyrings: who could decrypt with it could also sign tokens."""
+        """Reject a key that is in both keyrings: whoever could decrypt with it could also sign tokens."""
         if self.signing_keys is not None and self.encryption_keys is not None:
             common = {*self.signing_keyring.values()} & {*self.encryption_keyring.values()}
             if common:

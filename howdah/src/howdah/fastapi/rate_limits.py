@@ -73,7 +73,7 @@ class RateLimits:
     def __post_init__(self) -> None:
         for name, count in self.max_in_progress.items():
             if name not in self.classes or count < 1:
-                raise ValueError(f"max_in_progress: {name!r} must be a name of classes, and {count} at least 1")
+                raise ValueError(f"max_in_progress: {name!r} must be one of `classes`, and {count} at least 1")
         if _ADDRESS in self.classes:
             raise ValueError(f"{_ADDRESS!r} is the name of the limit for addresses: use another name for the class")
 
