@@ -234,7 +234,7 @@ async def test_roles_and_scopes() -> None:
 def test_a_rule_needs_a_role() -> None:
     with pytest.raises(ValueError, match="use PUBLIC"):
         allow()
-    with pytest.raises(TypeError, match="a rule is PUBLIC or what allow"):
+    with pytest.raises(TypeError, match="must be PUBLIC or the result of allow"):
         protect(answer, "customer")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import select
+import selectors
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -172,8 +172,11 @@ async def test_a_burst_of_new_connections_has_a_second_for_its_requests(monkeypa
 def test_control_without_that_time_connections_of_a_burst_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("howdah.serving._connections._MIN_UNFINISHED_SECONDS", -1.0)
     with running_server(EchoApp(), ServerLimits()) as server, ExitStack() as stack:
-        rejected = select.select(_connect_burst(server, stack), [], [], 10)[0]  # nothing was sent
-        assert {each.recv(12)[9:] for each in rejected} == {b"503"}
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for each in _connect_burst(server, stack):
+            selector.register(each, selectors.EVENT_READ)
+        rejected = [key.fileobj for key, _ in selector.select(10)]  # nothing was sent
+        assert {each.recv(12)[9:] for each in rejected if isinstance(each, socket.socket)} == {b"503"}
 
 
 def _connect_burst(server: RunningServer, stack: ExitStack) -> list[socket.socket]:
