@@ -10,6 +10,7 @@ import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 from uuid import uuid4
 
 import httpx
@@ -39,9 +40,10 @@ SOME_URL = f"postgresql://shop:{DATABASE_PASSWORD}@127.0.0.1:1/shop"
 
 
 def serve(**variables: str) -> tuple[int, str]:
-    """The exit code and the output of `shop serve` for wrong settings."""
+    """The exit code and the output of `shop serve` for wrong settings. It leaves the log of the tests as it is."""
     environment = {f"SHOP_{name}": value for name, value in variables.items()}
-    result = CliRunner().invoke(app, ["serve", "--port", "0"], env=environment, catch_exceptions=False)
+    with patch("howdah.logs.configure_logging"):
+        result = CliRunner().invoke(app, ["serve", "--port", "0"], env=environment, catch_exceptions=False)
     return result.exit_code, result.output
 
 

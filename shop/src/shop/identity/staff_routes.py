@@ -67,7 +67,12 @@ async def change_role(
     verifier.forget(user_id)
 
 
-@router.delete("/users/{user_id}/sessions", status_code=HTTPStatus.NO_CONTENT, dependencies=[MANAGE_USERS])
+@router.delete(
+    "/users/{user_id}/sessions",
+    status_code=HTTPStatus.NO_CONTENT,
+    dependencies=[MANAGE_USERS],
+    responses=describe_problems(HTTPStatus.CONFLICT),
+)
 async def end_sessions(
     user_id: UUID,
     principal: SessionPrincipal,

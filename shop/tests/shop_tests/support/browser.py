@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -100,14 +100,27 @@ class Page:
 
     async def click(self, selector: str) -> None:
         """Click on the first element of the selector with the mouse."""
-        element = f"document.querySelector({json.dumps(selector)})"
-        await self.wait(f"{element} !== null")
-        await self.run(f"{element}.scrollIntoView({{block: 'center'}})")
-        x, y = await self.run(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
-        )
+        x, y = await self._find_center(f"document.querySelector({json.dumps(selector)})")
         for kind in ("mousePressed", "mouseReleased"):
             await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    async def _find_center(self, element: str) -> Sequence[float]:
+        """Scroll the element into view, and return the position of its center, in pixels.
+
+        If another page replaces this one meanwhile, the element of that page is used.
+        """
+        while True:
+            await self.wait(f"{element} !== null")
+            center: Sequence[float] | None = await self.run(
+                f"""(element => {{
+                    if (element === null) return null;
+                    element.scrollIntoView({{block: "center"}});
+                    const {{x, y, width, height}} = element.getBoundingClientRect();
+                    return [x + width / 2, y + height / 2];
+                }})({element})"""
+            )
+            if center is not None:
+                return center
 
     async def press_enter(self) -> None:
         for kind in ("rawKeyDown", "char", "keyUp"):
