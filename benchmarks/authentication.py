@@ -28,11 +28,11 @@ _SERVE: Final = "from shop.cli import main; main()"
 # through the pool of the staff, as those of a service without row-level security would.
 _SERVE_WITHOUT: Final = """
 from uuid import UUID
-import howdah.fastapi, shop.app, shop.web.dependencies
+import howdah.fastapi.authentication, shop.app
 from shop.identity.principals import Principal, Role
 OPERATOR = Principal(UUID(int=0xAD), Role.OPERATOR)
 shop.app.build_authenticate = lambda tokens: None
-shop.web.dependencies.find_principal = lambda connection: OPERATOR
+howdah.fastapi.authentication.find_principal = lambda connection: OPERATOR
 howdah.fastapi.AccessRule.check = lambda self, principal: None
 from shop.cli import main; main()
 """
@@ -109,8 +109,8 @@ class Authentication(Comparison):
         return [
             *(Goal(name, "µs", 40) for name in (CACHED, FIRST, KEY)),
             Goal(self._STAFF, "times as fast", 0.85, self._WITHOUT),
-            # three round trips instead of one, and no batches: each customer sees other rows
-            Goal(self._CUSTOMERS, "times as fast", 0.25, self._WITHOUT),
+            # missed: each read of a customer is a transaction of its own, and takes three round trips
+            Goal(self._CUSTOMERS, "times as fast", 0.85, self._WITHOUT),
         ]
 
     async def reset(self, contender: Contender) -> None:
