@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import orjson
@@ -79,6 +79,21 @@ class UnreadAnswers(Attackers):
             await asyncio.sleep(self.seconds)
 
 
+async def _send_slowly(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, part: bytes, choose_pause: Callable[[], float]
+) -> None:
+    """Send the part again and again, until the service ends the connection."""
+    ended = asyncio.ensure_future(reader.read())  # `at_eof` would be false while the response is unread
+    try:
+        while not ended.done():
+            writer.write(part)
+            await writer.drain()
+            await asyncio.wait([ended], timeout=choose_pause())
+        await ended
+    finally:
+        ended.cancel()
+
+
 class SlowHeaders(Attackers):
     """Slowloris: headers that never end."""
 
@@ -89,10 +104,7 @@ class SlowHeaders(Attackers):
     async def attack(self, rng: random.Random) -> None:
         async with _connection(self) as (reader, writer):
             writer.write(b"GET /users HTTP/1.1\r\nHost: 127.0.0.1\r\n")
-            while not reader.at_eof():
-                writer.write(b"X-Header: 1\r\n")
-                await writer.drain()
-                await asyncio.sleep(rng.uniform(0.5, 1.5))
+            await _send_slowly(reader, writer, b"X-Header: 1\r\n", lambda: rng.uniform(0.5, 1.5))
 
 
 class SlowBodies(Attackers):
@@ -108,10 +120,7 @@ class SlowBodies(Attackers):
                 b"POST /transfers HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
                 b"Idempotency-Key: %x\r\nContent-Length: 500\r\n%b\r\n{" % (rng.getrandbits(64), ADMIN_LINE)
             )
-            while not reader.at_eof():
-                writer.write(b" ")
-                await writer.drain()
-                await asyncio.sleep(rng.uniform(0.2, 1.0))
+            await _send_slowly(reader, writer, b" ", lambda: rng.uniform(0.2, 1.0))
 
 
 class IdleConnections(Attackers):
