@@ -86,6 +86,14 @@ def test_every_reference_refers_to_a_schema(description: dict[str, Any]) -> None
         assert name in description["components"]["schemas"], reference
 
 
+def test_the_names_of_schemas_and_operations_are_those_of_generated_clients(description: dict[str, Any]) -> None:
+    # FastAPI writes the module into the names of two models with the same name. Generated clients then have both
+    # modules in their names, or reject one of the models.
+    assert not [name for name in description["components"]["schemas"] if "__" in name]
+    operations = [operation for path in description["paths"].values() for operation in path.values()]
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
+
+
 def test_every_operation_has_a_summary_and_a_success_response(description: dict[str, Any]) -> None:
     for method, path, operation in operations(description):
         assert operation["summary"], path

@@ -27,10 +27,10 @@ from shop.identity.schemas import (
     SessionOut,
     SessionsOut,
     SignedInOut,
+    SignedInUserOut,
     SignInIn,
     SignUpIn,
     TokenIn,
-    UserOut,
 )
 from shop.identity.sessions import find_owner, list_sessions, revoke_session, revoke_sessions
 from shop.identity.totp import has_device
@@ -125,12 +125,12 @@ async def sign_out(
 
 
 @router.get("/me", dependencies=[SIGNED_IN], responses=describe_problems(HTTPStatus.UNAUTHORIZED))
-async def get_me(principal: CurrentPrincipal, identity: CurrentIdentity) -> UserOut:
+async def get_me(principal: CurrentPrincipal, identity: CurrentIdentity) -> SignedInUserOut:
     """The user who is signed in."""
     async with identity.database.session(read_only=True) as session:
         account = await load_own_account(session, principal)
         has_totp = await has_device(session, principal.user_id)
-    return UserOut(
+    return SignedInUserOut(
         user_id=account.user_id,
         email=account.email,
         name=account.name,

@@ -141,7 +141,7 @@ class SessionsOut(BaseModel):
     items: list[SessionOut]
 
 
-class UserOut(BaseModel):
+class SignedInUserOut(BaseModel):
     """The user who is signed in."""
 
     model_config = ConfigDict(extra="forbid")
