@@ -106,7 +106,7 @@ async def test_wrong_credentials_are_rejected_everywhere(protected: httpx.AsyncC
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/healthz", "/metrics"])
-async def test_pages_of_the_operator_are_never_authenticated(path: str) -> None:
+async def test_probes_metrics_and_docs_are_never_authenticated(path: str) -> None:
     async def fail(connection: HTTPConnection) -> None:
         raise AssertionError
 

@@ -1,4 +1,4 @@
-"""Names and values of settings, roles and schemas: what is allowed, and how it is written into SQL."""
+"""Check the names and values of settings, roles and schemas, and quote them for SQL."""
 
 from __future__ import annotations
 
