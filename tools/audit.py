@@ -45,14 +45,17 @@ def main() -> int:
 
 def _find_vulnerabilities() -> list[str]:
     """The advisories for the locked packages of all groups, or why they are unknown."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
-        export = (_UV, "export", "--quiet", "--locked", "--all-groups", "--no-emit-workspace")
-        _run(*export, "--format", "requirements-txt", "--output-file", requirements.name)
-        audit = _run(
-            *(sys.executable, "-m", "pip_audit", "--disable-pip", "--requirement", requirements.name),
-            *("--format", "json", "--progress-spinner", "off"),
-            is_checked=False,
-        )
+    try:
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
+            export = (_UV, "export", "--quiet", "--locked", "--all-groups", "--no-emit-workspace")
+            _run(*export, "--format", "requirements-txt", "--output-file", requirements.name)
+            audit = _run(
+                *(sys.executable, "-m", "pip_audit", "--disable-pip", "--requirement", requirements.name),
+                *("--format", "json", "--progress-spinner", "off"),
+                is_checked=False,
+            )
+    except subprocess.SubprocessError as error:
+        return [f"the vulnerabilities are UNKNOWN: {error}"]
     try:
         return describe_report(json.loads(audit.stdout))
     except ValueError:

@@ -86,7 +86,7 @@ async def test_a_failed_job_is_logged_and_goes_on_and_does_not_stop_others(
 
 
 async def test_an_outage_of_the_database_is_logged_in_a_few_lines(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A job that runs every two seconds would fill the log with tracebacks."""
     outcomes = [*(Unavailable("no\nroute") for _ in range(9)), None]
@@ -104,6 +104,26 @@ async def test_an_outage_of_the_database_is_logged_in_a_few_lines(
         "the job 'polls' succeeded again, after 9 failures",
     ]
     assert not any(record.exc_info or "\n" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_bug_after_an_outage_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    outcomes: list[Exception | None] = [*(Unavailable("no") for _ in range(2)), *(KeyError("a") for _ in range(3))]
+    outcomes += [None, KeyError("a")]
+
+    async def fail(_: object) -> None:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    runner = jobs.JobRunner(Job("polls", every=SHORT, work=fail), None)
+    while outcomes:
+        await runner._run_once()
+    assert [(record.getMessage().partition(":")[0], bool(record.exc_info)) for record in caplog.records] == [
+        ("the job 'polls' failed, 1 times in a row", False),
+        ("the job 'polls' failed, 2 times in a row", False),
+        ("the job 'polls' failed", True),
+        ("the job 'polls' failed, 4 times in a row", False),
+        ("the job 'polls' failed", True),  # after a success
+    ]
 
 
 async def test_a_job_does_not_overlap_with_itself(database_url: str) -> None:

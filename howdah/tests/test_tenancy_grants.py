@@ -141,6 +141,12 @@ async def test_the_block_has_the_role_and_the_earlier_one_returns(notes: AsyncSe
     assert await role_of(notes) == login
 
 
+async def test_the_login_role_cannot_be_taken_by_its_alias(notes: AsyncSession) -> None:
+    with pytest.raises(ValueError, match="can't be 'none'"):
+        async with role_in(notes, "None"):
+            pass
+
+
 async def test_objects_are_flushed_with_the_role_under_which_they_were_changed(notes: AsyncSession) -> None:
     notes.add(GrantedNote(id=2, title="before"))
     async with role_in(notes, READER):

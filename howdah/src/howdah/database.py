@@ -390,7 +390,7 @@ class Database:
         merged = present.merge(settings or {}, role, search_path, schema_translate_map or {})
         if not merged.sql and not merged.schema_translate_map:
             raise ValueError("with_settings() needs a setting, a role or schemas: use the Database itself without them")
-        scoped: Database = object.__new__(type(self))  # faster than copy(), because each request does it
+        scoped: Database = object.__new__(type(self))  # copy() is slower, and each request may do this
         scoped.__dict__.update(self.__dict__)
         scoped._settings = merged
         scoped.engine = scoped._engine_with({})

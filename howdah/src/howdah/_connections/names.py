@@ -1,4 +1,4 @@
-"""Names and values of settings, roles and schemas: what is allowed, and how it is written into SQL."""
+"""Check the names and values of settings, roles and schemas, and quote them for SQL."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_role_name(role: object) -> None:
     """Raise `TypeError` or `ValueError` if transactions can't have this role."""
     check_identifier("role", role)
     if str(role).lower() == "none":
-        raise ValueError("role can't be 'none': PostgreSQL would use the login role. Leave role out instead")
+        raise ValueError("role can't be 'none': PostgreSQL would use the login role. Use another one, or leave it out")
 
 
 def _check_text(what: str, text: str) -> None:

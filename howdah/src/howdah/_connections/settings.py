@@ -103,7 +103,7 @@ class TransactionSettings:
 
         Nothing keeps a reference to the copy. Making it is much faster than `execution_options()`.
         """
-        sync: Engine = object.__new__(type(engine.sync_engine))  # faster than copy(), because each request does it
+        sync: Engine = object.__new__(type(engine.sync_engine))  # copy() is slower, and each request may do this
         sync.__dict__.update(engine.sync_engine.__dict__)
         options: dict[str, Any] = {SETTINGS_OPTION: self}
         if self.schema_translate_map:

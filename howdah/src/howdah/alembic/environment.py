@@ -119,6 +119,8 @@ def run_migrations(
     """
     from alembic import context
 
+    if isinstance(role_statements, str):
+        raise TypeError(f"role_statements must be a list of statements, not the text {role_statements!r}")
     settings = LockSettings(wait=wait, lock_timeout=lock_timeout, attempts=lock_attempts)
     environment = Environment(
         metadata=metadata,
@@ -135,8 +137,6 @@ def run_migrations(
     call = context.config.attributes.get(CALL)
     if call is None:  # Alembic's own command
         call = Call()
-    if isinstance(role_statements, str):
-        raise TypeError(f"role_statements must be a list of statements, not the text {role_statements!r}")
     call.environment = environment
     if call.is_question:
         return

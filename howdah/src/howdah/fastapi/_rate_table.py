@@ -46,8 +46,8 @@ class RateTable:
 
     The value of a key is its *theoretical arrival time* (GCRA): the time at which nothing of the limit is used. A key
     whose time has passed is the same as an unknown key, so it may be forgotten. There are two generations of keys.
-    After a period, or if the newer one is full, the older one is dropped. Only in the second case, keys that have used
-    something may be forgotten. Then there are so many clients that limits for each of them can't bound their total.
+    After a period, or if the newer one is full, the older one is dropped. A key that has used something is forgotten
+    only in the second case. There are then so many clients that a limit for each of them doesn't bound their total.
     """
 
     __slots__ = ("_current", "_interval", "_max_current", "_previous", "_rotate_at", "_seconds", "limit")

@@ -58,13 +58,18 @@ class AccessRule:
     """
 
     def __init__(
-        self, roles: frozenset[str], *, scope: str | None = None, is_public: bool = False, is_page: bool = False
+        self,
+        roles: frozenset[str],
+        *,
+        scope: str | None = None,
+        is_public: bool = False,
+        is_unauthenticated: bool = False,
     ) -> None:
         self.roles = roles
         self.scope = scope
         self.is_public = is_public
-        # a path that isn't authenticated, such as a probe: wrong credentials don't matter
-        self.is_page = is_page
+        # for a path whose requests aren't authenticated, such as a probe: wrong credentials don't matter
+        self.is_unauthenticated = is_unauthenticated
 
     def __repr__(self) -> str:
         if self.is_public:
@@ -111,8 +116,8 @@ PUBLIC: Final[Any] = Depends(AccessRule(frozenset(), is_public=True))
 """The rule of a route that everyone may call, also without credentials."""
 
 
-OPERATOR_PAGE: Final[Any] = Depends(AccessRule(frozenset(), is_public=True, is_page=True))
-"""The rule of the probes, the metrics and the docs. Requests for them are not authenticated."""
+UNAUTHENTICATED: Final[Any] = Depends(AccessRule(frozenset(), is_public=True, is_unauthenticated=True))
+"""The rule of the probes, the metrics and the docs. Requests for them are not authenticated, unlike with `PUBLIC`."""
 
 
 def protect(endpoint: ProtectedT, rule: Any) -> ProtectedT:

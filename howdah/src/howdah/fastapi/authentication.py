@@ -114,11 +114,11 @@ class AuthenticationLayer:
     """ASGI middleware that sets the principal. A request with wrong credentials gets a 401, and its body isn't read.
 
     This also holds for routes with the rule `PUBLIC`, unknown paths and other methods. Without credentials, requests
-    for these are passed on. `public_paths` returns the paths that are never authenticated, so that a
-    probe doesn't depend on the database.
+    for these are passed on.
 
-    `prepare` is called before each request. It checks that every route has a rule. The errors of `authenticate` are
-    answered by the error handlers of `application`.
+    `prepare` is called before each request. It checks that every route has a rule, and returns the paths whose requests
+    are never authenticated, so that a probe doesn't depend on the database. The errors of `authenticate` are answered
+    by the error handlers of `application`.
     """
 
     def __init__(
@@ -142,9 +142,9 @@ class AuthenticationLayer:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        public_paths = self._prepare()
+        unauthenticated_paths = self._prepare()
         principal: Principal | None = None
-        if get_route_path(scope) not in public_paths:
+        if get_route_path(scope) not in unauthenticated_paths:
             try:
                 principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
             except Exception as error:

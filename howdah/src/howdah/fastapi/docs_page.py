@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 
-from howdah.fastapi.access import OPERATOR_PAGE, protect
+from howdah.fastapi.access import UNAUTHENTICATED, protect
 
 # FastAPI's own pages load Swagger UI and ReDoc from cdn.jsdelivr.net. The package fastapi-offline has the same files.
 _PACKAGE: Final = "fastapi_offline"
@@ -93,9 +93,9 @@ def replace_docs_pages(app: FastAPI, *, script: str | None = None) -> None:
         policy = _CONTENT_SECURITY_POLICY.format(origins=" ".join(["'self'", *_list_origins(app)]))
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    app.add_route(app.docs_url, protect(docs, OPERATOR_PAGE), include_in_schema=False)
+    app.add_route(app.docs_url, protect(docs, UNAUTHENTICATED), include_in_schema=False)
     for name, media_type in {**_MEDIA_TYPES, _START_SCRIPT: "text/javascript"}.items():
-        endpoint = protect(_make_file_endpoint(name, media_type), OPERATOR_PAGE)
+        endpoint = protect(_make_file_endpoint(name, media_type), UNAUTHENTICATED)
         app.add_route(f"{files_path}/{name}", endpoint, include_in_schema=False)
 
 

@@ -79,8 +79,8 @@ async def _handle_howdah_error(request: Request, error: Exception) -> Response:
 async def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError | WebSocketRequestValidationError)
     # a body that several dependencies take is validated for each of them, so its errors are repeated
-    found = {(each["loc"], each["type"], each["msg"]): each for each in reversed(error.errors())}
-    shown = list(reversed(found.values()))[:_MAX_SHOWN_ERRORS]
+    found = {(each["loc"], each["type"], each["msg"]): each for each in error.errors()}
+    shown = list(found.values())[:_MAX_SHOWN_ERRORS]
     input_errors = [
         {"loc": shorten_place(each["loc"]), "msg": shorten_message(each), "type": each["type"]} for each in shown
     ]

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from howdah.database import Database
 from howdah.errors import LockTimeout, ReadOnly, Unavailable
-from howdah.fastapi.access import OPERATOR_PAGE
+from howdah.fastapi.access import UNAUTHENTICATED
 from howdah.fastapi.openapi import describe_problems
 from howdah.fastapi.problem import problem_response
 from howdah.fastapi.resources import find_opened
@@ -47,7 +47,7 @@ def build_health_router(checks: Sequence[ReadinessCheck]) -> APIRouter:
     While the process is being stopped by `howdah.serving.serve`, `/readyz` fails without any check.
     A ping also checks that the database accepts writes, unless it is a replica.
     """
-    router = APIRouter(tags=["health"], dependencies=[OPERATOR_PAGE])
+    router = APIRouter(tags=["health"], dependencies=[UNAUTHENTICATED])
     run_checks = _Checks(checks).run
 
     @router.get("/healthz", summary="The process is alive")

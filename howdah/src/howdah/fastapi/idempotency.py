@@ -225,7 +225,7 @@ def _check_scope(caller: Any, scope: Callable[..., Any]) -> None:
 
 def _check_route(dependant: Dependant, route: APIRoute) -> None:
     """Raise `TypeError` if the route has an idempotency key, and its response can't be stored with its effects."""
-    each_dependant = list(iterate_dependants(dependant))
+    each_dependant = list(_iterate_other_dependants(dependant))
     keys = [each.call for each in each_dependant if is_idempotency_key(each.call)]
     if not keys:
         return
@@ -258,9 +258,9 @@ def _check_route(dependant: Dependant, route: APIRoute) -> None:
         raise TypeError(f"{path} streams its response, so the response can't be stored for an idempotency key")
 
 
-def iterate_dependants(dependant: Dependant) -> Iterator[Dependant]:
+def _iterate_other_dependants(dependant: Dependant) -> Iterator[Dependant]:
     """The dependencies of a route, without those of its idempotency key."""
     yield dependant
     if not is_idempotency_key(dependant.call):
         for each in dependant.dependencies:
-            yield from iterate_dependants(each)
+            yield from _iterate_other_dependants(each)

@@ -44,8 +44,8 @@ class Job:
     - A job doesn't overlap with itself: `every` is the time from the end of a run to the start of the next one. It is
       varied by up to 10 % at random. The first run starts after at most a minute, and at most a tenth of `every`.
     - An error is logged with its traceback, but an unavailable database in one line. If the next runs fail, too, only
-      the 2nd, 4th, 8th, … failure is logged, in one line. The next run starts after one minute, then two, four, … up to
-      `every`.
+      the 2nd, 4th, 8th, … failure is logged, in one line, and the first one of each other type of error with its
+      traceback. The next run starts after one minute, then two, four, … up to `every`.
     - At shutdown a running job is cancelled, before the application's resources are closed. After 5 seconds the
       shutdown doesn't wait for it any longer.
     - Every process runs its jobs, so `work` may run in several processes at the same time.
@@ -111,6 +111,7 @@ class JobRunner:
         self._argument = argument
         self._is_stopping = False
         self._consecutive_failures = 0
+        self._failure_types: set[type[BaseException]] = set()  # of the consecutive failures
 
     def stop(self) -> None:
         """End after this run, also if the work catches its cancellation."""
@@ -142,15 +143,19 @@ class JobRunner:
                 _log.info("the job %r succeeded again, after %d failures", self.name, self._consecutive_failures)
             self.successes += 1
             self._consecutive_failures = 0
+            self._failure_types.clear()
             self.last_success = time.time()
 
     def _log_failure(self, error: BaseException) -> None:
         """Log the 1st, 2nd, 4th, 8th, … failure in a row, so that an outage doesn't fill the log.
 
-        The traceback of an unavailable database tells nothing, and that of a repeated failure nothing new.
+        The traceback of an unavailable database tells nothing, and that of a repeated failure nothing new. The first
+        error of another type is logged with its traceback: a bug may follow an outage.
         """
         count = self._consecutive_failures
-        if count == 1 and not isinstance(error, Unavailable):
+        is_new = type(error) not in self._failure_types
+        self._failure_types.add(type(error))
+        if is_new and not isinstance(error, Unavailable):
             _log.exception("the job %r failed", self.name)
         elif count & (count - 1) == 0:
             first_line = str(error).partition("\n")[0]

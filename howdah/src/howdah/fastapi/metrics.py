@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah._batch_figures import CoalescerStatus
-from howdah.fastapi.access import OPERATOR_PAGE
+from howdah.fastapi.access import UNAUTHENTICATED
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.in_progress import RequestsInProgress
 from howdah.fastapi.jobs import JobRunner
@@ -102,7 +102,7 @@ def build_metrics_router(
     metrics: RequestMetrics, in_progress: RequestsInProgress, rate_limiter: RateLimiter | None = None
 ) -> APIRouter:
     """`/metrics`: the default registry of the process, and the metrics of this application."""
-    router = APIRouter(tags=["health"], dependencies=[OPERATOR_PAGE])
+    router = APIRouter(tags=["health"], dependencies=[UNAUTHENTICATED])
 
     @router.get(
         "/metrics",

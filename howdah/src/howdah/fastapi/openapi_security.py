@@ -52,7 +52,7 @@ def describe_rule(
     """
     if rule.is_public:
         operation.setdefault("security", [])
-        return () if rule.is_page else (401,)
+        return () if rule.is_unauthenticated else (401,)
     operation.setdefault(
         "security",
         [

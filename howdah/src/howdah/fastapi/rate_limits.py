@@ -22,11 +22,10 @@ from http import HTTPStatus
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any, Final
 
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi._rate_table import RateLimit, RateTable
-from howdah.fastapi.authentication import find_principal
+from howdah.fastapi.authentication import PRINCIPAL_KEY
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
 
@@ -188,7 +187,7 @@ class PrincipalRateLimits:
         if address is None or limited is None:  # an exempt path, or a class without a limit
             await self._app(scope, receive, send)
             return
-        principal = find_principal(HTTPConnection(scope))
+        principal = scope.get(PRINCIPAL_KEY)
         table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
         slot = (principal is not None, key)
         if limited.in_progress[slot] >= limited.max_in_progress:
@@ -223,7 +222,7 @@ def find_network(scope: Mapping[str, Any]) -> str:
 
 
 def find_client_network(address: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 network of an IPv6 address, which one client owns.
+    """The key by which a client is counted: its IPv4 address, or the /64 network of its IPv6 address.
 
     Another text, such as an empty one, is returned as it is.
     """

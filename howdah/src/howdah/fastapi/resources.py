@@ -79,10 +79,6 @@ class Resource(Generic[ResourceT]):
 
         Raises `RuntimeError` if the application didn't open the resource.
         """
-        return self.get(connection)
-
-    def get(self, connection: HTTPConnection) -> ResourceT:
-        """The same as the call, without `await`."""
         opened = find_opened(connection, f"the resource {self.name!r}")
         if self.key not in opened.values:
             raise RuntimeError(

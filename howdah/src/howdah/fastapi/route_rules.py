@@ -96,21 +96,21 @@ class RuleCheck:
         self._app = app
         self._lists: list[list[Any]] = []
         self._counts: list[int] = []
-        self._public_paths: frozenset[str] = frozenset()
+        self._unauthenticated_paths: frozenset[str] = frozenset()
 
     def __call__(self) -> Collection[str]:
-        """The paths of the probes, the metrics and the docs. Raises `RuntimeError` if a route has no rule."""
+        """The paths whose requests aren't authenticated. Raises `RuntimeError` if a route has no rule."""
         if not self._counts or [*map(len, self._lists)] != self._counts:
             self._run()
-        return self._public_paths
+        return self._unauthenticated_paths
 
     def _run(self) -> None:
         found = [*iterate_route_rules(self._app)]
         _reject_routes_without_rule(found)
         for each in found:
             _check_rule_first(each.route)
-        self._public_paths = frozenset(
-            each.path for each in found if each.is_own_page or any(rule.is_page for rule in each.rules)
+        self._unauthenticated_paths = frozenset(
+            each.path for each in found if each.is_own_page or any(rule.is_unauthenticated for rule in each.rules)
         )
         self._lists = [*_iterate_route_lists(self._app.router)]
         self._counts = [*map(len, self._lists)]

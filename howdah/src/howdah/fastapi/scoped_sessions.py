@@ -83,7 +83,7 @@ class _ScopedReader(Resource[JsonViewReader[Any, Any]]):
         self._find = find
 
     async def __call__(self, connection: HTTPConnection) -> JsonViewReader[Any, Any]:
-        opened = self.get(connection)
+        opened = await super().__call__(connection)
         return opened.scoped(_check(await self._find(connection)))
 
 

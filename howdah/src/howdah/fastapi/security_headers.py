@@ -1,4 +1,4 @@
-"""Security headers of every response: for the API, and for pages."""
+"""Security headers of responses: for the API, and for pages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SecurityHeaders:
     - `Strict-Transport-Security` for a request over TLS. Behind a proxy, this needs `trusted_proxies`.
 
     A route that returns a page sets its own `Content-Security-Policy`. `HTTPRules` adds `X-Content-Type-Options` and
-    `Cache-Control`.
+    `Cache-Control`. The rejections of an overloaded service and of the server itself have only these two.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -27,8 +27,8 @@ class TrustedProxies:
     isn't a trusted proxy. The addresses before it may be forged, and are ignored. If an entry isn't an address, the
     client is the proxy that sent it. The scheme is the last value of `X-Forwarded-Proto`.
 
-    `X-Forwarded-Host` and `Forwarded` are never used. Most proxies don't set
-    `Forwarded`, and pass on the one that the client has sent.
+    `X-Forwarded-Host` and `Forwarded` are never used. Most proxies don't set `Forwarded`, and pass on the one that the
+    client has sent.
     """
 
     def __init__(self, app: ASGIApp, networks: Iterable[str]) -> None:

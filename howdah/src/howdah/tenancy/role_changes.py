@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from howdah._connections.names import check_identifier
+from howdah._connections.names import check_role_name
 from howdah._connections.settings import SETTINGS_COMMENT
 from howdah.errors import DatabaseError
 
@@ -38,7 +38,7 @@ async def role_in(session: AsyncSession, role: str) -> AsyncIterator[None]:
     one begins with the session's own role. If the role can't be restored, the connection is closed. Don't use the
     session in another task during the block.
     """
-    check_identifier("the role", role)
+    check_role_name(role)
     await session.flush()
     # After a failed flush, the session executes nothing until its savepoint has ended. So the role is restored on the
     # connection, which still executes statements.

@@ -255,7 +255,8 @@ class AccessMatrix:
             status = None if expectation.is_public else forbidden
             for scope in (*sorted(needed),) or (None,):
                 others = self._scopes - {scope}
-                yield _Credential(f"{name} (all scopes but {scope})", _with_scopes(make, others), status)
+                shown = "all scopes" if scope is None else f"all scopes but {scope}"
+                yield _Credential(f"{name} ({shown})", _with_scopes(make, others), status)
         yield _Credential(_NO_CREDENTIALS, lambda role: {}, None if expectation.is_public else unauthorized)
         yield from (_Credential(name, make, unauthorized) for name, make in self._invalid.items())
 
@@ -369,7 +370,7 @@ def _allow(principal: Any) -> None:
 
 def _iterate_routes(app: FastAPI) -> Iterator[RouteRules]:
     for route in iterate_route_rules(app):
-        if not route.is_own_page and not any(rule.is_page for rule in route.rules):
+        if not route.is_own_page and not any(rule.is_unauthenticated for rule in route.rules):
             yield route
 
 
