@@ -1,4 +1,4 @@
-"""The operator who sends the requests to Shop, and the key that signs their access token."""
+"""The header `Authorization` of the requests to Shop, and the key that signs its access tokens."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ SIGNING_KEYS: Final = os.environ.setdefault("BENCHMARKS_SIGNING_KEYS", new_key()
 """The environment variable `SHOP_SIGNING_KEYS` of the service."""
 
 
-def create_authorization(role: Role = Role.ADMIN, user_id: UUID = UUID(int=0xAD)) -> str:  # noqa: B008
+_STAFF_ID: Final = UUID(int=0xAD)
+
+
+def create_authorization(role: Role, user_id: UUID = _STAFF_ID) -> str:
     """The header `Authorization` of a principal with this role. The token outlives every run."""
     signer = TokenSigner(parse_keyring(SIGNING_KEYS), lifetime=timedelta(days=2))
     return f"Bearer {signer.sign(Principal(user_id, role, session_id=uuid4()))}"
 
 
-AUTHORIZATION: Final = create_authorization()
+AUTHORIZATION: Final = create_authorization(Role.ADMIN)
 """The header of an admin."""
 
 OPERATOR_AUTHORIZATION: Final = create_authorization(Role.OPERATOR)
 """The header of an operator."""
 
+# Here, because `benchmarks.authentication` and `benchmarks.authentication_loads` can't import each other: the tables of
+# the benchmarks and those of Shop have the same names.
 CACHED, FIRST, KEY, NOTHING = (
     "access token, used before",
     "access token, first use",
