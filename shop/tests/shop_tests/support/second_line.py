@@ -31,7 +31,7 @@ def is_system_route(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A customer: the headers of a request, and the ids of what they own."""
+    """A customer: the headers of a request, and the ids of their rows."""
 
     headers: Mapping[str, str]
     user_id: str
