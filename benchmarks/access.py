@@ -81,7 +81,7 @@ class Access(Comparison):
         prepare: Callable[[FastAPI], Any] = lambda app: None,
         endpoint: Any = None,
     ) -> FastAPI:
-        """An application with one route. The metrics and the request log cost more than what is measured."""
+        """An application with one route. It has no metrics and no request log, which would take longer than a rule."""
         app = FastAPI()
         prepare(app)
         configure_app(

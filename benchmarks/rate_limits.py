@@ -1,4 +1,4 @@
-"""rate-limits: what the rate limits of an application cost, and how long a limit takes compared with `limits`."""
+"""rate-limits: the time that rate limits add to a request, and the time of one count, compared with `limits`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import make_url
 
-from benchmarks.comparison import Comparison, Contender, Goal, Measured, Role
+from benchmarks.comparison import Comparison, Contender, Goal, Measured
 from benchmarks.processes import run_module, run_process
 
 if TYPE_CHECKING:
@@ -58,9 +58,12 @@ class SignIn(Comparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(name, role, self._run(name), self.count)
+            contender
             for known, unknown in PAIRS
-            for name, role in _with_roles(known, unknown)
+            for contender in (
+                Contender(known, "howdah", self._run(known), self.count),
+                Contender(unknown, "baseline", self._run(unknown), self.count),
+            )
         ]
 
     def goals(self) -> list[Goal]:
@@ -86,7 +89,3 @@ class SignIn(Comparison):
             return Measured(self._measured.pop(name))
 
         return run
-
-
-def _with_roles(known: str, unknown: str) -> tuple[tuple[str, Role], tuple[str, Role]]:
-    return (known, "howdah"), (unknown, "baseline")

@@ -11,7 +11,7 @@ from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
 from shop.keyrings import new_key, parse_keyring
 
-# A new key for each run: no key in the repository is ever a valid one. Its other processes inherit the variable.
+# A new key for each run: no key in the repository is ever a valid one. The other processes of the run inherit it.
 SIGNING_KEYS: Final = os.environ.setdefault("SOAK_SIGNING_KEYS", new_key())
 """The environment variable `SHOP_SIGNING_KEYS` of the service."""
 

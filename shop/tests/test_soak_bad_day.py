@@ -207,12 +207,18 @@ def test_errors_in_the_log_are_found_once_for_each_kind(tmp_path: Path) -> None:
         {"level": "error", "event": "unexpected error", "exception": "Traceback\n  line 1\nValueError: 0x7f01 of 12"},
         {"level": "error", "event": "unexpected error", "exception": "Traceback\n  line 1\nValueError: 0x7f02 of 13"},
         {"level": "error", "event": "the job 'link-seals' failed", "exception": "howdah.errors.ConnectionLost: gone"},
+        {"level": "error", "event": "the job 'link-seals' failed, 2 times in a row: ConnectionLost: gone"},
+        {"level": "error", "event": "the job 'link-seals' failed, 2 times in a row: KeyError: 'gone'"},
         {"level": "error", "event": "40 requests did not end in time, and are cancelled"},
     ]
     log = tmp_path / "service.log"
     log.write_text("\n".join(map(json.dumps, entries)) + "\nFatal Python error\n")
     violations = Violations(Timeline())
     final_checks.check_log(log, {"stop-while-frozen"}, violations)
-    assert set(violations.found) == {"log: unexpected error: ValueError: … of …", "log: not JSON: Fatal Python error"}
+    assert set(violations.found) == {
+        "log: unexpected error: ValueError: … of …",
+        "log: the job 'link-seals' failed, … times in a row: KeyError: 'gone': ",
+        "log: not JSON: Fatal Python error",
+    }
     final_checks.check_log(log, set(), violations)
     assert "log: … requests did not end in time, and are cancelled: " in violations.found

@@ -12,7 +12,8 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import func, select
 
-from howdah import Database
+import howdah
+from howdah import Database, HowdahError
 from shop.ledger.models import Account
 from shop.orders.models import OrderItem
 from shop.users.models import User
@@ -32,12 +33,15 @@ _IDLE: Final = "idle"
 _VARIABLE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|0x[0-9a-f]+|\d+|True|False")
 _RAISED: Final = re.compile(r"^[A-Za-z_.]+: .*$", re.MULTILINE)
 """The line of a traceback that names the exception. Lines of its statement may follow."""
+_LIBRARY_ERRORS: Final = "|".join(
+    name for name, each in vars(howdah.errors).items() if isinstance(each, type) and issubclass(each, HowdahError)
+)
 _KIND_LENGTH: Final = 150
 _SHOWN: Final = 5
 # Errors that the faults must cause, each with the reason, and with the fault that must have been inflicted.
 ALLOWED_ERRORS: Final[tuple[tuple[re.Pattern[str], str, str | None], ...]] = (
     (
-        re.compile(r"the job '[\w-]+' failed(: howdah\.errors\.|, … times in a row: )"),
+        re.compile(rf"the job '[\w-]+' failed(: howdah\.errors\.|, … times in a row: ({_LIBRARY_ERRORS}): )"),
         "it can't run without the database; it runs again",
         None,
     ),

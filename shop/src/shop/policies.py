@@ -1,8 +1,8 @@
 """Row-level security: policies and grants for `__table_args__`, for the three roles of the service.
 
 The service can't use a table without a policy and a grant. Operators, admins and the system see all rows: their
-policies add no condition to a statement, so they don't prevent the use of an index. A customer sees the
-rows that belong to the user in the setting `app.user_id`.
+policies add no condition to a statement, so they don't prevent the use of an index. A customer sees the rows that
+belong to the user in the setting `app.user_id`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, MetaData, Table, event
 
 from howdah import Base
 from howdah.tenancy import RowPolicy, TableGrant, grants_of
-from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE, USER_SETTING, role_statements
+from shop.roles import CUSTOMER_ROLE, SERVICE_ROLES, STAFF_ROLE, SYSTEM_ROLE, USER_SETTING, role_statements
 
 # After a transaction with the setting, PostgreSQL returns '' for it in the same session.
 _SETTING: Final = f"NULLIF(current_setting('{USER_SETTING}', true), '')"
@@ -76,7 +76,7 @@ def customers_delete(own: str) -> RowPolicy:
 _SCHEMA_RIGHTS: Final = f"""
 DO $$
 BEGIN
-    EXECUTE format('GRANT USAGE ON SCHEMA %I TO {CUSTOMER_ROLE}, {STAFF_ROLE}, {SYSTEM_ROLE}', current_schema());
+    EXECUTE format('GRANT USAGE ON SCHEMA %I TO {", ".join(SERVICE_ROLES)}', current_schema());
     EXECUTE format('REVOKE CREATE ON SCHEMA %I FROM PUBLIC', current_schema());
     EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
@@ -88,12 +88,10 @@ END
 $$
 """  # noqa: S608  # built from constants
 
-_ROLE_NAMES: Final = frozenset({CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE})
-
 
 @event.listens_for(Base.metadata, "before_create")
 def _create_roles(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
     """Create the roles before `Base.metadata.create_all` creates policies and grants for them."""
-    if any(grant.role in _ROLE_NAMES for table in tables for grant in grants_of(table)):
+    if any(grant.role in SERVICE_ROLES for table in tables for grant in grants_of(table)):
         for statement in (*role_statements(), _SCHEMA_RIGHTS):
             connection.exec_driver_sql(statement)

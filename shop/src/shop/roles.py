@@ -19,6 +19,9 @@ STAFF_ROLE: Final = "shop_staff"
 SYSTEM_ROLE: Final = "shop_system"
 """The role of the ledger, of sign-ins, API keys and periodic jobs."""
 
+SERVICE_ROLES: Final = (CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE)
+"""The roles that `SERVICE_LOGIN` takes."""
+
 USER_SETTING: Final = "app.user_id"
 """The setting that the policies of customers read."""
 
@@ -28,4 +31,4 @@ def role_statements() -> Sequence[str]:
 
     Roles belong to the whole server, so other databases of the server may execute the statements at the same time.
     """
-    return login_role_statements(SERVICE_LOGIN, roles=[CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE])
+    return login_role_statements(SERVICE_LOGIN, roles=SERVICE_ROLES)

@@ -10,10 +10,9 @@ from howdah import Database
 from howdah.tenancy import NotIsolated, check_role, login_password_statement
 from shop import migrations
 from shop.postgres import open_database, open_owner_database
-from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE, role_statements
+from shop.roles import SERVICE_LOGIN, SERVICE_ROLES, SYSTEM_ROLE, role_statements
 from shop.settings import Settings
 
-_REQUIRED_ROLES: Final = (CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE)
 _MISSING_ROLES: Final = text(
     """
     SELECT array_agg(name ORDER BY name) FROM unnest(CAST(:names AS text[])) AS name
@@ -65,7 +64,7 @@ async def check_login(database: Database) -> None:
     except NotIsolated as error:
         raise CannotServe(f"the service doesn't start: {error}. Instead, {advice}") from error
     async with database.session(read_only=True) as session:
-        names = {"names": list(_REQUIRED_ROLES)}
+        names = {"names": list(SERVICE_ROLES)}
         missing = await session.scalar(_MISSING_ROLES, names)
         inherited = await session.scalar(_INHERITED_ROLES, names)
     if missing:

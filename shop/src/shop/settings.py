@@ -207,8 +207,8 @@ class Settings(BaseSettings):
 
     def check_secrets(self) -> None:
         """Raise `MissingSecret` if a secret is missing that `shop.generated_secrets` doesn't make either."""
-        for name in KEYRINGS if self.database_url is not None else ():
-            if getattr(self, name) is None:
+        for name in KEYRINGS:
+            if self.database_url is not None and getattr(self, name) is None:
                 raise missing_secret(f"SHOP_{name.upper()}")
 
     def check_mails(self) -> None:
@@ -221,7 +221,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_keyrings(self) -> Self:
-        """Reject a key that is in both keyrings: whoever could decrypt with it could also sign tokens."""
+        """Reject a key that is in both keyrings: a process that may only decrypt could also sign tokens."""
         if self.signing_keys is not None and self.encryption_keys is not None:
             common = {*self.signing_keyring.values()} & {*self.encryption_keyring.values()}
             if common:

@@ -152,7 +152,7 @@ async def send_to_transfer(client: httpx.AsyncClient, id_: str) -> list[httpx.Re
 
 
 def describe(responses: list[httpx.Response], id_: str) -> list[tuple[int, set[str], str]]:
-    """What a client sees of the responses, without the id."""
+    """The status, header names and body of each response, without the id."""
     return [(each.status_code, {*each.headers}, each.text.replace(id_, "ID")) for each in responses]
 
 

@@ -79,21 +79,6 @@ class UnreadAnswers(Attackers):
             await asyncio.sleep(self.seconds)
 
 
-async def _send_slowly(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, part: bytes, choose_pause: Callable[[], float]
-) -> None:
-    """Send the part again and again, until the service ends the connection."""
-    ended = asyncio.ensure_future(reader.read())  # `at_eof` would be false while the response is unread
-    try:
-        while not ended.done():
-            writer.write(part)
-            await writer.drain()
-            await asyncio.wait([ended], timeout=choose_pause())
-        await ended
-    finally:
-        ended.cancel()
-
-
 class SlowHeaders(Attackers):
     """Slowloris: headers that never end."""
 
@@ -144,3 +129,18 @@ async def _connection(
         yield reader, writer
     finally:
         writer.transport.abort()
+
+
+async def _send_slowly(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, part: bytes, choose_pause: Callable[[], float]
+) -> None:
+    """Send the part again and again, until the service ends the connection."""
+    ended = asyncio.ensure_future(reader.read())  # `at_eof` would be false while the response is unread
+    try:
+        while not ended.done():
+            writer.write(part)
+            await writer.drain()
+            await asyncio.wait([ended], timeout=choose_pause())
+        await ended
+    finally:
+        ended.cancel()

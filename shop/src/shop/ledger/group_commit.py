@@ -301,18 +301,18 @@ class Ledger:
         unknown account.
         """
         cached = self._account_cache.find(ids)
-        missing = {id_ for id_ in ids if id_ not in cached} if len(cached) < len(ids) else set()
-        missing.update(
+        to_load = {id_ for id_ in ids if id_ not in cached} if len(cached) < len(ids) else set()
+        to_load.update(
             request.from_account_id
             for request in requests
             if request.posted_by is not None and not owns(request.posted_by, cached.get(request.from_account_id))
         )
-        if not missing and self._clock.now() is not None:
-            return missing
-        loaded, at = await read_accounts(connection, list(missing))
+        if not to_load and self._clock.now() is not None:
+            return set()
+        loaded, at = await read_accounts(connection, list(to_load))
         self._clock.learn(at)
         self._account_cache.add(loaded)
-        return missing - loaded.keys()
+        return to_load - loaded.keys()
 
     def _decide_on_cache(self, requests: Sequence[TransferRequest], ids: Collection[UUID]) -> _Decision | None:
         """Decide the requests on the cached accounts, and store the new states in the cache. `ids` are those of the

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Connection,
-    FetchedValue,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    event,
-    func,
-)
+from sqlalchemy import BigInteger, CheckConstraint, FetchedValue, ForeignKey, Index, LargeBinary, String, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -29,7 +15,7 @@ from howdah import Base, UUIDv7PrimaryKey, text_enum
 from howdah.tenancy import TableGrant
 from shop.audit.models import AuditEvent
 from shop.ledger.seal_models import Seal
-from shop.ledger.triggers import create_triggers, drop_functions
+from shop.ledger.triggers import create_triggers_with
 from shop.policies import (
     OWN_ID,
     OWN_SCOPE,
@@ -379,25 +365,12 @@ class IdempotencyKey(Base):
 
 
 # The policies of these tables read `accounts`, so `create_all` must create `accounts` first. They have no foreign keys.
-for _model in (Entry, Transfer):
-    assert isinstance(_model.__table__, Table)
-    assert isinstance(Account.__table__, Table)
-    _model.__table__.add_is_dependent_on(Account.__table__)
+for _name in (Entry.__tablename__, Transfer.__tablename__):
+    Base.metadata.tables[_name].add_is_dependent_on(Base.metadata.tables[Account.__tablename__])
 
 LEDGER_TABLES: Final = frozenset(
     each.__tablename__ for each in (Account, AuditEvent, Entry, IdempotencyKey, PendingTransfer, Seal, Transfer)
 )
 """The tables that `catalog.txt` describes: those of the ledger, and the audit trail, which is sealed with it."""
 
-
-@event.listens_for(Base.metadata, "after_create")
-def _create_triggers(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
-    """Create the triggers after `Base.metadata.create_all`."""
-    if not LEDGER_TABLES.isdisjoint(table.name for table in tables):
-        create_triggers(connection)
-
-
-@event.listens_for(Base.metadata, "before_drop")
-def _drop_functions(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
-    if not LEDGER_TABLES.isdisjoint(table.name for table in tables):
-        drop_functions(connection)
+create_triggers_with(Base.metadata, LEDGER_TABLES)

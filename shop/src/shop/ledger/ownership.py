@@ -1,4 +1,4 @@
-"""What a customer may post, and what a refusal tells them about accounts of others.
+"""The rules for transfers of customers, and refusals that show nothing about the accounts of others.
 
 A request with `posted_by` is decided for this customer. They transfer, hold and reverse only from their own accounts.
 They post and void only holds to their own accounts: a hold guarantees a payment, so the payer can't take it back. An

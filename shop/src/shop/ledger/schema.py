@@ -21,7 +21,7 @@ from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, compare_catalogs, read_catalog
 from shop.ledger.models import LEDGER_TABLES
 from shop.ledger.triggers import function_names
-from shop.roles import CUSTOMER_ROLE, SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE
+from shop.roles import SERVICE_LOGIN, SERVICE_ROLES
 
 CATALOG_FILE: Final = Path(__file__).with_name("catalog.txt")
 _HEAD: Final = "--- "
@@ -37,11 +37,9 @@ _UNKNOWN_KINDS: Final = ("trigger ", "policy ", "setting ")
 _REPLACEABLE_KINDS: Final = ("function ", "trigger ", "constraint ", "index ", "policy ", "rights ")
 # These entries of all tables are compared, and not only those of the ledger's tables.
 _SECURITY_KINDS: Final = ("table ", "policy ", "rights ")
-# A right that isn't in `catalog.txt` is reported, on any table. The rights of other roles aren't
+# A right of these roles that isn't in `catalog.txt` is reported, on any table. The rights of other roles aren't
 # compared, because the operator decides about them.
-_SERVICE_RIGHTS: Final = tuple(
-    f"rights of {role} on " for role in ("PUBLIC", SERVICE_LOGIN, CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE)
-)
+_SERVICE_RIGHTS: Final = tuple(f"rights of {role} on " for role in ("PUBLIC", SERVICE_LOGIN, *SERVICE_ROLES))
 # No migration adds settings, so they are reported in every database.
 _SETTING: Final = "setting "
 _RIGHTS: Final = "rights "

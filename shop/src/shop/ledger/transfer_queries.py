@@ -140,6 +140,10 @@ def _select_transfers_by_account() -> Subquery:
     )
 
 
+_OWNERS: Final = ("from_user_id", "to_user_id")
+_ALWAYS_LOADED: Final = tuple(name for name in TransferRecord._fields if name not in _OWNERS)
+
+
 class _SnapshotColumns:
     """The columns of a `TransferRecord`. The owners of the accounts are read only for customers.
 
@@ -190,8 +194,8 @@ class _SnapshotColumns:
 
     def as_record(self) -> TransferRecord:
         """The record that the routes serialize. It has owners only if the query was made for a customer."""
-        loaded = self.__dict__
-        values: dict[str, Any] = {name: loaded.get(name) for name in TransferRecord._fields}
+        values: dict[str, Any] = {name: getattr(self, name) for name in _ALWAYS_LOADED}
+        values |= {name: self.__dict__.get(name) for name in _OWNERS}  # `getattr` would query them
         return TransferRecord(**values)
 
 

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Set
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, MetaData, Table, event
 
 from howdah.alembic.sql_files import execute_sql_files, read_statements
 
 SQL_FOLDER: Final = Path(__file__).with_name("sql")
 _FUNCTION: Final = re.compile(r"CREATE OR REPLACE FUNCTION (\w+)")
+
+
+def create_triggers_with(metadata: MetaData, names: Set[str]) -> None:
+    """Let `metadata.create_all` create the triggers after a table with one of these names, and `metadata.drop_all` drop
+    the functions before it."""
+
+    @event.listens_for(metadata, "after_create")
+    def create(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
+        if not names.isdisjoint(table.name for table in tables):
+            create_triggers(connection)
+
+    @event.listens_for(metadata, "before_drop")
+    def drop(_metadata: MetaData, connection: Connection, *, tables: Iterable[Table], **_: Any) -> None:
+        if not names.isdisjoint(table.name for table in tables):
+            drop_functions(connection)
 
 
 def create_triggers(connection: Connection) -> None:

@@ -82,9 +82,7 @@ class Order(UUIDv7PrimaryKey, Timestamps, Versioned, Base):
     )
 
 
-_IN_OWN_ORDER: Final = (
-    f"EXISTS (SELECT FROM orders WHERE orders.id = order_items.order_id AND orders.user_id = {OWN_ID}"
-)
+_OWN_ORDER: Final = f"SELECT FROM orders WHERE orders.id = order_items.order_id AND orders.user_id = {OWN_ID}"
 
 
 class OrderItem(UUIDv7PrimaryKey, Base):
@@ -95,8 +93,8 @@ class OrderItem(UUIDv7PrimaryKey, Base):
         UniqueConstraint("order_id", "line_no"),
         CheckConstraint("quantity > 0", name="quantity_positive"),
         CheckConstraint("unit_price_cents >= 0", name="unit_price_not_negative"),
-        customers_read(f"{_IN_OWN_ORDER})"),
-        customers_insert(f"{_IN_OWN_ORDER} AND orders.status = 'pending')"),
+        customers_read(f"EXISTS ({_OWN_ORDER})"),
+        customers_insert(f"EXISTS ({_OWN_ORDER} AND orders.status = 'pending')"),
         *staff_and_system(),
         TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
         TableGrant(STAFF_ROLE, "SELECT", "INSERT"),

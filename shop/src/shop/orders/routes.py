@@ -138,7 +138,8 @@ async def pay(
     """Transfer the order's total between two accounts and mark the order as paid, both or neither. Payments and
     transfers share one set of idempotency keys.
 
-    A customer pays from an account of their own, to an account without an owner."""
+    A customer pays from an account of their own, to an account without an owner.
+    """
     WITH_TRANSFER.check(principal)
     pay_once = partial(
         pay_order,
@@ -159,9 +160,9 @@ async def pay(
         payment = await pay_once()
     if payment.result.refusal is not None:
         return refusal_response(payment.result.refusal, replayed=payment.result.replayed)
-    if not payment.result.replayed:
+    if payment.result.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    else:
         details = {"transfer_id": str(payment.result.unwrap().id)}
         await audit.record(db, AuditAction.ORDER_PAID, subject_type="order", subject_id=order_id, details=details)
-    else:
-        response.headers["Idempotency-Replayed"] = "true"
     return payment.order

@@ -28,7 +28,7 @@ class Probe:
     role: Role = Role.CUSTOMER
 
     async def find_gap(self, client: httpx.AsyncClient, world: World) -> str | None:
-        """None if the service rejects the request as expected, else what it did."""
+        """None if the service rejects the request as expected. Otherwise a text with the response."""
         headers = {**world.token(self.role), "Idempotency-Key": str(uuid4()), **self.headers}
         response = await client.request(self.method, self.path(world), json=self.json(world), headers=headers)
         found = response.status_code, response.json().get("type", "").rpartition(":")[2]

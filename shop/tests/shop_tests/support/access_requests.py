@@ -19,7 +19,6 @@ from shop.identity.models import Credential, Purpose, SignInThrottle
 from shop.identity.one_time_tokens import issue_token
 from shop.identity.principals import Role
 from shop.identity.totp import begin_enrolment
-from shop.keyrings import parse_keyring
 from shop_tests.support.access_world import BALANCE_MARK, SAME_ORIGIN, World, new_email, new_name
 from shop_tests.support.accounts import PASSWORD, Person, create_person, hash_password
 from shop_tests.support.identity import TEST_SETTINGS
@@ -63,27 +62,27 @@ class Requests:
         names = ("user_id", "account_id", "order_id", "transfer_id", "key_id")
         return {name: partial(self.choose, name) for name in names}
 
-    def all(self) -> dict[str, MakeRequest]:
-        """By operation. Each route that isn't here needs only its path."""
+    def by_operation(self) -> dict[str, MakeRequest]:
+        """The requests. Each route that isn't here needs only its path."""
         return {
             "POST /users": lambda case: RequestData(json=self.new_user()),
             "POST /users/bulk": lambda case: RequestData(json=[self.new_user()]),
-            "GET /users": self.list("user_id"),
+            "GET /users": self.list_rows("user_id"),
             "PATCH /users/{user_id}": lambda case: RequestData(json={"name": new_name()}, headers=_ANY_VERSION),
             "DELETE /users/{user_id}": self.on_new_person,
             "POST /orders": self.place_order,
-            "GET /orders": self.list("order_id"),
-            "GET /orders/export": self.list("order_id"),
+            "GET /orders": self.list_rows("order_id"),
+            "GET /orders/export": self.list_rows("order_id"),
             "PATCH /orders/status": self.set_status,
             "POST /orders/{order_id}/pay": self.pay,
             "POST /accounts": self.open_account,
             "POST /accounts/batch": self.open_accounts,
-            "GET /accounts": self.list("account_id"),
+            "GET /accounts": self.list_rows("account_id"),
             "PATCH /accounts/{account_id}": lambda case: RequestData(json={"name": new_name()}, headers=_ANY_VERSION),
             "POST /transfers": self.transfer,
             "POST /transfers/linked": self.transfer_linked,
             "POST /transfers/batch": self.transfer_batch,
-            "GET /transfers": self.list("transfer_id"),
+            "GET /transfers": self.list_rows("transfer_id"),
             "POST /transfers/{transfer_id}/post": self.settle,
             "POST /transfers/{transfer_id}/void": self.settle,
             "POST /transfers/{transfer_id}/reverse": self.reverse,
@@ -99,7 +98,7 @@ class Requests:
             "DELETE /auth/users/{user_id}/sessions": self.on_new_person,
             "DELETE /auth/users/{user_id}/totp": self.on_new_person,
             "POST /auth/api-keys": lambda case: RequestData(json={"name": new_name(), "scopes": ["orders:read"]}),
-            "GET /auth/api-keys": self.list("key_id"),
+            "GET /auth/api-keys": self.list_rows("key_id"),
             "DELETE /auth/api-keys/{key_id}": self.revoke_key,
             "POST /auth/sign-up": self.sign_up,
             "POST /auth/sign-up/confirmation": self.confirm_sign_up,
@@ -126,7 +125,7 @@ class Requests:
     def new_user(self) -> dict[str, str]:
         return {"email": new_email(), "name": "Ada"}
 
-    def list(self, name: str) -> MakeRequest:
+    def list_rows(self, name: str) -> MakeRequest:
         """A list has the own row, and for the staff the foreign one, too."""
         own, foreign = (str(getattr(each, name)) for each in (self.world.own, self.world.foreign))
         return lambda case: RequestData(own_marks=[own], foreign_marks=[foreign])
@@ -323,8 +322,7 @@ class Requests:
     async def _begin_enrolment(self) -> tuple[str, str]:
         """The token, and the code of an app."""
         person = await self.new_person()
-        assert TEST_SETTINGS.encryption_keys is not None
-        box = SecretBox(parse_keyring(TEST_SETTINGS.encryption_keys.get_secret_value()))
+        box = SecretBox(TEST_SETTINGS.encryption_keyring)
         async with self.world.database.begin() as session:
             begun = await begin_enrolment(session, box, person.user_id, person.email)
         token = await self._issue(Purpose.ENROL_TOTP, user_id=person.user_id)
@@ -354,7 +352,7 @@ def create_matrix(app: Any, world: World, expected: Mapping[str, Any]) -> Access
             "revoked API key": world.revoked_key,
         },
         path_values=Requests(world).path_values(),
-        requests=Requests(world).all(),
+        requests=Requests(world).by_operation(),
         foreign_marks=[
             BALANCE_MARK,
             foreign.person.email,

@@ -1,4 +1,4 @@
-"""The people of the matrix test, what they own, and their credentials."""
+"""The users of the matrix test, with their accounts, orders, transfers, API keys and credentials."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def new_email() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Things:
-    """A customer, and what they own."""
+    """A customer, with the ids of their rows."""
 
     person: Person
     account_id: UUID

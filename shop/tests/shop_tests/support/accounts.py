@@ -1,4 +1,4 @@
-"""People who can sign in."""
+"""Users with a password, and perhaps an authenticator app, inserted into the database."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from shop.identity.bootstrap import create_admin, describe_sign_in_link
 from shop.identity.encryption import SecretBox
 from shop.identity.models import Credential, TotpDevice
 from shop.identity.principals import Role
-from shop.keyrings import parse_keyring
 from shop.users.models import User
 from shop_tests.support.identity import TEST_SETTINGS
 
@@ -48,8 +47,7 @@ async def create_person(
         await session.flush()
         session.add(Credential(user_id=user.id, role=role, password_hash=hash_password(PASSWORD)))
         if has_app:
-            assert TEST_SETTINGS.encryption_keys is not None
-            box = SecretBox(parse_keyring(TEST_SETTINGS.encryption_keys.get_secret_value()))
+            box = SecretBox(TEST_SETTINGS.encryption_keyring)
             session.add(TotpDevice(user_id=user.id, secret=box.encrypt(secret), confirmed_at=user.created_at))
     return Person(user.id, email, pyotp.TOTP(secret) if has_app else None)
 

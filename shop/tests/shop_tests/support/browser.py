@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,10 +30,11 @@ class Page:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._numbers = count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._session: str | None = None
         self.errors: list[str] = []
-        """What the console reports as an error, and what the content security policy blocks."""
+        """The errors in the console. Violations of the content security policy are among them."""
 
     async def read_messages(self) -> None:
         """Distribute the answers, until the browser ends."""
@@ -48,7 +50,7 @@ class Page:
 
     async def call(self, method: str, **parameters: Any) -> Any:
         """Call a method of the protocol."""
-        number = len(self._answers) + 1 + max(self._answers, default=0)
+        number = next(self._numbers)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._answers[number] = future
         message = {"id": number, "method": method, "params": parameters}

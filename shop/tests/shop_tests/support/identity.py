@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from shop.identity.principals import Principal, Role
 from shop.identity.tokens import TokenSigner
-from shop.keyrings import new_key, parse_keyring
+from shop.keyrings import new_key
 from shop.settings import Settings
 
 # A new one for each run, so that no key in the repository is ever a valid one.
@@ -23,7 +23,7 @@ TEST_SETTINGS: Final = Settings(
     argon2_iterations=1,
     rate_limits=False,
 )
-TEST_SIGNER: Final = TokenSigner(parse_keyring(SIGNING_KEYS))
+TEST_SIGNER: Final = TokenSigner(TEST_SETTINGS.signing_keyring)
 
 ADMIN: Final = Principal(UUID(int=0xAD), Role.ADMIN)
 """The principal of clients that `client_of` creates, unless another one is given."""

@@ -31,7 +31,7 @@ def is_system_route(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A customer: the headers of a request, and the ids of what they own."""
+    """A customer: the headers of a request, and the ids of their rows."""
 
     headers: Mapping[str, str]
     user_id: str
@@ -243,7 +243,7 @@ def _lines(*lines: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_leaks(call: Call, response: httpx.Response) -> list[str]:
-    """What the response shows of the other customer and that the request didn't have."""
+    """The texts and ids of the other customer that are in the response, but not in the request."""
     sent = response.request.content.decode() + str(response.request.url) + str(response.request.headers)
     known = [SECRET, str(AMOUNT), str(AMOUNT - 1), *call.of.ids.values(), call.of.hold_id]
     # a key or an id that the attacker has sent may be repeated in an error
