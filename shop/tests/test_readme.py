@@ -77,7 +77,11 @@ class Shell:
         assert self._bash.stdout is not None
         self._bash.stdin.write(f"{command}\necho; echo END\n")
         self._bash.stdin.flush()
-        return "".join(iter(self._bash.stdout.readline, "END\n")).strip()
+        lines: list[str] = []
+        while (line := self._bash.stdout.readline()) != "END\n":
+            assert line, f"bash ended during: {command}"
+            lines.append(line)
+        return "".join(lines).strip()
 
     def close(self) -> None:
         self._bash.communicate(timeout=START_SECONDS)
