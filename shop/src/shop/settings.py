@@ -178,8 +178,8 @@ class Settings(BaseSettings):
     rate_limit_list: str = Field(
         default="3000/60",
         pattern=_RATE,
-        description="The same for lists, statements and balances. A principal has at most a quarter of `pool_size` of "
-        "them in progress at a time",
+        description="The same for lists, statements and balances. A principal has at most a quarter of `pool_size`, "
+        "and half of `staff_pool_size`, of them in progress at a time",
     )
     rate_limit_write: str = Field(default="3000/60", pattern=_RATE, description="The same for writes")
     rate_limit_money: str = Field(default="3000/60", pattern=_RATE, description="The same for transfers and payments")

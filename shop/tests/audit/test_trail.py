@@ -14,7 +14,7 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import Database, DatabaseError, savepoint, utcnow
-from shop.audit import AuditAction, AuditEvent, record, record_alone
+from shop.audit import AuditAction, AuditEvent, record
 from shop.identity.principals import Principal, Role
 from shop.ledger.check import check_ledger
 from shop_tests.support.factories import make_account, make_order, make_user, walk
@@ -132,7 +132,8 @@ async def test_an_event_exists_only_if_its_transaction_is_committed(stored: Data
         await record(session, AuditAction.USER_CHANGED, actor=actor, subject_type="user", subject_id=uuid4())
         await session.rollback()
     refused: dict[str, Any] = {"actor": None, "subject_type": "session", "details": {"reason": "x"}, "address": "::1"}
-    await record_alone(stored, AuditAction.SIGN_IN_REFUSED, **refused)
+    async with stored.begin() as session:
+        await record(session, AuditAction.SIGN_IN_REFUSED, **refused)
     async with stored.session() as session:
         [event] = await session.scalars(select(AuditEvent))
     assert (event.action, event.actor_user_id, event.details) == ("session.sign_in_refused", None, {"reason": "x"})
@@ -146,6 +147,12 @@ async def test_a_detail_with_the_name_of_a_secret_is_rejected(
     details: dict[str, Any] = {"values": {name: "x"}} if is_nested else {name: "x"}
     with pytest.raises(ValueError, match="the name of a secret"):
         await record(session, AuditAction.USER_CHANGED, actor=None, subject_type="user", details=details)
+
+
+async def test_a_long_address_is_cut(session: AsyncSession) -> None:
+    address = "fe80::" + "1" * 50
+    await record(session, AuditAction.USER_CHANGED, actor=None, subject_type="user", address=address)
+    assert await session.scalar(select(AuditEvent.address)) == address[:45]
 
 
 async def test_the_trail_is_for_staff_and_has_filters_and_pages(client: httpx.AsyncClient) -> None:

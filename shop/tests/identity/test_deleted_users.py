@@ -6,6 +6,7 @@ import httpx
 
 from howdah import Database
 from shop_tests.support.people import bearer, post, sign_in_as_admin
+from shop_tests.support.problems import assert_problem
 
 
 async def delete_user(client: httpx.AsyncClient, admin: dict[str, str], user_id: str) -> None:
@@ -24,3 +25,10 @@ async def test_a_deleted_admin_is_no_admin_any_more(anonymous: httpx.AsyncClient
     refreshed = await anonymous.post("/auth/refresh", json={"refresh_token": deleted["refresh_token"]})
     assert refreshed.status_code == 401
     assert (await anonymous.get("/users", headers=bearer(admin))).status_code == 200
+
+
+async def test_nobody_deletes_their_own_user(anonymous: httpx.AsyncClient, stored: Database) -> None:
+    admin = await sign_in_as_admin(anonymous, stored)
+    response = await anonymous.delete(f"/users/{admin['user_id']}", headers=bearer(admin) | {"If-Match": "*"})
+    assert_problem(response, 409, "own-user")
+    assert (await anonymous.get("/auth/me", headers=bearer(admin))).status_code == 200

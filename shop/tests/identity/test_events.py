@@ -19,7 +19,7 @@ from shop.identity import events
 from shop.identity.bootstrap import create_admin
 from shop.identity.clients import Client
 from shop.identity.context import Identity
-from shop.identity.events import AnonymousEvents
+from shop.identity.events import BoundedEvents
 from shop_tests.support.people import (
     OTHER_PASSWORD,
     PASSWORD,
@@ -264,10 +264,10 @@ async def test_a_flood_of_refusals_is_bounded_and_the_next_event_has_the_number_
     identity: Identity, trail: Trail
 ) -> None:
     now = 0.0
-    bounded = AnonymousEvents(trail.database, clock=lambda: now)
+    bounded = BoundedEvents(trail.database, clock=lambda: now)
 
     async def refuse() -> None:
-        await bounded.note(AuditAction.SIGN_IN_REFUSED, user_id=None, client=Client("192.0.2.1"), reason="password")
+        await bounded.record(AuditAction.SIGN_IN_REFUSED, user_id=None, client=Client("192.0.2.1"), reason="password")
 
     bounded._available = 3
     for _ in range(10):

@@ -70,6 +70,13 @@ async def test_an_unknown_user_costs_one_hash_like_a_known_one(
         assert identity.hashing.verified == before + 1
 
 
+@pytest.mark.parametrize(("email", "password"), [("a" * 255, "x"), ("a\0", "x"), ("ada@example.com", "x" * 385)])
+async def test_a_text_that_no_user_can_have_is_not_hashed(identity: Identity, email: str, password: str) -> None:
+    with pytest.raises(SignInFailed):
+        await service.sign_in(identity, email=email, password=password, client=Client("192.0.2.1"))
+    assert identity.hashing.verified == 0
+
+
 async def test_a_sign_up_with_a_known_address_gets_the_same_answer(
     anonymous: httpx.AsyncClient, mailbox: Mailbox
 ) -> None:

@@ -59,6 +59,25 @@ async def test_an_invitation_to_a_known_address_is_refused(
     assert (await anonymous.post("/auth/invitations", json=as_customer, headers=admin)).status_code == 422
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_an_invitation_of_a_former_admin_is_invalid(
+    anonymous: httpx.AsyncClient, stored: Database, mailbox: Mailbox, is_deleted: bool
+) -> None:
+    """Otherwise an admin who loses the role could come back with an invitation to another address."""
+    inviter, admin = await sign_in_as_admin(anonymous, stored), bearer(await sign_in_as_admin(anonymous, stored))
+    email = new_address()
+    await post(anonymous, "/auth/invitations", headers=bearer(inviter), email=email, name="Grace", role="admin")
+    if is_deleted:
+        path, headers = f"/users/{inviter['user_id']}", admin | {"If-Match": "*"}
+        assert (await anonymous.delete(path, headers=headers)).status_code == 204
+    else:
+        path = f"/auth/users/{inviter['user_id']}/role"
+        assert (await anonymous.put(path, json={"role": "operator"}, headers=admin)).status_code == 204
+    body = {"token": await mailbox.token_for(email), "password": PASSWORD}
+    answer = await anonymous.post("/auth/invitations/acceptance", json=body)
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:howdah:problem:invalid-token")
+
+
 async def test_a_change_of_role_ends_the_sessions(
     anonymous: httpx.AsyncClient, stored: Database, mailbox: Mailbox
 ) -> None:

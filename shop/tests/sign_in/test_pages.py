@@ -268,6 +268,17 @@ async def test_a_new_sign_in_ends_the_session_of_before(browser: httpx.AsyncClie
     assert await is_signed_in(browser, after)
 
 
+async def test_a_new_sign_in_ends_a_session_whose_access_token_has_expired(
+    browser: httpx.AsyncClient, stored: Database
+) -> None:
+    await create_person(stored)
+    refresh = {"Cookie": f"{REFRESH}={read_cookies(await sign_in(browser))[REFRESH].value}"}
+    fields = {"email": "person@example.com", "password": PASSWORD}
+    response = await browser.post("/sign-in", headers=refresh, data=fields)
+    assert await is_signed_in(browser, send_cookies(response))
+    assert (await browser.post("/sign-in/refresh", headers=refresh)).json() == {"is_signed_in": False}
+
+
 async def test_the_refresh_renews_both_cookies(browser: httpx.AsyncClient, stored: Database) -> None:
     await create_person(stored)
     before = await sign_in(browser)

@@ -56,7 +56,16 @@ def test_the_limits_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
 
 
-async def test_a_customer_that_exceeds_a_limit_does_not_affect_another(committed_url: str) -> None:
+@pytest.mark.parametrize(("customers", "staff", "expected"), [(20, 12, 5), (40, 8, 4), (8, 12, 2), (1, 1, 1)])
+def test_a_principal_has_few_lists_in_progress_compared_with_either_pool(
+    customers: int, staff: int, expected: int
+) -> None:
+    limits = build_rate_limits(Settings(pool_size=customers, staff_pool_size=staff))
+    assert limits is not None
+    assert limits.max_in_progress == {"list": expected}
+
+
+async def test_a_principal_that_exceeds_a_limit_does_not_affect_another(committed_url: str) -> None:
     service = create_service(
         committed_url,
         rate_limits=True,

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from shop.audit.models import AuditAction, AuditEvent
-from shop.audit.service import record, record_alone
+from shop.audit.service import record
 
-__all__ = ["AuditAction", "AuditEvent", "record", "record_alone"]
+__all__ = ["AuditAction", "AuditEvent", "record"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Index, String, text
@@ -16,9 +16,11 @@ from howdah.tenancy import TableGrant
 from shop.policies import OWN_ID, customers_insert, staff_and_system
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 
+MAX_ADDRESS: Final = 45
+
 
 class AuditAction(StrEnum):
-    """What happened. The names are part of the API and don't change.
+    """The kind of an event. The names are part of the API and don't change.
 
     The subject of an event about signing in (`session.…`, `credential.…`) is the user, so that one filter finds all of
     them.
@@ -95,5 +97,5 @@ class AuditEvent(UUIDv7PrimaryKey, Base):
     subject_type: Mapped[str] = mapped_column(String(20))
     subject_id: Mapped[str | None] = mapped_column(String(100))
     details: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
-    address: Mapped[str | None] = mapped_column(String(45))
+    address: Mapped[str | None] = mapped_column(String(MAX_ADDRESS))
     request_id: Mapped[str | None] = mapped_column(String(128))

@@ -11,8 +11,8 @@ import structlog
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from howdah import Database, JsonView
-from shop.audit.models import AuditAction, AuditEvent
+from howdah import JsonView
+from shop.audit.models import MAX_ADDRESS, AuditAction, AuditEvent
 from shop.audit.schemas import AuditEventOut
 from shop.identity.principals import Principal
 
@@ -52,19 +52,11 @@ async def record(
             subject_type=subject_type,
             subject_id=None if subject_id is None else str(subject_id),
             details=dict(details),
-            address=address,
+            # an IPv6 address with the name of an interface may be longer
+            address=None if address is None else address[:MAX_ADDRESS],
             request_id=request_id,
         )
     )
-
-
-async def record_alone(database: Database, action: AuditAction, **event: Any) -> None:
-    """Record an event in its own transaction, if there is no change that is committed: for example, a refused sign-in.
-
-    The arguments are those of `record`.
-    """
-    async with database.begin() as session:
-        await record(session, action, **event)
 
 
 def _reject_secrets(details: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from howdah import Database
 from shop.audit.models import AuditAction
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.models import Credential, Purpose
 from shop.identity.one_time_tokens import issue_token
 from shop.identity.principals import Role
@@ -35,8 +35,8 @@ async def create_admin(database: Database, email: str) -> str:
         credential = await session.get(Credential, user_id, with_for_update=True)
         if credential is None or credential.role is not Role.ADMIN:
             await set_role(session, user_id, Role.ADMIN)
-            await note(session, AuditAction.ROLE_CHANGED, user_id=user_id, by=_BY, new=Role.ADMIN.value)
-        await note(session, AuditAction.SIGN_IN_LINK_CREATED, user_id=user_id, by=_BY)
+            await record_user_event(session, AuditAction.ROLE_CHANGED, user_id=user_id, by=_BY, new=Role.ADMIN.value)
+        await record_user_event(session, AuditAction.SIGN_IN_LINK_CREATED, user_id=user_id, by=_BY)
         return await issue_token(session, Purpose.SIGN_IN, user_id=user_id)
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from howdah import Database
 from shop.identity.encryption import SecretBox
-from shop.identity.events import AnonymousEvents
+from shop.identity.events import BoundedEvents
 from shop.identity.hashing import PasswordHashing
 from shop.identity.mail import ConsoleMailer, Mailer, MailQueue, SmtpMailer
 from shop.identity.mail_texts import MailTexts
@@ -43,7 +43,7 @@ class Identity:
     mails: MailQueue
     texts: MailTexts
     lifetimes: Lifetimes
-    anonymous_events: AnonymousEvents
+    bounded_events: BoundedEvents
 
     def sign(self, opened: OpenSession) -> SignedIn:
         """The tokens of the session. Call it after the commit."""
@@ -76,7 +76,7 @@ async def open_identity(
                         idle=timedelta(days=settings.session_idle_days), total=timedelta(days=settings.session_days)
                     )
                 ),
-                anonymous_events=AnonymousEvents(database),
+                bounded_events=BoundedEvents(database),
             )
     finally:
         hashing.close()

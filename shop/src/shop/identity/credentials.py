@@ -70,7 +70,7 @@ async def verify_own_password(
     is_right, _ = await identity.hashing.verify(password, account.password_hash)
     if not is_right:
         action = AuditAction.PASSWORD_REFUSED
-        await identity.anonymous_events.note(action, user_id=account.user_id, actor=principal, client=client)
+        await identity.bounded_events.record(action, user_id=account.user_id, actor=principal, client=client)
         raise SignInFailed("the current password is wrong")
     async with identity.database.begin() as session:
         await reset(session, key)

@@ -7,14 +7,14 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from howdah.fastapi import IfMatch, describe_problems
+from howdah.fastapi import IfMatch, ProblemException, describe_problems
 from shop.audit.dependencies import CurrentAuditTrail
 from shop.audit.models import AuditAction
 from shop.identity.api_keys.verification import CurrentVerifier
 from shop.identity.revocation import CurrentRevocations
 from shop.users.repository import UserRepository
 from shop.users.rules import DELETE_USERS
-from shop.web.dependencies import PrincipalDatabase
+from shop.web.dependencies import CurrentPrincipal, PrincipalDatabase
 from shop.web.idempotency import StrictIdempotentRoute
 
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotentRoute)
@@ -29,13 +29,17 @@ router = APIRouter(prefix="/users", tags=["users"], route_class=StrictIdempotent
 async def delete_user(
     *,
     user_id: UUID,
+    principal: CurrentPrincipal,
     database: PrincipalDatabase,
     audit: CurrentAuditTrail,
     revocations: CurrentRevocations,
     verifier: CurrentVerifier,
     if_match: IfMatch,
 ) -> None:
-    """Delete a user who has no orders and no accounts. The user's sessions and API keys end."""
+    """Delete a user who has no orders and no accounts. The user's sessions and API keys end. Nobody can delete their
+    own user."""
+    if user_id == principal.user_id:  # so that an admin remains
+        raise ProblemException(HTTPStatus.CONFLICT, "own-user", "you can't delete your own user: ask another admin")
     async with database.begin() as session:
         users = UserRepository(session)
         user = await users.lock_one(user_id)

@@ -10,7 +10,7 @@ from shop.identity.clients import Client
 from shop.identity.context import Identity
 from shop.identity.credentials import load_own_account, verify_own_password
 from shop.identity.errors import EmailInUse, InvalidToken
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.models import Purpose
 from shop.identity.one_time_tokens import issue_token, redeem_token, revoke_tokens
 from shop.identity.principals import Principal
@@ -36,7 +36,7 @@ async def request_email_change(
                 email=new_email,
             )
             action = AuditAction.EMAIL_CHANGE_REQUESTED
-            await note(session, action, user_id=account.user_id, actor=principal, client=client)
+            await record_user_event(session, action, user_id=account.user_id, actor=principal, client=client)
         texts = identity.texts
         mails.append(texts.email_of_known(new_email) if is_taken else texts.change_email(new_email, token))
 
@@ -54,7 +54,7 @@ async def confirm_email_change(identity: Identity, token: str, *, client: Client
                 await session.flush()
                 # a token that was sent to the old address must not be accepted any more
                 await revoke_tokens(session, user.id, Purpose.RESET_PASSWORD, Purpose.CHANGE_EMAIL)
-                await note(session, AuditAction.EMAIL_CHANGED, user_id=user.id, client=client)
+                await record_user_event(session, AuditAction.EMAIL_CHANGED, user_id=user.id, client=client)
         except UniqueViolation as error:
             raise EmailInUse from error
         mails.append(identity.texts.email_changed(old_email))

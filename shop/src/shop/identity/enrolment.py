@@ -10,9 +10,9 @@ from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.credentials import find_account, load_own_account, verify_own_password
 from shop.identity.errors import CodeRequired, InvalidToken, SignInFailed
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.models import Purpose
-from shop.identity.one_time_tokens import find_token, issue_token, redeem_token
+from shop.identity.one_time_tokens import find_token, issue_token, redeem_token, revoke_tokens
 from shop.identity.principals import Principal
 from shop.identity.service import start_session
 from shop.identity.sessions import revoke_sessions
@@ -52,7 +52,7 @@ async def request_enrolment(
             await reset(session, codes_key)
             if kind is CodeKind.RECOVERY:
                 action = AuditAction.RECOVERY_CODE_USED
-                await note(session, action, user_id=account.user_id, actor=principal, client=client)
+                await record_user_event(session, action, user_id=account.user_id, actor=principal, client=client)
         return await issue_token(session, Purpose.ENROL_TOTP, user_id=account.user_id)
 
 
@@ -67,7 +67,7 @@ async def begin(identity: Identity, token: str) -> Enrolment:
 
 
 async def confirm(identity: Identity, *, token: str, code: str, client: Client) -> Enrolled:
-    """Use the app from now on, end all earlier sessions, and sign in.
+    """Use the app from now on, end all earlier sessions and other enrolments, and sign in.
 
     Raises `InvalidToken`, and `SignInFailed` for a wrong code. After a wrong code, the token is still valid.
     """
@@ -78,8 +78,10 @@ async def confirm(identity: Identity, *, token: str, code: str, client: Client) 
                 raise InvalidToken
             account = await find_account(session, redeemed.user_id)
             codes = await confirm_enrolment(session, identity.box, account.user_id, code)
+            # another person may have requested a token before, and could replace the app with it
+            await revoke_tokens(session, account.user_id, Purpose.ENROL_TOTP)
             ended = await revoke_sessions(session, account.user_id)
-            await note(session, AuditAction.TOTP_ENABLED, user_id=account.user_id, client=client)
+            await record_user_event(session, AuditAction.TOTP_ENABLED, user_id=account.user_id, client=client)
             opened = await start_session(identity, session, account.user_id, account.role, client, method="enrolment")
         mails.append(identity.texts.totp_enrolled(account.email))
     return Enrolled(codes, identity.sign(opened), ended)

@@ -103,14 +103,14 @@ class Busy(IdentityError):
 
 
 class HashingBusy(Busy):
-    """As many passwords are waiting to be hashed as the limit allows."""
+    """The queue of passwords to hash is full."""
 
     def __init__(self) -> None:
         super().__init__("too many sign-ins are in progress: try again")
 
 
 class MailBusy(Busy):
-    """As many mails are waiting to be sent as the limit allows."""
+    """The queue of mails is full."""
 
     def __init__(self) -> None:
         super().__init__("too many mails are waiting to be sent: try again")

@@ -23,7 +23,7 @@ _PER_SECOND: Final = 0.2
 _log = structlog.get_logger("shop.identity")
 
 
-async def note(
+async def record_user_event(
     session: AsyncSession,
     action: AuditAction,
     *,
@@ -49,12 +49,11 @@ async def note(
     )
 
 
-class AnonymousEvents:
-    """Records events that can be repeated without limit, such as refused sign-ins. Their number is bounded.
+class BoundedEvents:
+    """Records events that a client can repeat without limit, such as refused sign-ins. Their number is bounded.
 
-    Most of them need no sign-in; a wrong current password is the exception. Above the bound they are only counted. The
-    next event that is recorded has their number, `left_out`. The function `note` records all other events, so they are
-    never left out.
+    Events above the bound are only counted. The next event that is recorded has their number, `left_out`. The function
+    `record_user_event` records all other events, so they are never left out.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,7 +63,7 @@ class AnonymousEvents:
         self._refilled_at = clock()
         self._left_out = 0
 
-    async def note(
+    async def record(
         self,
         action: AuditAction,
         *,
@@ -74,19 +73,20 @@ class AnonymousEvents:
         session: AsyncSession | None = None,
         **details: object,
     ) -> None:
-        """Record the event in the session's transaction, or in one of its own if what it is about is rolled back.
+        """Record the event in the transaction of `session`. Without a session, the event has its own transaction: for
+        example, the transaction of a refused sign-in is rolled back.
 
-        Whether it is recorded depends on no account, so the work is the same for known and unknown users.
+        All accounts share the bound, so the work is the same for known and unknown users.
         """
         if not self._take():
             return
         if self._left_out:
             details["left_out"], self._left_out = self._left_out, 0
         if session is not None:
-            await note(session, action, user_id=user_id, actor=actor, client=client, **details)
+            await record_user_event(session, action, user_id=user_id, actor=actor, client=client, **details)
             return
         async with self._database.begin() as own:
-            await note(own, action, user_id=user_id, actor=actor, client=client, **details)
+            await record_user_event(own, action, user_id=user_id, actor=actor, client=client, **details)
 
     def _take(self) -> bool:
         """Whether the next event is within the bound. Otherwise it is counted."""

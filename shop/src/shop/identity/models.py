@@ -101,8 +101,9 @@ class RefreshToken(Base):
 class OneTimeToken(Base):
     """A token that was sent by mail or printed on the console. It is deleted when it is used.
 
-    `user_id` is None for a new user, and for an address that no user has. In the second case nobody gets the token: the
-    row is only written so that both cases cause the same work.
+    `user_id` is the user of the token; for an invitation it is the admin who sent it. It is None for a sign-up, and for
+    an address that no user has. In the second case nobody gets the token: the row is only written so that both cases
+    cause the same work.
     """
 
     __tablename__ = "one_time_tokens"

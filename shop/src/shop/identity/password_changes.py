@@ -16,7 +16,7 @@ from shop.identity.credentials import (
     verify_own_password,
 )
 from shop.identity.errors import InvalidToken, SignInFailed
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.models import Credential, Purpose
 from shop.identity.one_time_tokens import find_token, issue_token_to_address, redeem_token
 from shop.identity.principals import Principal
@@ -45,7 +45,7 @@ async def change_password(
             await store_password(session, account.user_id, password_hash, role=account.role)
             ended = await revoke_sessions(session, account.user_id, keep=principal.session_id)
             action = AuditAction.PASSWORD_CHANGED
-            await note(session, action, user_id=account.user_id, actor=principal, client=client)
+            await record_user_event(session, action, user_id=account.user_id, actor=principal, client=client)
         mails.append(identity.texts.password_changed(account.email))
     return ended
 
@@ -57,7 +57,7 @@ async def request_reset(identity: Identity, *, email: str, client: Client) -> No
         async with identity.database.begin() as session:
             token, user_id = await issue_token_to_address(session, Purpose.RESET_PASSWORD, email)
             action = AuditAction.PASSWORD_RESET_REQUESTED
-            await identity.anonymous_events.note(action, user_id=user_id, client=client, session=session)
+            await identity.bounded_events.record(action, user_id=user_id, client=client, session=session)
         if user_id is not None:
             mails.append(identity.texts.reset(email, token))
 
@@ -85,6 +85,6 @@ async def reset_password(
             ended = await revoke_sessions(session, account.user_id)
             await revoke_keys_of(session, account.user_id)
             await reset_account(session, account.email)
-            await note(session, AuditAction.PASSWORD_RESET, user_id=account.user_id, client=client)
+            await record_user_event(session, AuditAction.PASSWORD_RESET, user_id=account.user_id, client=client)
         mails.append(identity.texts.password_reset(account.email))
     return account.user_id, ended

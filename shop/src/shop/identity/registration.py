@@ -12,7 +12,7 @@ from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.credentials import hash_new_password, store_password
 from shop.identity.errors import EmailInUse, InvalidToken
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.models import Purpose
 from shop.identity.one_time_tokens import find_token, issue_token_to_address, redeem_token
 from shop.identity.principals import Role
@@ -31,7 +31,7 @@ async def request_sign_up(
             details = {"name": name, "country": country}
             token, user_id = await issue_token_to_address(session, Purpose.SIGN_UP, email, details=details)
             action = AuditAction.SIGN_UP_REQUESTED
-            await identity.anonymous_events.note(action, user_id=user_id, client=client, session=session)
+            await identity.bounded_events.record(action, user_id=user_id, client=client, session=session)
         is_new = user_id is None
         mails.append(identity.texts.sign_up(email, token) if is_new else identity.texts.sign_up_of_known(email))
 
@@ -50,7 +50,7 @@ async def confirm_sign_up(identity: Identity, *, token: str, password: str, clie
             session.add(user)
             await session.flush()
             await store_password(session, user.id, password_hash)
-            await note(session, AuditAction.SIGNED_UP, user_id=user.id, client=client)
+            await record_user_event(session, AuditAction.SIGNED_UP, user_id=user.id, client=client)
             opened = await start_session(identity, session, user.id, Role.CUSTOMER, client, method="sign-up")
     except UniqueViolation as error:
         raise EmailInUse from error

@@ -17,7 +17,7 @@ from shop.identity import registration, service
 from shop.identity.context import SignedIn
 from shop.identity.credentials import load_own_account
 from shop.identity.dependencies import CurrentClient, CurrentIdentity, SessionPrincipal
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.revocation import CurrentRevocations
 from shop.identity.rules import ANYONE, OWN_SESSIONS, SIGNED_IN
 from shop.identity.schemas import (
@@ -169,7 +169,7 @@ async def end_other_sessions(
     async with identity.database.begin() as session:
         ended = await revoke_sessions(session, principal.user_id, keep=principal.session_id)
         action, count = AuditAction.SESSIONS_REVOKED, len(ended)
-        await note(session, action, user_id=principal.user_id, actor=principal, client=client, count=count)
+        await record_user_event(session, action, user_id=principal.user_id, actor=principal, client=client, count=count)
     revocations.revoke(*ended)
 
 
@@ -186,5 +186,7 @@ async def end_session(
         OWN_SESSIONS.check(principal, await find_owner(session, session_id), session_id)
         if await revoke_session(session, session_id):
             action, ended = AuditAction.SESSIONS_REVOKED, str(session_id)
-            await note(session, action, user_id=principal.user_id, actor=principal, client=client, session_id=ended)
+            await record_user_event(
+                session, action, user_id=principal.user_id, actor=principal, client=client, session_id=ended
+            )
     revocations.revoke(session_id)

@@ -16,14 +16,16 @@ from shop.audit.models import AuditAction
 from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.errors import CodeRequired, EnrolmentRequired, InvalidRefreshToken, SignInFailed, TooManyAttempts
-from shop.identity.events import note
+from shop.identity.events import record_user_event
 from shop.identity.models import Credential, Purpose
 from shop.identity.one_time_tokens import issue_token, redeem_token
+from shop.identity.passwords import MAX_INPUT_LENGTH
 from shop.identity.principals import Principal, Role
 from shop.identity.sessions import OpenSession, ReusedToken, open_session, refresh_session, revoke_session
 from shop.identity.throttles import admit_sign_in, forgive
 from shop.identity.totp import CodeKind, has_device, verify_code
 from shop.users.models import User
+from shop.users.schemas import MAX_EMAIL
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -37,18 +39,21 @@ async def sign_in(
 ) -> SignedIn:
     """Open a session. `code` is that of the authenticator app, or a recovery code.
 
-    Raises `TooManyAttempts`, `SignInFailed`, `CodeRequired` and `EnrolmentRequired`.
+    Raises `TooManyAttempts`, `SignInFailed`, `CodeRequired` and `EnrolmentRequired`. An address or a password that no
+    user can have isn't counted as an attempt.
     """
+    if len(email) > MAX_EMAIL or "\0" in email or len(password) > MAX_INPUT_LENGTH:
+        raise SignInFailed
     email = email.lower()
     try:
         attempt = await admit_sign_in(identity.database, email, client)
     except TooManyAttempts as error:
-        await _note_throttled(identity, error, email, client)
+        await _record_throttled(identity, error, email, client)
         raise
     known = await _find_user(identity, email)
     is_right, new_hash = await identity.hashing.verify(password, known.password_hash if known else None)
     if known is None or not is_right:
-        await _note_refused(identity, known.user_id if known else None, client, "password")
+        await _record_refused(identity, known.user_id if known else None, client, "password")
         raise SignInFailed
     reason = "changed"
     try:
@@ -70,26 +75,26 @@ async def sign_in(
     except CodeRequired:
         raise  # the client asks the person for the code now
     except SignInFailed:
-        await _note_refused(identity, known.user_id, client, reason)
+        await _record_refused(identity, known.user_id, client, reason)
         raise
     if enrolment is not None:
         raise enrolment
     return identity.sign(opened)
 
 
-async def _note_refused(identity: Identity, user_id: UUID | None, client: Client, reason: str) -> None:
+async def _record_refused(identity: Identity, user_id: UUID | None, client: Client, reason: str) -> None:
     """Record a refused sign-in, after the end of its transaction."""
     action = AuditAction.SIGN_IN_REFUSED
-    await identity.anonymous_events.note(action, user_id=user_id, client=client, reason=reason)
+    await identity.bounded_events.record(action, user_id=user_id, client=client, reason=reason)
 
 
-async def _note_throttled(identity: Identity, error: TooManyAttempts, email: str, client: Client) -> None:
+async def _record_throttled(identity: Identity, error: TooManyAttempts, email: str, client: Client) -> None:
     """Record the 1st, 10th, 100th, … attempt that an account or an address made too early."""
     if str(error.refused).rstrip("0") == "1":
         known = await _find_user(identity, email)
         user_id = known.user_id if known else None
         action = AuditAction.SIGN_IN_THROTTLED
-        await identity.anonymous_events.note(action, user_id=user_id, client=client, attempts=error.refused)
+        await identity.bounded_events.record(action, user_id=user_id, client=client, attempts=error.refused)
 
 
 async def _check_second_factor(
@@ -104,7 +109,7 @@ async def _check_second_factor(
         if kind is None:
             raise SignInFailed
         if kind is CodeKind.RECOVERY:
-            await note(session, AuditAction.RECOVERY_CODE_USED, user_id=user_id, client=client)
+            await record_user_event(session, AuditAction.RECOVERY_CODE_USED, user_id=user_id, client=client)
     elif credential.role is not Role.CUSTOMER:
         return EnrolmentRequired(await issue_token(session, Purpose.ENROL_TOTP, user_id=user_id))
     return None
@@ -132,7 +137,7 @@ async def refresh(identity: Identity, token: str, client: Client) -> SignedIn:
         opened = await refresh_session(session, token, client, identity.lifetimes)
         if isinstance(opened, ReusedToken):
             action, session_id = AuditAction.REFRESH_TOKEN_REUSED, str(opened.session_id)
-            await note(session, action, user_id=opened.user_id, client=client, session_id=session_id)
+            await record_user_event(session, action, user_id=opened.user_id, client=client, session_id=session_id)
     if isinstance(opened, ReusedToken):
         raise InvalidRefreshToken
     return identity.sign(opened)
@@ -144,7 +149,9 @@ async def sign_out(identity: Identity, principal: Principal, *, client: Client) 
         return
     async with identity.database.begin() as session:
         if await revoke_session(session, principal.session_id):
-            await note(session, AuditAction.SIGNED_OUT, user_id=principal.user_id, actor=principal, client=client)
+            await record_user_event(
+                session, AuditAction.SIGNED_OUT, user_id=principal.user_id, actor=principal, client=client
+            )
 
 
 async def start_session(
@@ -153,7 +160,7 @@ async def start_session(
     """Open a session in the caller's transaction. The caller has made all checks, with this method."""
     opened = await open_session(session, user_id, role, client, identity.lifetimes)
     actor = Principal(user_id, role, session_id=opened.id)
-    await note(session, AuditAction.SIGNED_IN, user_id=user_id, actor=actor, client=client, method=method)
+    await record_user_event(session, AuditAction.SIGNED_IN, user_id=user_id, actor=actor, client=client, method=method)
     return opened
 
 

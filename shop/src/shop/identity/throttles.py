@@ -129,7 +129,7 @@ async def forgive(session: AsyncSession, attempt: Attempt) -> None:
 
 
 async def reset(session: AsyncSession, key: str) -> None:
-    """Set a count to zero, after everything that it protects was right."""
+    """Set a count to zero. Call it after the password or code that the count protects was correct."""
     await session.execute(delete(SignInThrottle).where(SignInThrottle.key == key))
 
 
@@ -142,7 +142,7 @@ async def reset_account(session: AsyncSession, email: str) -> None:
 
 
 def account_key(email: str, network: str | None) -> str:
-    """The key of an account, or of an account and a network that it is used from. It has no personal data."""
+    """The key of an account, or of an account and a network that it is used from. It has a hash of the address."""
     key = f"account:{_hash(email)}"
     return key if network is None else f"{key}@{network}"
 

@@ -27,7 +27,7 @@ _RECOVERY_CODES: Final = 10
 
 
 class CodeKind(Enum):
-    """What a right code was."""
+    """The kind of a correct code."""
 
     APP = auto()
     RECOVERY = auto()

@@ -6,6 +6,7 @@ account of an attacker, and the person would enter data there.
 
 # Without `from __future__ import annotations`, because FastAPI can't resolve the annotations of local names as texts.
 
+from contextlib import suppress
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any, Final
@@ -19,12 +20,12 @@ from shop.identity.clients import Client
 from shop.identity.context import Identity, SignedIn
 from shop.identity.dependencies import CurrentClient, CurrentIdentity
 from shop.identity.errors import EnrolmentRequired, IdentityError, InvalidRefreshToken, SignInFailed
-from shop.identity.passwords import MAX_INPUT_LENGTH
 from shop.identity.principals import Principal
 from shop.identity.problems import to_response
 from shop.identity.revocation import CurrentRevocations, Revocations
 from shop.sign_in import pages
 from shop.sign_in.redirects import check_path
+from shop.users.schemas import MAX_EMAIL
 from shop.web.forms import read_form
 from shop.web.session_cookies import delete_session_cookies, find_refresh_token, set_session_cookies
 
@@ -40,7 +41,6 @@ _posts: Final = APIRouter(dependencies=[Depends(_check_origin)])
 HAS_PUBLIC_DOCS: Final = "has_public_docs"
 """The attribute of `app.state` that tells whether `/docs` is on the port of these pages."""
 
-_MAX_EMAIL: Final = 254
 _MAX_TOKEN: Final = 200
 
 
@@ -63,14 +63,12 @@ async def sign_in(
     root, path = _get_root(request), check_path(form.get("next"), default=_get_start(request))
     email, password = form.get("email", "").strip(), form.get("password", "")
     try:
-        if len(password) > MAX_INPUT_LENGTH or len(email) > _MAX_EMAIL or "\0" in email:
-            raise SignInFailed
         code = form.get("code", "").replace(" ", "") or None
         signed_in = await service.sign_in(identity, email=email, password=password, code=code, client=client)
     except EnrolmentRequired as error:
         return pages.enrolment_page(root, token=error.token)
     except IdentityError as error:
-        page = pages.sign_in_page(root, next_path=path, email=email[:_MAX_EMAIL], error=str(error))
+        page = pages.sign_in_page(root, next_path=path, email=email[:MAX_EMAIL], error=str(error))
         return _as_error(page, error)
     return await _start_session(request, identity, revocations, client, signed_in=signed_in, path=path)
 
@@ -152,14 +150,7 @@ async def sign_out(
     request: Request, identity: CurrentIdentity, revocations: CurrentRevocations, client: CurrentClient
 ) -> Response:
     """End the session, and delete the cookies."""
-    principal: Principal | None = find_principal(request)
-    token = find_refresh_token(request)
-    if principal is None and token is not None:  # the access token has expired
-        try:
-            principal = (await service.refresh(identity, token[:_MAX_TOKEN], client)).principal
-        except InvalidRefreshToken:
-            principal = None
-    await _end_session(identity, revocations, client, principal)
+    await _end_session(request, identity, revocations, client)
     page = pages.signed_out_page(_get_root(request))
     delete_session_cookies(page)
     page.headers["Clear-Site-Data"] = '"storage"'
@@ -183,16 +174,20 @@ router.include_router(_posts)
 async def _start_session(
     request: Request, identity: Identity, revocations: Revocations, client: Client, *, signed_in: SignedIn, path: str
 ) -> Response:
-    """Set the cookies, and lead to the path. A session that the browser had before ends."""
-    await _end_session(identity, revocations, client, find_principal(request))
+    """Set the cookies, and redirect to the path. A session that the browser had before ends."""
+    await _end_session(request, identity, revocations, client)
     response = RedirectResponse(f"{_get_root(request)}{path}", HTTPStatus.SEE_OTHER)
     _set_cookies(response, signed_in)
     return response
 
 
-async def _end_session(
-    identity: Identity, revocations: Revocations, client: Client, principal: Principal | None
-) -> None:
+async def _end_session(request: Request, identity: Identity, revocations: Revocations, client: Client) -> None:
+    """End the session of the cookies, if there is one."""
+    principal: Principal | None = find_principal(request)
+    token = find_refresh_token(request)
+    if principal is None and token is not None:  # the access token has expired
+        with suppress(InvalidRefreshToken):
+            principal = (await service.refresh(identity, token[:_MAX_TOKEN], client)).principal
     if principal is not None and principal.session_id is not None:
         await service.sign_out(identity, principal, client=client)
         revocations.revoke(principal.session_id)

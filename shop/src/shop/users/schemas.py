@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, EmailStr, Field, StringConstraints
@@ -12,7 +12,9 @@ from howdah import Filter
 from howdah.fastapi import PageParameters, RFC3339Datetime, VisibleText
 from shop.users.models import User
 
-Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=254, examples=["ada@example.com"])]
+MAX_EMAIL: Final = 254
+
+Email = Annotated[EmailStr, AfterValidator(str.lower), Field(max_length=MAX_EMAIL, examples=["ada@example.com"])]
 Name = Annotated[str, VisibleText(max_length=100), Field(examples=["Ada"])]
 Country = Annotated[str, VisibleText(max_length=100)]
 

@@ -39,12 +39,12 @@ class Permission:
 
     def __init__(self, *roles: Role, to: str) -> None:
         self.roles = frozenset(roles)
-        self._what: Final = to
+        self._action: Final = to
 
     def check(self, principal: Principal) -> None:
         """Raise `NotAllowed` (403) for another role."""
         if principal.role not in self.roles:
-            raise NotAllowed(f"the role {principal.role} may not {self._what}")
+            raise NotAllowed(f"the role {principal.role} may not {self._action}")
 
 
 class SecondScope:

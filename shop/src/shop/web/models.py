@@ -11,7 +11,7 @@ from shop.policies import OWN_SCOPE, customers_insert, customers_read, customers
 from shop.roles import CUSTOMER_ROLE, STAFF_ROLE, SYSTEM_ROLE
 
 # the columns that are set when the response is stored
-_ANSWER: Final = ("fingerprint", "status", "headers", "body")
+_RESPONSE_COLUMNS: Final = ("fingerprint", "status", "headers", "body")
 
 
 class IdempotentRequest(howdah.IdempotentRequest, Base):
@@ -28,9 +28,9 @@ class IdempotentRequest(howdah.IdempotentRequest, Base):
         customers_update(f"scope = {OWN_SCOPE}"),
         *staff_and_system(),
         TableGrant(CUSTOMER_ROLE, "SELECT", "INSERT"),
-        TableGrant(CUSTOMER_ROLE, "UPDATE", columns=_ANSWER),
+        TableGrant(CUSTOMER_ROLE, "UPDATE", columns=_RESPONSE_COLUMNS),
         TableGrant(STAFF_ROLE, "SELECT", "INSERT"),
-        TableGrant(STAFF_ROLE, "UPDATE", columns=_ANSWER),
+        TableGrant(STAFF_ROLE, "UPDATE", columns=_RESPONSE_COLUMNS),
         TableGrant(SYSTEM_ROLE, "SELECT", "INSERT", "DELETE"),
-        TableGrant(SYSTEM_ROLE, "UPDATE", columns=_ANSWER),
+        TableGrant(SYSTEM_ROLE, "UPDATE", columns=_RESPONSE_COLUMNS),
     )

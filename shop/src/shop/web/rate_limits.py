@@ -18,8 +18,6 @@ _SIGN_IN_PREFIXES: Final = ("/auth/", "/sign-in")
 # Browsers send these requests by themselves, and nobody can guess a password with them.
 _SESSION_SUFFIXES: Final = ("/refresh", "/sign-out")
 
-_POOL_DIVISOR: Final = 4
-
 
 def classify(scope: Mapping[str, Any]) -> str:
     """The class of a request: `list`, `read`, `write`, `money`, `bulk` or `sign-in`."""
@@ -50,7 +48,7 @@ def build_rate_limits(settings: Settings) -> RateLimits | None:
             "sign-in": RateLimit.parse(settings.rate_limit_sign_in),
         },
         classify=classify,
-        # so that one principal with slow lists leaves most connections to the others
-        max_in_progress={"list": max(1, settings.pool_size // _POOL_DIVISOR)},
+        # so that one principal with slow lists leaves connections of its pool to the others
+        max_in_progress={"list": max(1, min(settings.pool_size // 4, settings.staff_pool_size // 2))},
         max_entries=settings.rate_limit_entries,
     )
