@@ -24,6 +24,7 @@ from howdah.fastapi.authentication import (
     require_principal_key,
 )
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
+from howdah.fastapi.cookies import find_cookie
 from howdah.fastapi.cross_origin import CrossOrigin, check_same_origin
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.exports import (
@@ -168,6 +169,7 @@ __all__ = [
     "error_response",
     "export_response",
     "find_client_network",
+    "find_cookie",
     "find_named_database",
     "find_principal",
     "finish_without_client",

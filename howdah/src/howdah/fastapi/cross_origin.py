@@ -1,7 +1,7 @@
 """Protect requests that are authenticated by a cookie against cross-site request forgery (CSRF).
 
 async def authenticate(connection: HTTPConnection) -> CurrentUser | None:
-    token = connection.cookies.get("__Host-session")
+    token = find_cookie(connection, "__Host-session")
     if token is None:
         return None
     check_same_origin(connection)

@@ -11,16 +11,18 @@ from typing import Final
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
+from howdah.fastapi import find_cookie
+
 _ACCESS_COOKIE: Final = "__Host-shop-access"
 _REFRESH_COOKIE: Final = "__Host-shop-refresh"
 
 
 def find_access_token(connection: HTTPConnection) -> str | None:
-    return _find(connection, _ACCESS_COOKIE)
+    return find_cookie(connection, _ACCESS_COOKIE)
 
 
 def find_refresh_token(connection: HTTPConnection) -> str | None:
-    return _find(connection, _REFRESH_COOKIE)
+    return find_cookie(connection, _REFRESH_COOKIE)
 
 
 def set_session_cookies(response: Response, *, access_token: str, refresh_token: str, expires_in: int) -> None:
@@ -36,20 +38,3 @@ def delete_session_cookies(response: Response) -> None:
 
 def _set(response: Response, name: str, value: str, *, max_age: int | None) -> None:
     response.set_cookie(name, value, max_age=max_age, path="/", secure=True, httponly=True, samesite="strict")
-
-
-def _find(connection: HTTPConnection, name: str) -> str | None:
-    """The value of the cookie with exactly this name. None if there is no such cookie, or more than one.
-
-    `connection.cookies` also removes the bytes 0x85 and 0xA0 around a name. So another subdomain could set a cookie
-    whose name begins with such a byte. The browser wouldn't see the prefix, and the service would.
-    """
-    prefix = f"{name}=".encode()
-    found = [
-        pair.strip(b" \t")[len(prefix) :]
-        for header, value in connection.scope["headers"]
-        if header == b"cookie"
-        for pair in value.split(b";")
-        if pair.strip(b" \t").startswith(prefix)
-    ]
-    return found[0].decode("latin-1") if len(found) == 1 else None
