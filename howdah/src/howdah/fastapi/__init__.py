@@ -26,6 +26,7 @@ from howdah.fastapi.authentication import (
 from howdah.fastapi.body_limits import BodyTimeout, BodyTooLarge, lift_body_limits
 from howdah.fastapi.cookies import find_cookie
 from howdah.fastapi.cross_origin import CrossOrigin, check_same_origin
+from howdah.fastapi.direct_routes import direct
 from howdah.fastapi.exact_types import DecimalDigits, RFC3339Datetime
 from howdah.fastapi.exports import (
     CSV,
@@ -166,6 +167,7 @@ __all__ = [
     "describe_problems",
     "describe_rejected_row",
     "describe_rows_body",
+    "direct",
     "error_response",
     "export_response",
     "find_client_network",

@@ -12,9 +12,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -24,6 +25,7 @@ from howdah.fastapi.access import unwrap_protected
 from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
 from howdah.fastapi.cors import add_cors
+from howdah.fastapi.direct_routes import DirectRoutes, DirectRoutesLayer
 from howdah.fastapi.docs_page import replace_docs_pages
 from howdah.fastapi.handlers import add_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
@@ -137,11 +139,15 @@ def configure_app(
         jobs=[*jobs],
         lifespan=app.router.lifespan_context,
         in_progress=in_progress,
+        direct_routes=DirectRoutes(app),
     )
     _require_extra(metrics, "metrics", "prometheus_client", "metrics")
     _require_extra(request_log, "request_log", "structlog", "logging")
     setattr(app.state, _CONFIGURATION_KEY, configuration)
     app.router.lifespan_context = configuration.run
+    # the innermost one: so all middleware applies to a direct route, also middleware that is added before this call
+    layer = Middleware(cast(Any, DirectRoutesLayer), application=app, routes=configuration.direct_routes)
+    app.user_middleware.append(layer)
     limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths={*PROBE_PATHS, METRICS_PATH})
     if limiter is not None:
         app.add_middleware(PrincipalRateLimits, limiter=limiter)
@@ -226,6 +232,7 @@ class _Configuration:
         jobs: list[Job],
         lifespan: Callable[[Any], Any],
         in_progress: RequestsInProgress,
+        direct_routes: DirectRoutes,
     ) -> None:
         """Check the arguments. Raises `ValueError` and `TypeError`."""
         if MAIN_DATABASE in databases:
@@ -251,6 +258,7 @@ class _Configuration:
         self._jobs = jobs
         self._lifespan = lifespan
         self._in_progress = in_progress
+        self.direct_routes = direct_routes
         self.replacements: Mapping[str, Database] | None = None
         self.rule_check: RuleCheck | None = None
 
@@ -278,8 +286,10 @@ class _Configuration:
             jobs = [] if self.replacements is not None else build_runners(self._jobs, databases, values)
             own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
             states[app] = {**user_state, **own}
+            # here, because the application's own lifespan may have added routes
             if self.rule_check is not None:
-                self.rule_check()  # here, because the application's own lifespan may have added routes
+                self.rule_check()
+            self.direct_routes.prepare()
             await stack.enter_async_context(run_jobs(jobs))
             yield {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress}
 

@@ -12,8 +12,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
-from howdah.fastapi.access import TAKEN_RULE, AccessRule, find_rules, get_protecting_rule, unwrap_protected
+from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_dependants
+from howdah.fastapi.access import TAKEN_RULE, AccessRule, find_rules, get_protecting_rule
 from howdah.fastapi.authentication import AuthenticationLayer
 
 WEBSOCKET: Final = "WEBSOCKET"
@@ -94,13 +94,12 @@ class RuleCheck:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
-        self._lists: list[list[Any]] = []
-        self._counts: list[int] = []
+        self._lists = RouteLists(app.router)
         self._unauthenticated_paths: frozenset[str] = frozenset()
 
     def __call__(self) -> Collection[str]:
         """The paths whose requests aren't authenticated. Raises `RuntimeError` if a route has no rule."""
-        if not self._counts or [*map(len, self._lists)] != self._counts:
+        if self._lists.have_changed():
             self._run()
         return self._unauthenticated_paths
 
@@ -112,21 +111,7 @@ class RuleCheck:
         self._unauthenticated_paths = frozenset(
             each.path for each in found if each.is_own_page or any(rule.is_unauthenticated for rule in each.rules)
         )
-        self._lists = [*_iterate_route_lists(self._app.router)]
-        self._counts = [*map(len, self._lists)]
-
-
-def _iterate_route_lists(router: Any) -> Iterator[list[Any]]:
-    """The lists to which routes are added: of the application, of included routers, and of mounted applications."""
-    yield router.routes
-    yield getattr(router, "_low_priority_routes", [])
-    for each in router.routes:
-        inner = getattr(each, "original_router", None)
-        if inner is None and isinstance(each, Mount | Host):
-            inner = unwrap_protected(each.app)
-            inner = getattr(inner, "router", inner)
-        if isinstance(getattr(inner, "routes", None), list):
-            yield from _iterate_route_lists(inner)
+        self._lists.note()
 
 
 def _reject_routes_without_rule(found: Sequence[RouteRules]) -> None:

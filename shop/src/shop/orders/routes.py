@@ -16,6 +16,7 @@ from howdah.fastapi import (
     PageOut,
     describe_export,
     describe_problems,
+    direct,
     export_response,
     json_response,
     list_response,
@@ -63,6 +64,7 @@ _ORDERS_PER_EVENT: Final = 1_000
     dependencies=[PLACE_ORDERS, buyer_id, request_key],
     responses=describe_problems(HTTPStatus.NOT_FOUND),
 )
+@direct
 async def create_order(body: OrderIn, db: PrincipalSession, user_id: BuyerId, response: Response) -> Order:
     """Place an order. Its total is computed from the items."""
     order = await place_order(db, body, user_id)
@@ -71,6 +73,7 @@ async def create_order(body: OrderIn, db: PrincipalSession, user_id: BuyerId, re
 
 
 @router.get("", response_model=PageOut[OrderOut], dependencies=[READ_ORDERS])
+@direct
 async def list_orders(
     parameters: Annotated[OrderPageParameters, Query()], orders: OrderReader, principal: CurrentPrincipal
 ) -> Response:
@@ -117,6 +120,7 @@ async def change_order_status(body: StatusChangeIn, db: PrincipalSession, audit:
 
 
 @router.get("/{order_id}", response_model=OrderWithItemsOut, responses=NOT_MODIFIED, dependencies=[READ_ORDERS])
+@direct
 async def get_order(
     order_id: UUID, request: Request, orders: OrderWithItemsReader, principal: CurrentPrincipal
 ) -> Response:
@@ -125,6 +129,7 @@ async def get_order(
 
 
 @router.post("/{order_id}/pay", response_model=OrderOut, dependencies=[PAY_ORDERS])
+@direct
 async def pay(
     *,
     order_id: UUID,

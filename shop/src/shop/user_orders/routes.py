@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 
 from howdah import NotFound
-from howdah.fastapi import NOT_MODIFIED, StrictJSONRoute, json_response
+from howdah.fastapi import NOT_MODIFIED, StrictJSONRoute, direct, json_response
 from shop.user_orders.dependencies import UserWithOrdersReader
 from shop.user_orders.rules import (
     OWN_USERS_WITH_ORDERS,
@@ -34,6 +34,7 @@ router = APIRouter(prefix="/users", tags=["users"], route_class=StrictJSONRoute)
     responses=NOT_MODIFIED,
     dependencies=[READ_USERS_WITH_ORDERS],
 )
+@direct
 async def get_user(
     user_id: UUID, request: Request, users: UserWithOrdersReader, principal: CurrentPrincipal
 ) -> Response:

@@ -19,6 +19,7 @@ from howdah.fastapi import (
     RequiredIfMatch,
     describe_problems,
     describe_rows_body,
+    direct,
     list_response,
     make_etag,
 )
@@ -71,6 +72,7 @@ async def create_users(request: Request, db: PrincipalSession, audit: CurrentAud
 
 
 @router.get("", response_model=PageOut[UserOut], dependencies=[READ_USERS])
+@direct
 async def list_users(
     parameters: Annotated[UserPageParameters, Query()], users: UserReader, principal: CurrentPrincipal
 ) -> Response:

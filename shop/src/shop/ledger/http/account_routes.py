@@ -19,6 +19,7 @@ from howdah.fastapi import (
     StrictJSONRoute,
     describe_problems,
     describe_rows_body,
+    direct,
     get_schema_ref,
     make_etag,
 )
@@ -121,6 +122,7 @@ async def create_accounts(
 
 
 @router.get("", response_model=PageOut[AccountOut], dependencies=[READ_ACCOUNTS])
+@direct
 async def list_accounts(
     parameters: Annotated[AccountPageParameters, Query()], db: PrincipalReadSession, principal: CurrentPrincipal
 ) -> Page[AccountSnapshot]:
@@ -134,6 +136,7 @@ async def list_accounts(
 
 
 @router.get("/{account_id}", response_model=AccountOut, dependencies=[READ_ACCOUNTS])
+@direct
 async def get_account(
     account_id: UUID, db: PrincipalReadSession, principal: CurrentPrincipal, response: Response
 ) -> AccountSnapshot:

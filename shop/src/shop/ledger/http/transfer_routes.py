@@ -19,6 +19,7 @@ from howdah.fastapi import (
     StrictJSONRoute,
     describe_problems,
     describe_rows_body,
+    direct,
     get_schema_ref,
 )
 from shop.identity.principals import Principal
@@ -75,6 +76,7 @@ _REFUSALS: Final = describe_problems(HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT
     responses=_REFUSALS,
     dependencies=[POST_TRANSFERS],
 )
+@direct
 async def create_transfer(
     body: TransferIn, ledger: CurrentLedger, principal: CurrentPrincipal, idempotency_key: RequiredIdempotencyKey
 ) -> Response:
@@ -175,6 +177,7 @@ async def get_metadata_filter(request: Request) -> dict[str, str]:
     openapi_extra={"parameters": [_METADATA_PARAMETER]},
     dependencies=[READ_TRANSFERS],
 )
+@direct
 async def list_transfers(
     parameters: Annotated[TransferPageParameters, Query()],
     metadata: Annotated[dict[str, str], Depends(get_metadata_filter)],
@@ -201,6 +204,7 @@ async def list_transfers(
 
 
 @router.get("/{transfer_id}", response_model=TransferOut, dependencies=[READ_TRANSFERS])
+@direct
 async def get_transfer(transfer_id: UUID, db: PrincipalReadSession, principal: CurrentPrincipal) -> Response:
     """Return a transfer with its current state: pending, posted or voided."""
     transfer = await find_transfer(db, transfer_id, customer=OWN_TRANSFERS.find_customer(principal))
