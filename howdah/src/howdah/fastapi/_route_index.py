@@ -21,7 +21,7 @@ class FoundRoute:
 
     def __init__(self, position: int, route: Any, parameters: Sequence[tuple[int, str]]) -> None:
         self.position, self.route, self.parameters = position, route, parameters
-        self.methods: frozenset[str] | None = None if route.methods is None else frozenset(route.methods)
+        self.methods = frozenset(route.methods or ())  # none: all methods, as in Starlette
 
 
 class _Node:
@@ -75,10 +75,14 @@ class RouteIndex:
 
     def find(self, method: str, segments: Sequence[str], path: str) -> FoundRoute | None:
         """The route for this method and path, or None. `segments` are the parts of `path` between slashes."""
+        if path.endswith("\n"):
+            # Starlette's patterns end with `$`, which also matches before a line break. So a route without a parameter
+            # at the end may come first.
+            return None
         best: FoundRoute | None = None
         for node in _iterate_ends(self._root, segments, 0):
             for each in node.routes:
-                if (each.methods is None or method in each.methods) and (best is None or each.position < best.position):
+                if (not each.methods or method in each.methods) and (best is None or each.position < best.position):
                     best = each
         if best is not None:
             for position, prefix in self._prefixes:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import FastAPIError
+from fastapi.routing import APIRoute
 from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -107,7 +108,8 @@ class DirectRoutesLayer:
         scope["starlette.exception_handlers"] = self._handlers
         request = Request(scope, receive, send)
         serve = wrap_app_handling_exceptions(partial(route.serve, self._application, request), request)
-        await serve(scope, receive, send)
+        # twice, as in FastAPI: the application's handlers also answer the errors that a handler raises
+        await wrap_app_handling_exceptions(serve, request)(scope, receive, send)
 
 
 class DirectRoute:
@@ -158,6 +160,8 @@ def _compile(found: FoundRoute) -> DirectRoute:
     included = getattr(route, "_route_context", None) or getattr(route, "original_route", route)
     rules = [*{id(rule): rule for rule in find_rules(route)}.values()]
     try:
+        if not isinstance(getattr(included, "original_route", included), APIRoute):
+            raise CannotCompile("it is not a route of FastAPI")
         if len(rules) > 1:
             raise CannotCompile("it has several rules")
         compiled = CompiledRoute(included)
