@@ -83,7 +83,7 @@ def _get_methods(route: Any) -> frozenset[str]:
 
 
 def get_route_path(scope: Mapping[str, Any]) -> str:
-    """The path of a request for the routes: without the prefix at which the application is mounted."""
+    """The path of a request for the routes: without the prefix at which the application is mounted. As in Starlette."""
     path: str = scope["path"]
     rest = path.removeprefix(scope.get("root_path", ""))
-    return rest if rest.startswith("/") else path
+    return rest if not rest or rest.startswith("/") else path
