@@ -6,35 +6,97 @@ The same bytes are sent to two applications that differ only in the mark `direct
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
-from typing import Final
+from contextlib import ExitStack
+from typing import Any, Final
 
+import anyio
 import pytest
+from fastapi import FastAPI, Request, Response
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sqlalchemy import text
+from starlette.datastructures import Headers
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah import Database
+from howdah.fastapi import LoadLimit, RateLimit, RateLimits, problem_response
+from howdah.fastapi.sessions import get_read_db
 from howdah.testing import _new_database, _with_database
 from howdah_tests.support.idempotent_app import create_tables
-from howdah_tests.support.path_pairs import Mark, PathPair, ServedBy, json_request, open_pair, request
-from howdah_tests.support.path_routes import CREATE_ROWS, ERRORS, JSON, MAX_BODY, create_path_app
+from howdah_tests.support.path_pairs import Mark, PathPair, Side, open_pair, request
+from howdah_tests.support.path_requests import (
+    INCOMPLETE,
+    KNOWN_TARGETS,
+    OTHERS,
+    REQUESTS,
+    ROOTED_TARGETS,
+    SEGMENTS,
+    get,
+    post,
+)
+from howdah_tests.support.path_routes import CREATE_ROWS, create_path_app
+from howdah_tests.support.waiting import wait_until
 
-CHUNKED: Final = "Transfer-Encoding: chunked"
-NDJSON: Final = "Content-Type: application/x-ndjson"
-LONG: Final = "x" * 3_000
+AS_OPERATOR: Final = "Authorization: Bearer operator-ann"
+ITEM: Final = b'{"name": "a"}'
 
 
-@pytest.fixture(scope="module")
-def pair(postgres_url: str) -> Iterator[PathPair]:
-    with _new_database(postgres_url, "template1") as first, _new_database(postgres_url, "template1") as second:
-        urls = iter([_with_database(postgres_url, name) for name in (first, second)])
+class ByHeader:
+    """Middleware that does something for requests with a header, so that one pair of servers is enough.
 
-        def create(mark: Mark):
-            url = next(urls)
-            asyncio.run(prepare(url))
-            return create_path_app(mark, url, mounted=True)
+    `X-Root-Path` sets the root path, as a server does. `X-End` cancels the request in the way of anyio: each later wait
+    of the request is cancelled, too.
+    """
 
-        with open_pair(create) as pair:
-            yield pair
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if "x-root-path" in headers:
+            scope = {**scope, "root_path": headers["x-root-path"]}
+        if "x-end" not in headers:
+            await self._app(scope, receive, send)
+            return
+        with anyio.move_on_after(0.05) as timeout:
+            await self._app(scope, receive, send)
+        if timeout.cancelled_caught:
+            await problem_response(504, "too-slow")(scope, receive, send)
+
+
+class BaseByHeader(BaseHTTPMiddleware):
+    """Starlette's base class of middleware, for requests with the header `X-Base`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_used = scope["type"] == "http" and "x-base" in Headers(scope=scope)
+        await (super().__call__ if is_used else self.app)(scope, receive, send)
+
+    async def dispatch(self, request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        response.headers["X-Base"] = request.url.path
+        return response
+
+
+def classify(scope: Scope) -> str:
+    return Headers(scope=scope).get("x-class", "unlimited")
+
+
+def create(mark: Mark, url: str) -> FastAPI:
+    asyncio.run(prepare(url))
+    app = create_path_app(
+        mark,
+        url,
+        mounted=True,
+        max_body_seconds=0.3,
+        rate_limits=RateLimits(classes={"limited": RateLimit(2, 3_600)}, classify=classify),
+        load_limit=LoadLimit(min_in_progress=1, max_in_progress=1, max_waiting=1, max_wait_seconds=30),
+    )
+    app.add_middleware(BaseByHeader)
+    app.add_middleware(ByHeader)
+    return app
 
 
 async def prepare(url: str) -> None:
@@ -45,235 +107,23 @@ async def prepare(url: str) -> None:
                 await session.execute(text(statement))
 
 
-def get(target: str, *headers: str) -> bytes:
-    return request("GET", target, *headers)
+@pytest.fixture(scope="module")
+def opened_pair(postgres_url: str) -> Iterator[PathPair]:
+    with _new_database(postgres_url, "template1") as first, _new_database(postgres_url, "template1") as second:
+        urls = iter([_with_database(postgres_url, name) for name in (first, second)])
+        with open_pair(lambda mark: create(mark, next(urls))) as pair:
+            yield pair
 
 
-def post(target: str, body: bytes, *headers: str) -> bytes:
-    return json_request("POST", target, body, *headers)
-
-
-def post_in_chunks(target: str, *chunks: bytes) -> bytes:
-    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
-    return request("POST", target, "Content-Type: application/json", CHUNKED) + body
-
-
-ITEM: Final = b'{"name": "a"}'
-
-REQUESTS: Final[dict[str, list[bytes]]] = {
-    "parameters": [
-        get("/values/1"),
-        get("/values/1"),  # a default that the first request has changed
-        get("/values/1?q=five5&flags=3&flags=4&kind=b&need-ed=x", "X-Text: 12345", "Cookie: crumb=5"),
-        get("/values/1?flags=&flags=a&kind=c&q=sixsix", "X-Text: 123456", "Cookie: crumb=a"),
-        get("/values/-1"),
-        get("/values/a"),
-        get("/values/1.0"),
-        get("/values/%20%201"),
-        get("/values/" + "9" * 5_000),
-        get("/values/1?q=1&q=2", "X-Text: a", "X-Text: b", "X-Many: a", "X-Many: b, c"),
-        get("/values/1?unknown=1&q", "Cookie: crumb=1; crumb=2; other=3"),
-        get("/values/1?q=%00%ff&needed=no", "X-Text: caf\xe9"),
-        get("/values/1?q=a;kind=b&flags=1_0&flags=+1&flags=1e1"),
-        get(f"/values/1?q={LONG}"),
-        get("/required"),
-        get("/required?first=1&second=yes", "X-Needed: a", "Cookie: one=00000000-0000-0000-0000-000000000001"),
-        get("/required?first=&second=", "X-Needed:", "Cookie: one="),
-        get("/page"),
-        get("/page?limit=5&names=a&names=b&after=00000000-0000-0000-0000-000000000001"),
-        get("/page?limit=0&after=x&unknown=1"),
-        get("/page?limit=1&limit=2"),
-        get("/page?" + "&".join(f"a{number}=1" for number in range(50))),
-        get("/single", "X-Key: a"),
-        get("/single"),
-        get("/single", "X-Key: a", "X-Key: b"),
-        get("/tenants/a/b"),
-        get("/without-tenant"),
-        get("/scope/a?b=c", "Authorization: Bearer customer-ann"),
-        get("/outside/a?limit=7"),
-        get("/outside/a?limit=b"),
-    ],
-    "bodies": [
-        post("/items", ITEM),
-        post("/items", b'{"name": "a", "count": 3, "price": 1.5, "tags": ["x"]}'),
-        post("/items", b'{"name": "a", "unknown": 1, "count": -1, "price": "b", "tags": {}}'),
-        post("/items", b'{"name": "01234567890"}'),
-        post("/items", b"{}"),
-        post("/items", b""),
-        post("/items", b" "),
-        post("/items", b"null"),
-        post("/items", b"[]"),
-        post("/items", b'"a"'),
-        post("/items", b"not json"),
-        post("/items", b'{"name": "a"'),
-        post("/items", b'{"name": "a"} x'),
-        post("/items", b"\xef\xbb\xbf" + ITEM),
-        post("/items", b'\xff\xfe{\x00"\x00'),
-        post("/items", b'{"name": "\xff"}'),
-        post("/items", b'{"name": "\\ud800"}'),
-        post("/items", b'{"name": "a", "name": "b"}'),
-        post("/items", b'{"name": "a", "price": NaN}'),
-        post("/items", b'{"name": "a", "price": 1e999}'),
-        post("/items", b'{"name": "a", "price": -Infinity}'),
-        post("/items", b'{"name": "a", "count": ' + b"9" * 1_000 + b"}"),
-        post("/items", b"[" * 1_990),
-        post("/items", b'{"name": "' + b"x" * MAX_BODY + b'"}'),
-        request("POST", "/items", body=ITEM),
-        request("POST", "/items", "Content-Type: text/plain", body=ITEM),
-        request("POST", "/items", "Content-Type: application/json; charset=latin-1", body=ITEM),
-        request("POST", "/items", "Content-Type: APPLICATION/JSON", body=ITEM),
-        request("POST", "/items", "Content-Type: application/problem+json", body=ITEM),
-        request("POST", "/items", "Content-Type: application/json+x", body=ITEM),
-        request("POST", "/items", "Content-Type: application", body=ITEM),
-        request("POST", "/items", "Content-Type: text/json", "Content-Type: application/json", body=ITEM),
-        request("POST", "/items", "Content-Type: application/json", "Content-Type: text/plain", body=ITEM),
-        request("POST", "/items", "Content-Type: application/x-www-form-urlencoded", body=b"name=a"),
-        request("POST", "/items", 'Content-Type: application/json; a="b', body=ITEM),
-        request("POST", "/items"),
-        post_in_chunks("/items", ITEM[:5], ITEM[5:]),
-        post_in_chunks("/items"),
-        post_in_chunks("/items", b"{" + b" " * MAX_BODY, b"}"),
-        post("/pairs?q=1", b'{"first": {"name": "a"}, "second": 2, "third": "c"}'),
-        post("/pairs?q=b", b'{"first": {"name": 5}, "second": "x"}'),
-        post("/pairs", b"[]"),
-        post("/pairs", b""),
-        post("/embedded", b'{"item": {"name": "a"}}'),
-        post("/embedded", ITEM),
-        post("/optional", b""),
-        post("/optional", b"null"),
-        post("/optional", ITEM),
-        request("POST", "/optional"),
-        post("/any", b"[1, 2.50, null]"),
-        request("POST", "/any", "Content-Type: text/plain", body=b"caf\xc3\xa9"),
-        request("POST", "/text", "Content-Type: text/plain", body=b"abc"),
-        post("/text", b'"abc"'),
-        request("POST", "/raw", body=b"x" * 100),
-        request("POST", "/raw", body=b"x" * (MAX_BODY + 1)),
-        request("POST", "/unread", body=b"x" * (MAX_BODY + 1)),
-        request("POST", "/rows", NDJSON, body=ITEM + b"\n" + ITEM),
-        request("POST", "/rows", NDJSON, body=ITEM + b'\n{"name": 5}'),
-        request("POST", "/rows", body=ITEM),
-    ],
-    "strict bodies": [
-        post("/strict/items", ITEM),
-        post("/strict/items?note=a&many=1&many=2", ITEM),
-        post("/strict/items?note=a&note=b", ITEM),
-        post("/strict/items?unknown=a&unknown=b&many=x", b"not json"),
-        post("/strict/items", b'{"name": "a", "name": "b"}'),
-        post("/strict/items", b'{"name": "a", "tags": [{"b": 1, "\\u0062": 2}]}'),
-        post("/strict/items", b'{"name": "a", "price": NaN}'),
-        post("/strict/items", b'{"name": "a", "price": 1e999}'),
-        post("/strict/items", b'{"name": "\\ud800"}'),
-        post("/strict/items", b'{"name": "\xff"}'),
-        post("/strict/items", b"\xef\xbb\xbf" + ITEM),
-        post("/strict/items", b"[" * 1_990),
-        post("/strict/items", b'{"count": ' + b"9" * 1_900 + b"}"),
-        post("/strict/items", b"not json"),
-        post("/strict/items", b""),
-        post("/strict/items", b"x" * (MAX_BODY + 1)),
-        request("POST", "/strict/items", "Content-Type: text/plain", body=ITEM),
-    ],
-    "responses": [
-        get("/json"),
-        get("/json", f"If-None-Match: {JSON.etag}"),
-        get("/json", f"If-None-Match: W/{JSON.etag}"),
-        get("/json", f'If-None-Match: "other", {JSON.etag}'),
-        get("/json", 'If-None-Match: "other"', f"If-None-Match: {JSON.etag}"),
-        get("/json", "If-None-Match: *"),
-        get("/json", 'If-None-Match: "other"'),
-        get("/json", f"If-None-Match: {JSON.etag[1:-1]}"),
-        *(get(f"/changed/{status}") for status in (200, 202, 299, 404, 503)),
-        get("/changed-by-dependency"),
-        get("/own-response"),
-        request("DELETE", "/nothing"),
-        get("/none"),
-        get("/shouting"),
-        get("/untyped"),
-        get("/redirect"),
-        get("/excluded"),
-        get("/invalid-response"),
-        get("/nan"),
-        get("/stream"),
-        get("/background/a"),
-        request("PUT", "/methods"),
-        request("PATCH", "/methods"),
-        request("OPTIONS", "/several"),
-        request("POST", "/several"),
-        request("HEAD", "/only-head"),
-    ],
-    "head": [
-        request("HEAD", target)
-        for target in (
-            *("/json", "/values/1", "/values/a", "/changed/202", "/stream", "/errors/not-found", "/errors/unexpected"),
-            *("/invalid-response", "/background/a", "/commits", "/orders/export", "/one/inner/a"),
-        )
-    ]
-    + [request("HEAD", "/json", f"If-None-Match: {JSON.etag}")],
-    "errors": [get(f"/errors/{name}") for name in ERRORS],
-    "errors after the response": [get(f"/background/{name}") for name in ("not-found", "teapot", "unexpected")]
-    + [get("/stream?broken=yes")],
-    "rules": [
-        post("/customers", ITEM, "Authorization: Bearer customer-ann"),
-        post("/customers", b"not json", "Authorization: Bearer customer-ann"),
-        post("/customers", b"not json"),
-        post("/customers", b"not json", "Authorization: Bearer operator-ann"),
-        post("/customers", b"x" * (MAX_BODY + 1), "Authorization: Bearer operator-ann"),
-        post("/customers", ITEM, "Authorization: Bearer customer-ann items:read"),
-        post("/customers", ITEM, "Authorization: Bearer customer-ann items:write"),
-        get("/operators/1", "Authorization: Bearer operator-ann"),
-        get("/operators/a", "Authorization: Bearer operator-ann"),
-        get("/operators/1", "Authorization: Bearer operator-ann items:read"),
-        get("/operators/a", "Authorization: Bearer customer-ann"),
-        get("/operators/a"),
-        get("/as-parameter?number=a", "Authorization: Bearer customer-ann"),
-        get("/as-parameter?number=a", "Authorization: Bearer operator-ann"),
-        get("/as-parameter?number=1", "Authorization: Bearer operator-ann"),
-        request("HEAD", "/operators/1", "Authorization: Bearer customer-ann"),
-    ],
-    "sessions": [
-        post("/commits/a", b""),
-        post("/commits/late", b""),
-        post("/commits/conflict", b""),
-        post("/commits/teapot", b""),
-        post("/commits/unexpected", b""),
-        get("/commits"),
-        get("/write-in-read-session"),
-        *(
-            get(f"/yields/{name}")
-            for name in (
-                *("a", "teapot", "unexpected", "a?before=teapot", "a?before=unexpected", "a?after=teapot"),
-                *("a?after=unexpected", "unexpected?translated=again", "unexpected?translated=swallow"),
-                *("a?late=teapot", "a?late=unexpected", "teapot?after=unexpected", "unexpected?late=teapot"),
-            )
-        ),
-    ],
-    "idempotent routes": [
-        post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
-        post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
-        post("/notes", b'{"name": "b"}', "Idempotency-Key: k", "X-Caller: ann"),
-        post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: bob"),
-        post("/notes", ITEM, "X-Caller: ann"),
-        post("/notes", ITEM, "Idempotency-Key: k", "Idempotency-Key: l"),
-        post("/notes", ITEM, "Idempotency-Key: a b"),
-        post("/notes", ITEM, "Idempotency-Key:"),
-        post("/notes", b"not json", "Idempotency-Key: m"),
-        post("/notes", ITEM, "Idempotency-Key: m"),
-        post("/notes?a=1", ITEM, "Idempotency-Key: m"),
-        *(
-            post("/notes/failing", b'{"name": "%b"}' % name, f"Idempotency-Key: {name.decode()}")
-            for name in (b"409", b"503", b"teapot", b"unexpected", b"unexpected", b"409", b"503")
-        ),
-        get("/commits"),
-    ],
-    "included routers": [
-        get("/one/inner/a", "X-Key: a"),
-        get("/one/inner/a"),
-        get("/two/b/inner/a", "Authorization: Bearer operator-ann"),
-        get("/two/b/inner/a?limit=11", "Authorization: Bearer operator-ann"),
-        get("/two/b/inner/a?limit=11", "Authorization: Bearer customer-ann"),
-        get("/two/b/inner/a"),
-    ],
-}
+@pytest.fixture
+def pair(opened_pair: PathPair) -> Iterator[PathPair]:
+    """The two applications. A test must change their metrics in the same way."""
+    before = [side.read_metrics() for side in opened_pair.sides]
+    yield opened_pair
+    after = [side.read_metrics() for side in opened_pair.sides]
+    first, second = ({*new} - {*old} for old, new in zip(before, after, strict=True))
+    assert first == second
+    assert any("howdah_requests_total" in line for line in first)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -281,32 +131,138 @@ def test_both_paths_do_the_same(pair: PathPair, name: str) -> None:
     assert pair.find_differences(REQUESTS[name]) == {}
 
 
-# What answers the request in the application with direct routes, in place of a direct route.
-OTHERS: Final[dict[bytes, ServedBy]] = {
-    get("/unknown"): "fastapi",
-    get("/values/1%0A"): "fastapi",
-    get("/json/"): "fastapi",
-    get("//json"): "fastapi",
-    get("/"): "fastapi",
-    request("POST", "/values/1"): "fastapi",
-    request("OPTIONS", "/values/1"): "fastapi",
-    request("OPTIONS", "/json"): "fastapi",
-    request("DELETE", "/several"): "layers",
-    request("POST", "/json"): "layers",
-    request("HEAD", "/items"): "layers",
-    request("TRACE", "/values/1"): "fastapi",
-    request("GET", "/json", host="evil"): "layers",
-    request("GET", "/json", "Authorization: Bearer wrong-a"): "layers",
-    request("GET", "/json", "X-Authenticate: hang"): "layers",
-    request("GET", "/json", "X-Authenticate: unavailable"): "layers",
-    request("GET", "/json", "X-Authenticate: problem"): "layers",
-    request("GET", "/json", "X-Authenticate: fault"): "layers",
-    request("GET", "/healthz"): "fastapi",
-    request("HEAD", "/readyz"): "fastapi",
-    request("GET", "/openapi.json"): "fastapi",
-}
-
-
 def test_both_paths_do_the_same_for_other_requests(pair: PathPair) -> None:
     found = {raw: pair.find_difference(raw, served=served) for raw, served in OTHERS.items()}
     assert {raw: difference for raw, difference in found.items() if difference} == {}
+
+
+def find_difference(pair: PathPair, raw: bytes) -> object:
+    """What is different, apart from which of them FastAPI's router has served."""
+    difference = pair.find_difference(raw)
+    return None if isinstance(difference, dict) and difference.keys() == {"routed"} else difference
+
+
+def test_unusual_paths_have_the_same_route(pair: PathPair) -> None:
+    targets = [(method, target) for target in KNOWN_TARGETS for method in ("GET", "HEAD", "POST", "DELETE")]
+    raws = [request(method, target, AS_OPERATOR) for method, target in targets]
+    assert {raw: found for raw in raws if (found := find_difference(pair, raw))} == {}
+
+
+@pytest.mark.parametrize("root_path", ["/api", "/api/"])
+def test_paths_behind_a_proxy_have_the_same_route(pair: PathPair, root_path: str) -> None:
+    raws = [
+        request(method, target, f"X-Root-Path: {root_path}") for target in ROOTED_TARGETS for method in ("GET", "POST")
+    ]
+    assert {raw: found for raw in raws if (found := find_difference(pair, raw))} == {}
+
+
+TARGETS: Final = st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=5).map(lambda parts: "/" + "/".join(parts))
+METHODS: Final = st.sampled_from(["GET", "GET", "GET", "HEAD", "POST", "DELETE", "OPTIONS"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(METHODS, TARGETS)
+def test_any_path_has_the_same_route(opened_pair: PathPair, method: str, target: str) -> None:
+    assert find_difference(opened_pair, request(method, target, AS_OPERATOR)) is None
+
+
+QUERIES: Final = st.lists(
+    st.tuples(
+        st.sampled_from(["q", "flags", "kind", "need-ed", "needed", "%71", "q%00", "flags[]", "", "number"]),
+        st.sampled_from(["", "1", "a", "b", "%00", "%ff", "+1", "1_0", "%E2%80%A8", "%0A", "x" * 20, "=", "1;2"]),
+    ),
+    max_size=4,
+).map(lambda pairs: "&".join(f"{name}={value}" for name, value in pairs))
+
+
+@settings(max_examples=80, deadline=None)
+@given(QUERIES, st.sampled_from(["1", "-1", "a", "%31", "1%20", "0x1"]))
+def test_any_query_is_read_in_the_same_way(opened_pair: PathPair, query: str, number: str) -> None:
+    assert opened_pair.find_difference(request("GET", f"/values/{number}?{query}")) is None
+
+
+def test_rate_limits_reject_the_same_requests(pair: PathPair) -> None:
+    admitted = [get("/operators/1", "X-Class: limited"), post("/items", ITEM, "X-Class: limited")]
+    rejected = [
+        get("/json", "X-Class: limited"),
+        request("HEAD", "/json", "X-Class: limited"),
+        post("/items", b"not json", "X-Class: limited"),
+    ]
+    assert pair.find_differences(admitted) == {}
+    assert pair.find_differences(rejected, served="layers") == {}
+    assert pair.second.list_statuses() == [429]
+
+
+def test_an_overloaded_service_rejects_the_same_requests(pair: PathPair) -> None:
+    with ExitStack() as held:
+        for side in pair.sides:
+            for gauge in ("howdah_requests_in_progress 1.0", "howdah_requests_waiting 1.0"):
+                held.enter_context(open_connection(side, get("/hang")))
+                wait_until(lambda side=side, gauge=gauge: gauge in side.read_metrics())  # type: ignore[misc]
+        rejected = [get("/json"), request("HEAD", "/json"), post("/items", ITEM)]
+        assert pair.find_differences(rejected, served="layers", logged=0) == {}
+        assert {side.send(rejected[0])[0] for side in pair.sides} == {503}
+    for side in pair.sides:
+        wait_until(lambda side=side: "howdah_requests_in_progress 0.0" in side.read_metrics())  # type: ignore[misc]
+
+
+def open_connection(side: Side, raw: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", side.port), timeout=10)
+    connection.sendall(raw)
+    return connection
+
+
+def test_slow_bodies_get_the_same_408(pair: PathPair) -> None:
+    assert pair.find_differences(INCOMPLETE[:2]) == {}
+    assert pair.second.list_statuses() == [408]
+
+
+@pytest.mark.parametrize("raw", [*INCOMPLETE, get("/hang"), get("/cleaned/hang")])
+def test_clients_that_disconnect_are_logged_in_the_same_way(pair: PathPair, raw: bytes) -> None:
+    entries = []
+    for side in pair.sides:
+        side.forget()
+        with open_connection(side, raw):
+            wait_until(side.has_begun)
+        side.wait_for_log(1)
+        entries.append(side.describe_log())
+    assert entries[0] == entries[1]
+    assert [each["status"] for each in entries[0] if each["event"] == "request"] == [499]
+    assert pair.find_differences([get("/cleaned/a")]) == {}
+
+
+def test_dependencies_clean_up_if_middleware_cancels_the_request(pair: PathPair) -> None:
+    assert pair.find_differences([get("/cleaned/hang?name=ended", "X-End: yes"), get("/cleaned/a")]) == {}
+    assert b"ended" in pair.second.send(get("/cleaned/a"))[2]
+
+
+def test_middleware_sees_the_same_requests(pair: PathPair) -> None:
+    targets = ("/json", "/stream", "/errors/not-found", "/errors/unexpected", "/background/a")
+    requests = [
+        *(get(target, "X-Base: yes") for target in targets),
+        request("HEAD", "/json", "X-Base: yes"),
+        post("/strict/items", b"not json", "X-Base: yes"),
+        post("/raw", b"x" * 3_000, "X-Base: yes"),
+    ]
+    assert pair.find_differences(requests) == {}
+
+
+def test_an_overridden_dependency_is_used_on_both_paths(pair: PathPair) -> None:
+    async def fail() -> None:
+        raise LookupError("the other database")
+
+    for side in pair.sides:
+        side.app.dependency_overrides[get_read_db] = fail
+    try:
+        assert pair.find_differences([get("/commits")], served="fastapi") == {}
+        assert pair.second.list_statuses() == [500]
+        assert pair.find_differences([get("/json")]) == {}
+    finally:
+        for side in pair.sides:
+            side.app.dependency_overrides.clear()
+
+
+def test_the_internal_port_hides_the_same_paths() -> None:
+    with open_pair(lambda mark: create_path_app(mark, internal_port=1)) as pair:
+        assert pair.find_differences([get("/json"), request("HEAD", "/values/1")]) == {}
+        assert pair.find_differences([get("/metrics"), get("/docs"), get("/openapi.json")], served="layers") == {}

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import structlog
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.fastapi import direct
 from howdah.serving import ServerLimits
@@ -102,19 +103,20 @@ class PathPair:
         found = {raw: self.find_difference(raw, **options) for raw in requests}
         return {raw: difference for raw, difference in found.items() if difference is not None}
 
-    def compare_metrics(self) -> None:
-        """Fail unless both have counted the same requests, with the same labels."""
-        first, second = (side.read_metrics() for side in self.sides)
-        assert first == second
-        assert first
-
 
 class Side:
     """One of the two applications, and its server."""
 
-    def __init__(self, server: RunningServer, entries: list[Any], warnings: list[str], routed: list[str]) -> None:
+    def __init__(
+        self, server: RunningServer, entries: list[Any], warnings: list[str], begun: list[str], routed: list[str]
+    ) -> None:
         self._server = server
-        self._entries, self._warnings, self._routed = entries, warnings, routed
+        self._entries, self._warnings, self._begun, self._routed = entries, warnings, begun, routed
+
+    @property
+    def app(self) -> FastAPI:
+        app: FastAPI = self._server.app
+        return app
 
     @property
     def port(self) -> int:
@@ -122,8 +124,7 @@ class Side:
 
     def exchange(self, raw: bytes, logged: int) -> Exchange:
         """Send the request, read the response to the end, and wait for the entries of the log."""
-        for each in (self._entries, self._warnings, self._routed):
-            each.clear()
+        self.forget()
         status, headers, body = self.send(raw)
         self.wait_for_log(logged)
         return Exchange(status, headers, body, [*self._entries], [*self._warnings], len(self._routed))
@@ -147,9 +148,18 @@ class Side:
         """The statuses in the log."""
         return [each["status"] for each in self._entries if each["event"] == "request"]
 
+    def describe_log(self) -> list[dict[str, Any]]:
+        """The entries of the log, without times."""
+        return [_describe_entry(each) for each in self._entries]
+
+    def has_begun(self) -> bool:
+        """Whether the application was called since the last `forget`."""
+        return bool(self._begun)
+
     def forget(self) -> None:
-        """Forget what was logged so far."""
-        self._entries.clear()
+        """Forget what was noted so far."""
+        for each in (self._entries, self._warnings, self._begun, self._routed):
+            each.clear()
 
     def read_metrics(self) -> list[str]:
         """The counters and gauges of requests, without times."""
@@ -188,9 +198,10 @@ def open_pair(create_app: Callable[[Mark], FastAPI]) -> Iterator[PathPair]:
         sides = []
         for mark in MARKS.values():
             app = create_app(mark)
-            routed = _note_routed(app)
+            begun, routed = list[str](), _note_routed(app)
+            app.add_middleware(_NoteBegun, begun=begun)
             server = stack.enter_context(running_server(app, ServerLimits()))
-            sides.append(Side(server, entries, warnings, routed))
+            sides.append(Side(server, entries, warnings, begun, routed))
         yield PathPair(sides)
 
 
@@ -206,6 +217,18 @@ def _note_routed(app: FastAPI) -> list[str]:
 
     app.router.middleware_stack = note
     return paths
+
+
+class _NoteBegun:
+    """The outermost middleware."""
+
+    def __init__(self, app: ASGIApp, begun: list[str]) -> None:
+        self._app, self._begun = app, begun
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            self._begun.append(scope["path"])
+        await self._app(scope, receive, send)
 
 
 class _WarningList(logging.Handler):

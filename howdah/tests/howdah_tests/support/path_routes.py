@@ -40,6 +40,7 @@ from howdah_tests.support.idempotent_app import Note, StrictIdempotentRoute, not
 from howdah_tests.support.path_pairs import Mark
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, Caller, authenticate
 
+UNREACHABLE: Final = "postgresql+asyncpg://nobody@127.0.0.1:1/none"
 MAX_BODY: Final = 2_000
 JSON: Final = JsonBytes(b'{"id":1,"name":"caf\xc3\xa9"}')
 
@@ -151,7 +152,7 @@ async def authenticate_or_fail(connection: HTTPConnection) -> Caller | None:
     return await authenticate(connection)
 
 
-def create_path_app(mark: Mark, url: str, *, mounted: bool = False, **options: Any) -> FastAPI:
+def create_path_app(mark: Mark, url: str = UNREACHABLE, *, mounted: bool = False, **options: Any) -> FastAPI:
     """The application. With `mounted` it has another one inside, with the same routes."""
     app = FastAPI()
     app.add_middleware(AddHeader, name=b"x-inner")
@@ -434,6 +435,27 @@ def _add_responses(router: APIRouter, mark: Mark) -> None:
 
         return Response(name, background=BackgroundTask(run))
 
+    @router.get("/hang")
+    @mark
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    cleaned: list[str] = []
+
+    async def clean(name: Annotated[str, Query()] = "") -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(name)
+
+    @router.get("/cleaned/{what}", dependencies=[Depends(clean, scope="function")])
+    @mark
+    async def get_cleaned(what: str) -> list[str]:
+        if what == "hang":
+            await asyncio.Event().wait()
+        return cleaned
+
     @router.get("/errors/{name}")
     @mark
     async def get_error(name: str) -> None:
@@ -557,6 +579,7 @@ def _add_overlaps(router: APIRouter, mark: Mark) -> None:
     router.get("/unmarked/fixed")(mark(show("unmarked_fixed")))
     router.get("/marked/{name}")(mark(show("marked")))
     router.post("/marked/{name}")(show("marked_post"))
+    router.get("/api")(mark(show("api")))
     router.get("/slash/")(mark(show("slash")))
     router.get("/dot.s/{name}")(mark(show("dots")))
     router.get("/é/{name}")(mark(show("accent")))
