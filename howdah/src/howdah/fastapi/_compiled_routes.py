@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from contextlib import asynccontextmanager
 from copy import copy
 from email.message import Message
+from functools import lru_cache
 from json import JSONDecodeError
 from typing import Any, Final
 
 from fastapi import Request, Response, params
 from fastapi.datastructures import DefaultPlaceholder
 from fastapi.dependencies.models import Dependant
-from fastapi.dependencies.utils import request_body_to_args, request_params_to_args
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from fastapi.routing import APIRoute
-from fastapi.security.base import SecurityBase
 from fastapi.utils import is_body_allowed_for_status_code
 from pydantic_core import PydanticUndefined
 from starlette.exceptions import HTTPException
 
+from howdah.fastapi import _fastapi_internals as internals
+from howdah.fastapi._fastapi_internals import FUNCTION_STACK, REQUEST_STACK
+from howdah.fastapi._route_parameters import build_reads
 from howdah.fastapi.access import AccessRule
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-FUNCTION_STACK: Final = "fastapi_function_astack"
-REQUEST_STACK: Final = "fastapi_inner_astack"
+# The value of a function that isn't called, because its parameters or those of its dependencies are invalid.
+_NOT_CALLED: Final = object()
 
 
 class CannotCompile(Exception):
@@ -35,155 +37,171 @@ class CannotCompile(Exception):
 
 
 class CompiledRoute:
-    """The handler of a route. `calls` are the functions that it calls. `needs_stacks` if one of them is a generator."""
+    """The handler of a route. `dependencies` are the functions that it calls before the endpoint.
+
+    `needs_stacks` if one of them is a generator.
+    """
 
     def __init__(self, included: Any) -> None:
         """`included` is the route, or its inclusion by `include_router`. Raises `CannotCompile`."""
         route: APIRoute = getattr(included, "original_route", included)
         _check_route(route, included)
-        endpoint = _Step(included.dependant)
-        self.calls = frozenset(each.call for each in endpoint.iterate() if _is_hashable(each.call))
-        self.needs_stacks = any(each.is_generator for each in endpoint.iterate())
-        self.handle: Handler = _put_into_route_class(route, included, _build_handler(endpoint, included))
+        calls = [*_iterate_calls(included.dependant, 0)]
+        uses = Counter(each.key for each in calls)
+        for each in calls:
+            each.is_shared = uses[each.key] > 1
+        self.dependencies = frozenset(each.call for each in calls[:-1])
+        self.needs_stacks = any(each.stack for each in calls)
+        self.handle: Handler = _put_into_route_class(route, _build_handler(calls, included))
 
 
 def _check_route(route: APIRoute, included: Any) -> None:
     """Raise `CannotCompile` for what the handler can't do."""
-    call = included.dependant.call
-    if not inspect.iscoroutinefunction(call):
-        raise CannotCompile("its function isn't `async def`")
-    if included.max_body_size is not None:
+    own_class = type(route)
+    for name in ("handle", "matches"):
+        if getattr(own_class, name) is not getattr(APIRoute, name):
+            raise CannotCompile(f"its class {own_class.__name__} has a method {name}() of its own")
+    if getattr(included, "max_body_size", None) is not None:
         raise CannotCompile("it has a `max_body_size` of its own: remove it, or pass `max_body_bytes` to configure_app")
+    if getattr(included.app, "__code__", None) is not _APP_CODE:
+        raise CannotCompile(f"its class {own_class.__name__} replaces the application of the route")
+    response_class = _unwrap_default(included.response_class)
+    is_events = isinstance(response_class, type) and issubclass(response_class, internals.EventSourceResponse)
+    if is_events or included.is_sse_stream or included.is_json_stream or internals.is_async_generator(route.endpoint):
+        raise CannotCompile("it streams items")
     if included.body_field is not None and isinstance(included.body_field.field_info, params.Form):
         raise CannotCompile("its body is a form")
 
 
-class _Step:
-    """A dependency, or the endpoint, with all decisions that don't depend on the request."""
+class _Call:
+    """A call of a dependency or of the endpoint, with all decisions that don't depend on the request."""
 
     __slots__ = (
-        *("body_fields", "call", "dependencies", "has_parameters", "is_generator", "key", "name"),
-        *("path_fields", "parameter_groups", "request_names", "response_name", "stack", "uses_cache"),
+        *("body_fields", "call", "children", "is_shared", "key", "links", "open", "position", "reads"),
+        *("request_names", "response_name", "stack", "uses_cache"),
     )
 
-    def __init__(self, dependant: Dependant) -> None:
+    def __init__(self, dependant: Dependant, position: int, children: list[tuple[str | None, int]]) -> None:
+        """`children` are the names and positions of its dependencies."""
         call: Any = dependant.call
-        self.call, self.name = call, dependant.name
-        # A rule is checked before the handler is called.
-        self.dependencies = [_Step(each) for each in dependant.dependencies if not _is_rule(each)]
-        self.is_generator = _is_async_generator(call)
-        self.stack = FUNCTION_STACK if dependant.scope == "function" else REQUEST_STACK
-        self.uses_cache = dependant.use_cache
-        self.key = (id(call), self.stack if self.is_generator else dependant.scope)
-        self.path_fields = [(each, ("path", each.alias)) for each in dependant.path_params]
-        self.parameter_groups = [
-            (fields, name)
-            for fields, name in (
-                (dependant.query_params, "query_params"),
-                (dependant.header_params, "headers"),
-                (dependant.cookie_params, "cookies"),
-            )
-            if fields
-        ]
+        self.call, self.position = call, position
+        self.links = [(name, each) for name, each in children if name is not None]
+        self.children = [each for _, each in children]
+        self.key = _get_key(dependant)
+        self.is_shared, self.uses_cache = False, dependant.use_cache
+        self.reads = [*build_reads(dependant)]
         self.body_fields = dependant.body_params
         names = (dependant.request_param_name, dependant.http_connection_param_name)
         self.request_names = [each for each in names if each is not None]
         self.response_name = dependant.response_param_name
-        if not self.is_generator and not _is_coroutine(call):
+        self.stack: str | None = None
+        if internals.is_async_generator(call):
+            self.stack = FUNCTION_STACK if dependant.scope == "function" else REQUEST_STACK
+            self.open = asynccontextmanager(call)
+        elif not internals.is_coroutine(call):
             raise CannotCompile(f"{_describe(call)} isn't `async def`")
         if dependant.background_tasks_param_name is not None:
             raise CannotCompile(f"{_describe(call)} has BackgroundTasks")
         if dependant.security_scopes_param_name is not None or dependant.own_oauth_scopes:
             raise CannotCompile(f"{_describe(call)} has scopes of OAuth 2.0")
-        if getattr(dependant, "concurrency", None) is not None:
+        if dependant.concurrency is not None:
             raise CannotCompile(f"{_describe(call)} has a limit of concurrency")
 
-    def iterate(self) -> Iterator[_Step]:
-        yield self
-        for each in self.dependencies:
-            yield from each.iterate()
+
+def _iterate_calls(dependant: Dependant, position: int) -> Iterator[_Call]:
+    """The calls in FastAPI's order: each after its dependencies, the endpoint last. `position` is that of the first.
+
+    A dependency that is used several times occurs several times, because FastAPI validates its parameters each time.
+    """
+    children = []
+    for each in dependant.dependencies:
+        if isinstance(each.call, AccessRule) and each.name is None:
+            continue  # a rule is checked before the handler is called
+        for call in _iterate_calls(each, position):
+            yield call
+            position += 1
+        children.append((each.name, position - 1))
+    yield _Call(dependant, position, children)
 
 
-class _Run:
-    """The state of one request."""
-
-    __slots__ = ("body", "embeds_body", "errors", "request", "response", "results")
-
-    def __init__(self, request: Request, body: Any, *, embeds_body: bool) -> None:
-        self.request, self.body, self.embeds_body = request, body, embeds_body
-        self.errors: list[Any] = []
-        self.results: dict[Any, Any] = {}
-        self.response: Response | None = None
-
-    async def collect_arguments(self, step: _Step) -> dict[str, Any] | None:
-        """Call the dependencies of this step, and validate its parameters. None if the request is invalid."""
-        arguments: dict[str, Any] = {}
-        request, first_error = self.request, len(self.errors)
-        for each in step.dependencies:
-            if each.uses_cache and each.key in self.results:
-                result = self.results[each.key]
-            else:
-                inner = await self.collect_arguments(each)
-                if inner is None:
-                    continue
-                result = await self._call(each, inner)
-                self.results.setdefault(each.key, result)
-            if each.name is not None:
-                arguments[each.name] = result
-        for field, place in step.path_fields:
-            value, errors = field.validate(request.path_params[place[1]], arguments, loc=place)
-            arguments[field.name] = value
-            self.errors += errors
-        for fields, name in step.parameter_groups:
-            values, errors = request_params_to_args(fields, getattr(request, name))
-            arguments |= values
-            self.errors += errors
-        if step.body_fields:
-            values, errors = await request_body_to_args(
-                body_fields=step.body_fields, received_body=self.body, embed_body_fields=self.embeds_body
-            )
-            arguments |= values
-            self.errors += errors
-        for each_name in step.request_names:
-            arguments[each_name] = request
-        if step.response_name is not None:
-            arguments[step.response_name] = self.get_response()
-        return arguments if len(self.errors) == first_error else None
-
-    async def _call(self, step: _Step, arguments: dict[str, Any]) -> Any:
-        if not step.is_generator:
-            return await step.call(**arguments)
-        stack: AsyncExitStack = self.request.scope[step.stack]
-        return await stack.enter_async_context(asynccontextmanager(step.call)(**arguments))
-
-    def get_response(self) -> Response:
-        """The response on which the route and its dependencies set headers and the status."""
-        if self.response is None:
-            self.response = Response()
-            del self.response.headers["content-length"]
-            self.response.status_code = None  # type: ignore[assignment]  # so that one that is set is noticed
-        return self.response
+def _get_key(dependant: Dependant) -> Hashable:
+    """The key by which FastAPI calls a dependency only once."""
+    try:
+        key = internals.get_cache_key(dependant=dependant)
+        hash(key)
+    except TypeError as error:
+        raise CannotCompile(f"{_describe(dependant.call)} can't be hashed") from error
+    return key
 
 
-def _build_handler(endpoint: _Step, included: Any) -> Handler:
+def _build_handler(calls: list[_Call], included: Any) -> Handler:
+    """FastAPI's `get_request_handler` and `solve_dependencies`, as one loop over the calls."""
     body_field, embeds_body = included.body_field, included._embed_body_fields
     is_strict = _unwrap_default(included.strict_content_type)
-    respond = _build_respond(included)
-    call = endpoint.call
+    describe = _build_describe(included.dependant)
+    respond = _build_respond(included, describe)
+    count = len(calls)
 
     async def handle(request: Request) -> Response:
-        body = PydanticUndefined if body_field is None else await _read_body(request, is_strict=is_strict)
-        run = _Run(request, body, embeds_body=embeds_body)
-        arguments = await run.collect_arguments(endpoint)
-        if arguments is None:
-            raise RequestValidationError(run.errors, body=None if body is PydanticUndefined else body)
-        result = await call(**arguments)
-        return result if isinstance(result, Response) else respond(result, run.response)
+        body = PydanticUndefined if body_field is None else await _read_body(request, describe, is_strict=is_strict)
+        values: list[Any] = [None] * count
+        shared: dict[Hashable, Any] = {}
+        errors: list[Any] = []
+        response: Response | None = None
+        for each in calls:
+            if each.is_shared and each.uses_cache and each.key in shared:
+                values[each.position] = shared[each.key]
+                continue
+            before = len(errors)
+            arguments = {name: values[position] for name, position in each.links}
+            for read in each.reads:
+                errors += read(request, arguments)
+            if each.body_fields:
+                errors += await _add_body(each.body_fields, body, arguments, embeds_body=embeds_body)
+            if errors and (len(errors) > before or any(values[child] is _NOT_CALLED for child in each.children)):
+                values[each.position] = _NOT_CALLED
+                continue
+            for name in each.request_names:
+                arguments[name] = request
+            if each.response_name is not None:
+                if response is None:
+                    response = _new_response()
+                arguments[each.response_name] = response
+            if each.stack is None:
+                result = await each.call(**arguments)
+            else:
+                result = await request.scope[each.stack].enter_async_context(each.open(**arguments))
+            values[each.position] = result
+            if each.is_shared:
+                shared.setdefault(each.key, result)
+        if errors:
+            content = None if body is PydanticUndefined else body
+            raise RequestValidationError(errors, body=content, endpoint_ctx=describe(request))
+        return result if isinstance(result, Response) else respond(request, result, response)
 
     return handle
 
 
-async def _read_body(request: Request, *, is_strict: bool) -> Any:
+def _new_response() -> Response:
+    """The object on which an endpoint and its dependencies set headers and the status."""
+    response = Response()
+    response.raw_headers.clear()
+    response.status_code = None  # type: ignore[assignment]  # so that one that is set is noticed
+    return response
+
+
+async def _add_body(fields: Any, body: Any, arguments: dict[str, Any], *, embeds_body: bool) -> Any:
+    if len(fields) == 1 and not embeds_body and body is not PydanticUndefined:
+        arguments[fields[0].name], errors = fields[0].validate(body, arguments, loc=("body",))
+        return errors
+    found, errors = await internals.request_body_to_args(
+        body_fields=fields, received_body=body, embed_body_fields=embeds_body
+    )
+    arguments.update(found)
+    return errors
+
+
+async def _read_body(request: Request, describe: Any, *, is_strict: bool) -> Any:
     """The value of a JSON body, the bytes of another one, or `PydanticUndefined` without a body. As in FastAPI."""
     try:
         content = await request.body()
@@ -193,37 +211,40 @@ async def _read_body(request: Request, *, is_strict: bool) -> Any:
         if _is_json(content_type) if content_type else not is_strict:
             return await request.json()
     except JSONDecodeError as error:
-        raise RequestValidationError(
-            [
-                {
-                    "type": "json_invalid",
-                    "loc": ("body", error.pos),
-                    "msg": "JSON decode error",
-                    "input": {},
-                    "ctx": {"error": error.msg},
-                }
-            ],
-            body=error.doc,
-        ) from error
+        place, context = ("body", error.pos), {"error": error.msg}
+        problem = {"type": "json_invalid", "loc": place, "msg": "JSON decode error", "input": {}, "ctx": context}
+        raise RequestValidationError([problem], body=error.doc, endpoint_ctx=describe(request)) from error
     except HTTPException:
         raise
     except Exception as error:
+        if internals.MAX_BODY_SIZE_SCOPE_KEY in request.scope and (limit := internals.get_body_limit_error(error)):
+            raise limit from error
         raise HTTPException(400, "There was an error parsing the body") from error
     else:
         return content
 
 
+@lru_cache(maxsize=64)
 def _is_json(content_type: str) -> bool:
-    if content_type == "application/json":
-        return True
     message = Message()
     message["content-type"] = content_type
     subtype = message.get_content_subtype()
     return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-def _build_respond(included: Any) -> Callable[[Any, Response | None], Response]:
-    """A function that makes the response from what the endpoint returned, and from the headers that it has set."""
+def _build_describe(dependant: Dependant) -> Callable[[Request], Any]:
+    """A function that describes the endpoint for the text of a validation error."""
+
+    def describe(request: Request) -> Any:
+        prefix = request.scope.get("root_path", "").rstrip("/")
+        place = internals.get_endpoint_context(dependant.call)
+        return {**place, "path": f"{request.method} {prefix}{dependant.path}"}
+
+    return describe
+
+
+def _build_respond(included: Any, describe: Callable[[Request], Any]) -> Callable[..., Response]:
+    """A function that makes the response from what the endpoint returned, and from the headers that were set."""
     field, status_code = included.response_field, included.status_code
     response_class = _unwrap_default(included.response_class)
     encodes_directly = field is not None and isinstance(included.response_class, DefaultPlaceholder)
@@ -236,20 +257,19 @@ def _build_respond(included: Any) -> Callable[[Any, Response | None], Response]:
         "exclude_none": included.response_model_exclude_none,
     }
 
-    def encode(result: Any) -> Any:
+    def respond(request: Request, result: Any, changed: Response | None) -> Response:
+        arguments: dict[str, Any] = {"background": None}
+        status = (changed.status_code if changed is not None else None) or status_code
+        if status is not None:
+            arguments["status_code"] = status
         if field is None:
-            return jsonable_encoder(result)
-        value, errors = field.validate(result, {}, loc=("response",))
-        if errors:
-            raise ResponseValidationError(errors=errors, body=result)
-        return field.serialize_json(value, **options) if encodes_directly else field.serialize(value, **options)
-
-    def respond(result: Any, changed: Response | None) -> Response:
-        status = status_code
-        if changed is not None and changed.status_code:
-            status = changed.status_code
-        arguments = {} if status is None else {"status_code": status}
-        content = encode(result)
+            content = jsonable_encoder(result)
+        else:
+            value, errors = field.validate(result, {}, loc=("response",))
+            if errors:
+                raise ResponseValidationError(errors=errors, body=result, endpoint_ctx=describe(request))
+            content = field.serialize_json(value, **options) if encodes_directly else field.serialize(value, **options)
+        response: Response
         if encodes_directly:
             response = Response(content, media_type="application/json", **arguments)
         else:
@@ -257,7 +277,7 @@ def _build_respond(included: Any) -> Callable[[Any, Response | None], Response]:
         if not is_body_allowed_for_status_code(response.status_code):
             response.body = b""
         if changed is not None:
-            response.raw_headers += changed.raw_headers
+            response.headers.raw.extend(changed.headers.raw)
         return response
 
     return respond
@@ -274,13 +294,12 @@ class _InnermostHandler(APIRoute):
         return self.compiled
 
 
-def _put_into_route_class(route: APIRoute, included: Any, handle: Handler) -> Handler:
+def _put_into_route_class(route: APIRoute, handle: Handler) -> Handler:
     """The handler that the class of the route, such as `StrictJSONRoute`, makes from `handle`."""
     own_class = type(route)
-    if own_class is APIRoute:
+    if own_class.get_route_handler is APIRoute.get_route_handler:
         return handle
     changed: Any = copy(route)
-    changed.dependant = included.dependant
     changed.__class__ = type(own_class.__name__, (own_class, _InnermostHandler), {})
     changed.compiled, changed.is_used = handle, False
     wrapped: Handler = changed.get_route_handler()
@@ -289,27 +308,11 @@ def _put_into_route_class(route: APIRoute, included: Any, handle: Handler) -> Ha
     return wrapped
 
 
-def _is_rule(dependant: Dependant) -> bool:
-    return isinstance(dependant.call, AccessRule) and dependant.name is None
+async def _probe() -> None:
+    """An endpoint, to find the code of the application that FastAPI makes for each route."""
 
 
-def _is_coroutine(call: Any) -> bool:
-    return not isinstance(call, SecurityBase) and any(
-        inspect.iscoroutinefunction(each)
-        for each in (call, getattr(call, "__call__", None))  # noqa: B004
-    )
-
-
-def _is_async_generator(call: Any) -> bool:
-    return any(inspect.isasyncgenfunction(each) for each in (call, getattr(call, "__call__", None)))  # noqa: B004
-
-
-def _is_hashable(call: Any) -> bool:
-    try:
-        hash(call)
-    except TypeError:
-        return False
-    return True
+_APP_CODE: Final = getattr(APIRoute("/", _probe).app, "__code__", None)
 
 
 def _unwrap_default(value: Any) -> Any:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from starlette.routing import BaseRoute, Host, Route, WebSocketRoute
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 from howdah.fastapi._routes import iterate_all_routes
 
 # A parameter that is a whole segment, with Starlette's default convertor: any text without a slash.
-_PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)\}")
+_PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::str)?\}")
 
 
 class FoundRoute:
-    """A route with its position in the order of the routes, and the names of its path parameters by segment."""
+    """A route with its position in the order of the routes, and the names of its path parameters by segment.
 
-    __slots__ = ("methods", "parameters", "position", "route")
+    `prefixes` are those of the routes before it that aren't in the index. They may match a path that begins with one.
+    """
 
-    def __init__(self, position: int, route: Any, parameters: Sequence[tuple[int, str]]) -> None:
-        self.position, self.route, self.parameters = position, route, parameters
-        self.methods = frozenset(route.methods or ())  # none: all methods, as in Starlette
+    __slots__ = ("methods", "parameters", "position", "prefixes", "route")
+
+    def __init__(
+        self, position: int, route: Any, parameters: Sequence[tuple[int, str]], prefixes: Sequence[str]
+    ) -> None:
+        self.position, self.route, self.parameters, self.prefixes = position, route, parameters, tuple(prefixes)
+        self.methods = frozenset(route.methods or ())
 
 
 class _Node:
@@ -36,31 +42,31 @@ class _Node:
 
 
 class RouteIndex:
-    """All HTTP routes of an application, by the segments of their paths.
+    """The HTTP routes of an application, by the segments of their paths.
 
     As in Starlette, the first declared route with the path and the method is found. The index has only the routes whose
-    path parameters are whole segments. Others, such as mounts, may match many paths: if one of them comes first and
+    path parameters are whole segments. `others`, such as mounts, may match many paths: if one of them comes first and
     could match, nothing is found, and Starlette must search.
     """
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self.found: list[FoundRoute] = []
-        self._root = _Node()
         self.others: list[Any] = []
-        self._prefixes: list[tuple[int, str]] = []  # of the others: the position, and the beginning of the path
+        self._root = _Node()
+        prefixes: list[str] = []
         for position, each in enumerate(iterate_all_routes(routes)):
             original = getattr(each, "original_route", each)
-            path = getattr(each, "path", None) or ""
+            path: str = getattr(each, "path", None) or ""
             if isinstance(original, WebSocketRoute):
                 continue
-            if isinstance(original, Host) or not isinstance(original, Route) or not _is_simple(path):
-                prefix = "" if isinstance(original, Host) else path.partition("{")[0]
-                self.others.append(each)
-                self._prefixes.append((position, prefix.rstrip("/")))
+            if not _has_own_matches(original) and isinstance(original, Route) and _is_simple(path):
+                self._add(path, position, each, prefixes)
             else:
-                self._add(position, each, path)
+                self.others.append(each)
+                # a host, and a class with a method `matches` of its own, may match every path
+                prefixes.append("" if _has_own_matches(original) else path.partition("{")[0].rstrip("/"))
 
-    def _add(self, position: int, route: Any, path: str) -> None:
+    def _add(self, path: str, position: int, route: Any, prefixes: Sequence[str]) -> None:
         node, parameters = self._root, []
         for number, segment in enumerate(path.split("/")):
             if match := _PARAMETER.fullmatch(segment):
@@ -69,43 +75,42 @@ class RouteIndex:
                 node = node.parameter
             else:
                 node = node.literals.setdefault(segment, _Node())
-        added = FoundRoute(position, route, parameters)
+        added = FoundRoute(position, route, parameters, prefixes)
         node.routes.append(added)
         self.found.append(added)
 
-    def find(self, method: str, segments: Sequence[str], path: str) -> FoundRoute | None:
+    def find(self, method: str, path: str, segments: Sequence[str]) -> FoundRoute | None:
         """The route for this method and path, or None. `segments` are the parts of `path` between slashes."""
-        if path.endswith("\n"):
-            # Starlette's patterns end with `$`, which also matches before a line break. So a route without a parameter
-            # at the end may come first.
+        found = _find(self._root, method, segments, 0)
+        # Starlette's patterns end with `$`, so they match a path with a newline at its end, too.
+        if found is None or path.startswith(found.prefixes) or path.endswith("\n"):
             return None
-        best: FoundRoute | None = None
-        for node in _iterate_ends(self._root, segments, 0):
-            for each in node.routes:
-                if (not each.methods or method in each.methods) and (best is None or each.position < best.position):
-                    best = each
-        if best is not None:
-            for position, prefix in self._prefixes:
-                if position < best.position and path.startswith(prefix):
-                    return None
-        return best
+        return found
 
 
-def _iterate_ends(node: _Node, segments: Sequence[str], number: int) -> Iterator[_Node]:
-    """The nodes at the end of all ways that these segments can take."""
-    while number < len(segments):
+def _find(node: _Node, method: str, segments: Sequence[str], number: int) -> FoundRoute | None:
+    """The first declared route for the segments from `number` on, below this node."""
+    count = len(segments)
+    while number < count:
         segment = segments[number]
-        literal, parameter = node.literals.get(segment), node.parameter if segment else None
         number += 1
-        if literal is None:
-            if parameter is None:
-                return
-            node = parameter
-        else:
-            if parameter is not None:
-                yield from _iterate_ends(parameter, segments, number)
-            node = literal
-    yield node
+        literal, parameter = node.literals.get(segment), node.parameter if segment else None
+        if literal is not None and parameter is not None:
+            both = (_find(literal, method, segments, number), _find(parameter, method, segments, number))
+            return min((each for each in both if each is not None), key=lambda each: each.position, default=None)
+        following = literal or parameter
+        if following is None:
+            return None
+        node = following
+    for each in node.routes:
+        if method in each.methods or not each.methods:
+            return each
+    return None
+
+
+def _has_own_matches(route: Any) -> bool:
+    """Whether the class of the route decides itself which paths match."""
+    return type(route).matches not in (Route.matches, APIRoute.matches, Mount.matches)
 
 
 def _is_simple(path: str) -> bool:

@@ -20,7 +20,7 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
-from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
+from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import unwrap_protected
 from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
@@ -132,6 +132,7 @@ def configure_app(
         cancel_abandoned=cancel_abandoned,
         exempt_paths={*PROBE_PATHS, METRICS_PATH},
     )
+    lists = RouteLists(app.router)
     configuration = _Configuration(
         database=database,
         databases=databases or {},
@@ -139,7 +140,7 @@ def configure_app(
         jobs=[*jobs],
         lifespan=app.router.lifespan_context,
         in_progress=in_progress,
-        direct_routes=DirectRoutes(app),
+        direct_routes=DirectRoutes(app, lists, notices_changes=authenticate is None),
     )
     _require_extra(metrics, "metrics", "prometheus_client", "metrics")
     _require_extra(request_log, "request_log", "structlog", "logging")
@@ -152,7 +153,7 @@ def configure_app(
     if limiter is not None:
         app.add_middleware(PrincipalRateLimits, limiter=limiter)
     if authenticate is not None:
-        rule_check = configuration.rule_check = RuleCheck(app)
+        rule_check = configuration.rule_check = RuleCheck(app, lists)
         app.add_middleware(
             AuthenticationLayer,
             application=app,

@@ -8,24 +8,26 @@ async def get_order(order_id: UUID, request: Request, orders: OrderReader) -> Re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import partial
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import FastAPIError
-from fastapi.routing import APIRoute
 from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.fastapi._compiled_routes import FUNCTION_STACK, REQUEST_STACK, CannotCompile, CompiledRoute
+from howdah.fastapi._fastapi_internals import FUNCTION_STACK, IS_SUPPORTED, REQUEST_STACK
 from howdah.fastapi._route_index import FoundRoute, RouteIndex
-from howdah.fastapi._routes import RouteLists
-from howdah.fastapi.access import AccessRule, find_rules
+from howdah.fastapi._routes import RouteLists, iterate_routers
+from howdah.fastapi.access import find_rules
 from howdah.fastapi.path_methods import get_route_path
+from howdah.fastapi.route_rules import RuleFirst
+
+if IS_SUPPORTED:
+    from howdah.fastapi._compiled_routes import CannotCompile, CompiledRoute
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
@@ -43,45 +45,63 @@ def direct(endpoint: EndpointT) -> EndpointT:
     The endpoint and its dependencies must be `async def`. Forms, `BackgroundTasks`, streams of items, scopes of OAuth
     2.0, `max_body_size`, and path parameters that are not a whole segment, are not supported.
 
-    If `dependency_overrides` replaces one of its dependencies, or FastAPI's telemetry is on, FastAPI serves the route.
+    FastAPI serves the route as before if
+
+    - `dependency_overrides` replaces its rule or one of its dependencies,
+    - the telemetry of FastAPI is on,
+    - the version of FastAPI is older than 0.164.
     """
     setattr(endpoint, _MARK, True)
     return endpoint
 
 
 class DirectRoutes:
-    """The direct routes of an application. They are compiled when it starts, and again if a route was added since."""
+    """The direct routes of an application. They are compiled when it starts, and again if a route was added since.
 
-    def __init__(self, application: FastAPI) -> None:
+    With `notices_changes` it looks for added routes before each request. Otherwise the check of the rules does it.
+    """
+
+    def __init__(self, application: FastAPI, lists: RouteLists, *, notices_changes: bool) -> None:
         self._application = application
-        self._lists = RouteLists(application.router)
+        self._lists = lists
+        self._notices_changes = notices_changes
+        self._version = 0
         self._index = RouteIndex(())
         self._served: dict[int, DirectRoute] = {}
 
     def prepare(self) -> None:
         """Compile the routes. Raises `RuntimeError` for a direct route that can't be served directly."""
-        index = RouteIndex(self._application.routes)
-        for each in index.others:
-            if _is_marked(each):
-                raise _cannot_serve(each, "a path parameter isn't a whole segment")
-        self._served = {each.position: _compile(each) for each in index.found if _is_marked(each.route)}
-        self._index = index
-        self._lists.note()
+        version = self._lists.update()
+        if IS_SUPPORTED:
+            index = RouteIndex(self._application.routes)
+            for each in index.others:
+                if _is_marked(each):
+                    raise _cannot_serve(each, "each parameter of its path must be a whole segment, without a convertor")
+            marked = [each for each in index.found if _is_marked(each.route)]
+            if marked and (own := _find_own_router(self._application)) is not None:
+                reason = f"the class {own.__name__} of a router may choose the route in its own way"
+                raise _cannot_serve(marked[0].route, reason)
+            self._served = {each.position: _compile(each, self._application) for each in marked}
+            self._index = index
+        self._version = version
 
     def find(self, scope: Scope) -> DirectRoute | None:
         """The direct route of the request, with its path parameters in the scope. None: FastAPI answers it."""
-        if self._lists.have_changed():
+        if self._version != (self._lists.update() if self._notices_changes else self._lists.version):
             self.prepare()
         if not self._served or scope.get("fastapi.telemetry") is not None:
             return None
         path = get_route_path(scope)
         segments = path.split("/")
-        found = self._index.find(scope["method"], segments, path)
-        route = None if found is None else self._served.get(found.position)
-        if found is None or route is None or route.is_overridden(self._application):
+        found = self._index.find(scope["method"], path, segments)
+        if found is None:
+            return None
+        route = self._served.get(found.position)
+        if route is None or not route.is_applicable():
             return None
         parameters = {name: segments[number] for number, name in found.parameters}
-        scope["path_params"] = {**scope.get("path_params", {}), **parameters}
+        outer = scope.get("path_params")
+        scope["path_params"] = {**outer, **parameters} if outer else parameters
         return route
 
 
@@ -90,84 +110,124 @@ class DirectRoutesLayer:
 
     def __init__(self, app: ASGIApp, application: FastAPI, routes: DirectRoutes) -> None:
         self._app = app
-        self._application = application
         self._routes = routes
-        handlers = {
+        self._handlers = {
             key: handler
             for key, handler in application.exception_handlers.items()
             if key not in (Exception, HTTPStatus.INTERNAL_SERVER_ERROR)
         }
-        exceptions = ExceptionMiddleware(app, handlers)
-        self._handlers = exceptions._exception_handlers, exceptions._status_handlers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.find(scope) if scope["type"] == "http" else None
         if route is None:
             await self._app(scope, receive, send)
             return
-        scope["starlette.exception_handlers"] = self._handlers
-        request = Request(scope, receive, send)
-        serve = wrap_app_handling_exceptions(partial(route.serve, self._application, request), request)
-        # twice, as in FastAPI: the application's handlers also answer the errors that a handler raises
-        await wrap_app_handling_exceptions(serve, request)(scope, receive, send)
+        request, sender = Request(scope, receive, send), _Sender(send)
+        try:
+            await route.serve(request, receive, sender)
+        except Exception as error:
+            await self._answer(error, request, receive, sender)
+
+    async def _answer(self, error: Exception, request: Request, receive: Receive, sender: _Sender) -> None:
+        """Answer with the application's error handlers. As in FastAPI, they handle the errors of handlers, too."""
+
+        async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+            if sender.has_started:
+                await send({"type": "http.response.start"})  # so that no handler is called; it isn't sent
+            raise error
+
+        async def fail_in_route(scope: Scope, receive: Receive, send: Send) -> None:
+            await wrap_app_handling_exceptions(fail, request)(scope, receive, send)
+
+        send = _discard if sender.has_started else sender
+        await ExceptionMiddleware(fail_in_route, self._handlers)(request.scope, receive, send)
+
+
+class _Sender:
+    """Passes messages on, and notices the start of the response."""
+
+    __slots__ = ("_send", "has_started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_started = False
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            self.has_started = True
+        return self._send(message)
+
+
+async def _discard(message: Message) -> None:
+    """Sends nothing."""
 
 
 class DirectRoute:
     """A direct route: its rule, its compiled handler, and what FastAPI's router would set in the scope."""
 
-    def __init__(self, found: FoundRoute, rule: AccessRule | None, compiled: CompiledRoute) -> None:
-        included = getattr(found.route, "_route_context", None)
-        route = getattr(found.route, "original_route", found.route)
-        self._scope = {"route": route, "endpoint": route.endpoint}
-        self._included = included
-        self._rule = rule
+    def __init__(self, found: FoundRoute, compiled: CompiledRoute, application: FastAPI) -> None:
+        self._route = getattr(found.route, "original_route", found.route)
+        self._included = getattr(found.route, "_route_context", None)
         self._compiled = compiled
-        self._calls = compiled.calls if rule is None else compiled.calls | {rule}
+        self._router = application.router
+        rules = set(find_rules(found.route))
+        self._rule = next((rule for rule in rules if not rule.is_public), None)
+        self._calls = compiled.dependencies | rules
+        provider = (self._included or self._route).dependency_overrides_provider
+        self._providers = [each for each in {id(each): each for each in (application, provider)}.values() if each]
 
-    def is_overridden(self, application: FastAPI) -> bool:
-        overrides = application.dependency_overrides
-        return bool(overrides) and not self._calls.isdisjoint(overrides)
+    def is_applicable(self) -> bool:
+        """Whether no dependency is overridden, and FastAPI would check the rule first, too."""
+        for each in self._providers:
+            if each.dependency_overrides and not self._calls.isdisjoint(each.dependency_overrides):
+                return False
+        return self._rule is None or type(self._route.handle) is RuleFirst
 
-    async def serve(self, application: FastAPI, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, request: Request, receive: Receive, send: Send) -> None:
         """Check the rule, run the handler, and send its response."""
-        scope.update(self._scope)
-        scope.setdefault("router", application.router)
+        scope = request.scope
+        scope["route"], scope["endpoint"] = self._route, self._route.endpoint
+        scope.setdefault("router", self._router)
         if self._included is not None:
             scope["fastapi"] = {**scope.get("fastapi", {}), "effective_route_context": self._included}
         if self._rule is not None:
             self._rule.check_first(scope)
         if not self._compiled.needs_stacks:
-            response = await self._compiled.handle(request)
-            await response(scope, receive, send)
+            await (await self._compiled.handle(request))(scope, receive, send)
             return
         # The dependencies with `yield` end as in FastAPI: before the response is sent, or afterwards.
+        response: Any = None
         is_sent = False
         async with AsyncExitStack() as request_stack:
             scope[REQUEST_STACK] = request_stack
             async with AsyncExitStack() as function_stack:
                 scope[FUNCTION_STACK] = function_stack
                 response = await self._compiled.handle(request)
-            await response(scope, receive, send)
-            is_sent = True
+            if response is not None:
+                await response(scope, receive, send)
+                is_sent = True
         if not is_sent:
-            raise FastAPIError(
-                "a dependency with `yield` has suppressed an exception: it must raise the exception again"
-            )
+            raise FastAPIError("a dependency with `yield` has suppressed an exception: it must raise it again")
 
 
-def _compile(found: FoundRoute) -> DirectRoute:
+def _compile(found: FoundRoute, application: FastAPI) -> DirectRoute:
     route = found.route
-    included = getattr(route, "_route_context", None) or getattr(route, "original_route", route)
-    rules = [*{id(rule): rule for rule in find_rules(route)}.values()]
     try:
-        if not isinstance(getattr(included, "original_route", included), APIRoute):
-            raise CannotCompile("it is not a route of FastAPI")
-        if len(rules) > 1:
+        if len({*find_rules(route)}) > 1:
             raise CannotCompile("it has several rules")
-        compiled = CompiledRoute(included)
+        compiled = CompiledRoute(getattr(route, "_route_context", None) or getattr(route, "original_route", route))
     except CannotCompile as error:
         raise _cannot_serve(route, str(error)) from error
-    return DirectRoute(found, rules[0] if rules else None, compiled)
+    return DirectRoute(found, compiled, application)
+
+
+def _find_own_router(application: FastAPI) -> type | None:
+    """The class of a router that decides itself which paths match."""
+    for each in iterate_routers(application.router, mounted=False):
+        own = type(each)
+        if any(getattr(own, name) is not getattr(APIRouter, name) for name in ("__call__", "app", "handle", "matches")):
+            return own
+    return None
 
 
 def _is_marked(route: Any) -> bool:

@@ -89,7 +89,8 @@ class StrictJSONRoute(APIRoute):
         single = get_single_parameters(self.dependant)
 
         async def handle_strictly(request: Request) -> Response:
-            reject_repeated(request.query_params, single)
+            if request.scope["query_string"]:
+                reject_repeated(request.query_params, single)
             try:
                 return await handle(_StrictRequest(request))
             except HTTPException as error:
@@ -105,7 +106,7 @@ class _StrictRequest(Request):
     """Reads the body from the other request, which another class of routes may have read before, or may read again."""
 
     def __init__(self, request: Request) -> None:
-        super().__init__(request.scope, request.receive)
+        self.__dict__.update(request.__dict__)  # what the other one has parsed already, such as its query
         self._request = request
         self._strict_json: Any = _NO_VALUE
 

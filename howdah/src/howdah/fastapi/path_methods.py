@@ -85,5 +85,8 @@ def _get_methods(route: Any) -> frozenset[str]:
 def get_route_path(scope: Mapping[str, Any]) -> str:
     """The path of a request for the routes: without the prefix at which the application is mounted. As in Starlette."""
     path: str = scope["path"]
-    rest = path.removeprefix(scope.get("root_path", ""))
-    return rest if not rest or rest.startswith("/") else path
+    prefix: str = scope.get("root_path", "")
+    if not prefix or not path.startswith(prefix):
+        return path
+    rest = path[len(prefix) :]
+    return path if rest and rest[0] != "/" else rest

@@ -92,15 +92,18 @@ class RuleCheck:
     The check runs when the application starts, and again if a route was added since.
     """
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, lists: RouteLists) -> None:
         self._app = app
-        self._lists = RouteLists(app.router)
+        self._lists = lists
+        self._checked_version = 0
         self._unauthenticated_paths: frozenset[str] = frozenset()
 
     def __call__(self) -> Collection[str]:
         """The paths whose requests aren't authenticated. Raises `RuntimeError` if a route has no rule."""
-        if self._lists.have_changed():
+        version = self._lists.update()
+        if version != self._checked_version:
             self._run()
+            self._checked_version = version
         return self._unauthenticated_paths
 
     def _run(self) -> None:
@@ -111,7 +114,6 @@ class RuleCheck:
         self._unauthenticated_paths = frozenset(
             each.path for each in found if each.is_own_page or any(rule.is_unauthenticated for rule in each.rules)
         )
-        self._lists.note()
 
 
 def _reject_routes_without_rule(found: Sequence[RouteRules]) -> None:
@@ -135,11 +137,11 @@ def _check_rule_first(route: Any) -> None:
     FastAPI reads the body before it calls the dependencies, and it calls them in the order of their declaration. A
     route class, such as `IdempotentRoute`, may also run code before them. `handle` is called before all of that.
     """
-    if isinstance(route, APIRoute) and not isinstance(route.handle, _RuleFirst):
-        route.handle = _RuleFirst(route)  # type: ignore[method-assign]
+    if isinstance(route, APIRoute) and not isinstance(route.handle, RuleFirst):
+        route.handle = RuleFirst(route)  # type: ignore[method-assign]
 
 
-class _RuleFirst:
+class RuleFirst:
     """Replaces the method `handle` of a route: it checks the rule first.
 
     The route may be included several times, with further dependencies. So there is a rule for each inclusion.
