@@ -233,7 +233,7 @@ def test_clients_that_disconnect_are_logged_in_the_same_way(pair: PathPair, raw:
 
 def test_dependencies_clean_up_if_middleware_cancels_the_request(pair: PathPair) -> None:
     assert pair.find_differences([get("/cleaned/hang?name=ended", "X-End: yes"), get("/cleaned/a")]) == {}
-    assert b"ended" in pair.second.send(get("/cleaned/a"))[2]
+    assert all(b"ended" in side.send(get("/cleaned/a"))[2] for side in pair.sides)
 
 
 def test_middleware_sees_the_same_requests(pair: PathPair) -> None:
@@ -260,6 +260,13 @@ def test_an_overridden_dependency_is_used_on_both_paths(pair: PathPair) -> None:
     finally:
         for side in pair.sides:
             side.app.dependency_overrides.clear()
+
+
+def test_a_dependency_that_suppresses_an_exception_is_a_fault_on_both_paths(pair: PathPair) -> None:
+    """Only the text in the log differs: that of a direct route says what is wrong."""
+    for raw in (get("/yields/unexpected?translated=swallow"), get("/swallowed-late")):
+        assert (pair.find_difference(raw) or {}).keys() <= {"log"}
+        assert pair.second.list_statuses() == [500]
 
 
 def test_the_internal_port_hides_the_same_paths() -> None:

@@ -4,6 +4,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote
@@ -537,6 +538,15 @@ def _add_sessions(router: APIRouter, mark: Mark) -> None:
             if translated:
                 raise HTTPException(409, translated) from error
             raise
+
+    async def swallow() -> AsyncIterator[None]:
+        with suppress(UnhandledError):
+            yield
+
+    @router.get("/swallowed-late", dependencies=[Depends(swallow)])
+    @mark
+    async def get_swallowed() -> None:
+        fail("unexpected")
 
     @router.get("/yields/{name}", dependencies=[Depends(translate, scope="function")])
     @mark
