@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from itertools import cycle
 from typing import Annotated
 
 import pytest
-from fastapi import BackgroundTasks, Depends, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Response
 from sqlalchemy import text
+from starlette.background import BackgroundTask
 
 from howdah import Database
 from howdah.fastapi import DbSession, ReadDbSession, configure_app, finish_without_client, get_database
-from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol, RawClient, served
+from howdah_tests.support.path_pairs import MARKS, Mark
+from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol, RawClient, ServedApp, served
 from howdah_tests.support.waiting import until
 
 AT_A_TIME = 24
@@ -41,51 +44,62 @@ def protocol(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 class HeavyApp:
-    """Routes that take long."""
+    """Routes that take long: `/direct/read` is a direct route, and FastAPI serves `/fastapi/read`."""
 
     def __init__(self, database_url: str, *, cancel_abandoned: bool = True) -> None:
         self.app = FastAPI()
-        self.entered = self.finished = 0
+        self.entered = self.finished = self.mailed = 0
         self.released = asyncio.Event()
-        self.mailed = asyncio.Event()
         configure_app(
             self.app,
             database=lambda: Database(database_url, pool_size=5, max_overflow=0, application_name="heavy"),
             cancel_abandoned=cancel_abandoned,
         )
 
-        @self.app.get("/read")
+        for name, mark in MARKS.items():
+            router = APIRouter(prefix=f"/{name}")
+            self._add_routes(router, mark)
+            self.app.include_router(router)
+
+    def _add_routes(self, router: APIRouter, mark: Mark) -> None:
+        @router.get("/read")
+        @mark
         async def read(db: ReadDbSession) -> None:
             await db.execute(text("SELECT pg_sleep(20)"))
 
-        @self.app.post("/write")
+        @router.post("/write")
+        @mark
         async def write(db: DbSession) -> None:
             await db.execute(text("SELECT pg_sleep(20)"))
 
-        @self.app.get("/sessionless")
+        @router.get("/sessionless")
+        @mark
         async def use_database(database: Annotated[Database, Depends(get_database)]) -> None:
             async with database.begin() as session:
                 await session.execute(text("SELECT pg_sleep(20)"))
 
-        @self.app.post("/commit")
-        async def commit(db: DbSession, tasks: BackgroundTasks) -> None:
+        @router.post("/commit")
+        @mark
+        async def commit(db: DbSession) -> Response:
             await db.execute(text("INSERT INTO abandoned_commits VALUES (1)"))
             self.entered += 1
-            tasks.add_task(self.mail)
+            return Response(background=BackgroundTask(self.mail))
 
-        @self.app.post("/commit-block")
+        @router.post("/commit-block")
+        @mark
         async def commit_block(database: Annotated[Database, Depends(get_database)]) -> None:
             async with database.begin() as session:
                 await session.execute(text("INSERT INTO abandoned_commits VALUES (1)"))
 
-        @self.app.post("/pay", dependencies=[Depends(finish_without_client)])
+        @router.post("/pay", dependencies=[Depends(finish_without_client)])
+        @mark
         async def pay() -> None:
             self.entered += 1
             await self.released.wait()
             self.finished += 1
 
     async def mail(self) -> None:
-        self.mailed.set()
+        self.mailed += 1
 
 
 @pytest.fixture
@@ -112,6 +126,14 @@ async def read_metrics_when(client: RawClient, line: str) -> str:
     return body
 
 
+async def send_on_both_paths(server: ServedApp, path: str) -> list[RawClient]:
+    """The clients, which wait for a response."""
+    clients = [await server.connect() for _ in MARKS]
+    for client, name in zip(clients, MARKS, strict=True):
+        client.send("POST", f"/{name}{path}")
+    return clients
+
+
 async def until_busy(monitor: Database) -> None:
     async def is_busy() -> bool:
         return await count_active(monitor) >= BUSY
@@ -124,7 +146,7 @@ async def until_committing(monitor: Database) -> None:
 
     async def is_committing() -> bool:
         async with monitor.session() as session:
-            return bool(await session.scalar(committing))
+            return (await session.scalar(committing) or 0) == len(MARKS)
 
     await until(is_committing)
 
@@ -149,8 +171,8 @@ async def test_requests_without_a_client_stop_and_so_do_their_statements(
     async with served(heavy.app, protocol) as server:
         for _ in range(WAVES):
             clients = [await server.connect() for _ in range(AT_A_TIME)]
-            for client in clients:
-                client.send(method, path)
+            for client, name in zip(clients, cycle(MARKS), strict=False):
+                client.send(method, f"/{name}{path}")
             await until_busy(monitor)  # the others wait for a connection
             for client in clients:
                 client.close()
@@ -161,7 +183,8 @@ async def test_requests_without_a_client_stop_and_so_do_their_statements(
             assert (await other.get("/readyz")).status == 200  # a connection is free
             # those that waited for a connection may be noticed later than those that had one
             body = await read_metrics_when(other, f"howdah_requests_abandoned_total {AT_A_TIME * WAVES:.1f}")
-    assert f'method="{method}",route="{path}",status="499"}} {AT_A_TIME * WAVES:.1f}' in body
+    for name in MARKS:
+        assert f'method="{method}",route="/{name}{path}",status="499"}} {AT_A_TIME * WAVES / 2:.1f}' in body
     assert 'howdah_pool_connections{database="main",state="in_use"} 0.0' in body
     assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
@@ -173,7 +196,7 @@ async def test_control_without_cancellation_requests_continue_without_a_client(
     async with served(heavy.app, protocol) as server:
         clients = [await server.connect() for _ in range(AT_A_TIME)]
         for client in clients:
-            client.send("GET", "/read")
+            client.send("GET", "/fastapi/read")
         await until_busy(monitor)
         for client in clients:
             client.close()
@@ -211,39 +234,38 @@ async def test_a_commit_is_finished_and_background_tasks_run(
 ) -> None:
     heavy = HeavyApp(database_url)
     async with served(heavy.app, protocol) as server:
-        client = await server.connect()
-        client.send("POST", "/commit")
+        clients = await send_on_both_paths(server, "/commit")
         await until_committing(monitor)
-        client.close()
-        async with asyncio.timeout(10):
-            await heavy.mailed.wait()
-    assert await count_commits(monitor) == 1
+        for client in clients:
+            client.close()
+        await until(lambda: _is_true(heavy.mailed == 2))
+    assert await count_commits(monitor) == 2
 
 
 @pytest.mark.usefixtures("slow_commits")
 async def test_the_commit_of_a_block_is_finished(database_url: str, monitor: Database, protocol: MakeProtocol) -> None:
     heavy = HeavyApp(database_url)
     async with served(heavy.app, protocol) as server:
-        client = await server.connect()
-        client.send("POST", "/commit-block")
+        clients = await send_on_both_paths(server, "/commit-block")
         await until_committing(monitor)
-        client.close()
-        await until(lambda: count_commits(monitor))
+        for client in clients:
+            client.close()
         async with server.client() as other:
-            await read_metrics_when(other, "howdah_requests_abandoned_total 1.0")
+            await read_metrics_when(other, "howdah_requests_abandoned_total 2.0")
+    assert await count_commits(monitor) == 2
 
 
 async def test_a_route_can_finish_without_its_client(database_url: str, protocol: MakeProtocol) -> None:
     heavy = HeavyApp(database_url)
     async with served(heavy.app, protocol) as server:
-        client = await server.connect()
-        client.send("POST", "/pay")
-        await until(lambda: _is_true(heavy.entered == 1))
-        client.close()
+        clients = await send_on_both_paths(server, "/pay")
+        await until(lambda: _is_true(heavy.entered == 2))
+        for client in clients:
+            client.close()
         async with server.client() as other:
             await _until_noticed(other)
         heavy.released.set()
-        await until(lambda: _is_true(heavy.finished == 1))
+        await until(lambda: _is_true(heavy.finished == 2))
 
 
 async def _is_true(value: bool) -> bool:

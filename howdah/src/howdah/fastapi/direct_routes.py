@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request
+from anyio import CancelScope
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import FastAPIError
 from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -195,19 +196,35 @@ class DirectRoute:
         if not self._compiled.needs_stacks:
             await (await self._compiled.handle(request))(scope, receive, send)
             return
-        # The dependencies with `yield` end as in FastAPI: before the response is sent, or afterwards.
-        response: Any = None
-        is_sent = False
-        async with AsyncExitStack() as request_stack:
-            scope[REQUEST_STACK] = request_stack
-            async with AsyncExitStack() as function_stack:
-                scope[FUNCTION_STACK] = function_stack
-                response = await self._compiled.handle(request)
-            if response is not None:
-                await response(scope, receive, send)
-                is_sent = True
-        if not is_sent:
+        response = await self._run_with_stacks(request, receive, send)
+        if response is None:
             raise FastAPIError("a dependency with `yield` has suppressed an exception: it must raise it again")
+
+    async def _run_with_stacks(self, request: Request, receive: Receive, send: Send) -> Response | None:
+        """Run the handler, and send its response. The result is None if a dependency has suppressed an exception.
+
+        The dependencies with `yield` end as in FastAPI: before the response is sent, or afterwards. While they end,
+        they aren't cancelled by a cancel scope of anyio around the request, such as that of a timeout in middleware.
+        """
+        scope, sent = request.scope, None
+        with CancelScope() as cleanup:
+            async with AsyncExitStack() as request_stack:
+                scope[REQUEST_STACK] = request_stack
+                try:
+                    response = None
+                    async with AsyncExitStack() as function_stack:
+                        scope[FUNCTION_STACK] = function_stack
+                        try:
+                            response = await self._compiled.handle(request)
+                        finally:
+                            cleanup.shield = True
+                    cleanup.shield = False
+                    if response is not None:
+                        await response(scope, receive, send)
+                        sent = response
+                finally:
+                    cleanup.shield = True
+        return sent
 
 
 def _compile(found: FoundRoute, application: FastAPI) -> DirectRoute:

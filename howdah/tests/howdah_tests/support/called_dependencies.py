@@ -1,0 +1,64 @@
+"""Which dependencies of a route are called for a request, whoever calls them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any, Final, TypeAlias
+
+from fastapi import FastAPI
+
+from howdah.fastapi import AccessRule
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
+
+Call: TypeAlias = tuple[CodeType, int | None]
+"""The code of a function, and the id of the object if it is a method or a callable object."""
+
+_RULE: Final = AccessRule.check.__code__
+
+
+def identify(call: Callable[..., Any]) -> Call:
+    """The call that the interpreter makes for a dependency. For the rule of a route it is `AccessRule.check`."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    if isinstance(call, AccessRule):
+        return _RULE, id(call)
+    if inspect.ismethod(call):
+        return call.__func__.__code__, id(call.__self__)
+    if inspect.isfunction(call):
+        return call.__code__, None
+    return type(call).__call__.__code__, id(call)
+
+
+def list_dependencies(app: FastAPI, method: str, path: str) -> list[Callable[..., Any]]:
+    """The dependencies that FastAPI has for this route, with those that its inclusions have added."""
+    for route in iterate_all_routes(app.routes):
+        if route.path == path and method in (route.methods or ()):
+            return [each.call for each in iterate_dependants(route.dependant) if each.call is not None]
+    raise LookupError(f"no route {method} {path}")
+
+
+@contextmanager
+def recorded_calls(wanted: Iterable[Callable[..., Any]]) -> Iterator[list[Call]]:
+    """The calls of these functions by this thread, in their order."""
+    codes = {identify(each)[0] for each in wanted}
+    frames: list[FrameType] = []  # of coroutines and generators, which continue in the same frame
+    calls: list[Call] = []
+
+    def record(frame: FrameType, event: str, _: Any) -> None:
+        if event != "call" or frame.f_code not in codes or any(frame is each for each in frames):
+            return
+        frames.append(frame)
+        names = frame.f_code.co_varnames
+        is_method = bool(names) and names[0] == "self"
+        calls.append((frame.f_code, id(frame.f_locals["self"]) if is_method else None))
+
+    sys.setprofile(record)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)
