@@ -10,8 +10,10 @@ import logging
 import re
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -32,6 +34,16 @@ _MAX_SHOWN_ERRORS: Final = 20
 # An attribute of an exception whose entry is in the log.
 _IS_LOGGED: Final = "howdah_is_logged"
 
+_CONTEXT_PREFIX: Final = structlog.contextvars.STRUCTLOG_KEY_PREFIX
+_CONTEXT_PREFIX_LENGTH: Final = len(_CONTEXT_PREFIX)
+
+# The writer of `configure_logging("json")`, and structlog's configuration after that call.
+_json_output: tuple[LineWriter, dict[str, Any]] | None = None
+# `opentelemetry.trace`, after its first use.
+_tracing: Any = None
+# The last second for which an entry was written, since 1970, and its text.
+_last_second = (0, "1970-01-01T00:00:00")
+
 
 def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -> None:
     """Write all logs to standard error: readable text (`console`), or one JSON object per line (`json`).
@@ -46,11 +58,11 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _add_context,
         _add_trace_id,
         structlog.stdlib.add_logger_name,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_timestamp,
         structlog.processors.ExceptionRenderer(lambda exc_info: format_exception(exc_info[1])),
     ]
     rendered: Any = (
@@ -67,8 +79,8 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
             "lines": lines,
             "logger": "howdah.logs",
             "level": "warning",
-            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
         }
+        _add_timestamp(None, "warning", event)
         return _encode(rendered(None, "warning", event))
 
     writer = open_standard_error(describe_dropped)
@@ -97,6 +109,31 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
             processors=[*shared, structlog.processors.JSONRenderer(_dump)],
             logger_factory=lambda name=None: _LineLogger(writer, name),
         )
+    config = structlog.get_config()
+    config["processors"] = [*config["processors"]]  # a copy, because an application may change the list
+    global _json_output
+    _json_output = None if is_console else (writer, config)
+
+
+def write_info(logger: str, event: str, fields: Mapping[str, Any]) -> bool:
+    """Write an entry of the level INFO without structlog, which takes three times as long.
+
+    The entry is the same as that of structlog. If structlog's configuration isn't that of `configure_logging("json")`,
+    for example because the application has added a processor, nothing is written, and the result is false.
+    """
+    if _json_output is None:
+        return False
+    writer, config = _json_output
+    if structlog.get_config() != config:
+        return False
+    entry = {**fields, "event": event}
+    _add_context(None, "info", entry)
+    _add_trace_id(None, "info", entry)
+    entry["logger"] = logger
+    entry["level"] = "info"
+    _add_timestamp(None, "info", entry)
+    writer.write(_dump(entry) + b"\n")
+    return True
 
 
 class _LineLogger:
@@ -218,15 +255,42 @@ def _iterate_chain(error: BaseException) -> Iterator[BaseException]:
             waiting += each.exceptions
 
 
+def _add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the values that are bound in `structlog.contextvars`. structlog's own function takes twice as long."""
+    for variable, value in copy_context().items():
+        name = variable.name
+        if name.startswith(_CONTEXT_PREFIX) and value is not Ellipsis:
+            event.setdefault(name[_CONTEXT_PREFIX_LENGTH:], value)
+    return event
+
+
 def _add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Add the ids of the current span, so that the entries of a trace can be found."""
-    if "opentelemetry.trace" in sys.modules:  # otherwise no span is current
-        from opentelemetry import trace
+    global _tracing
+    if _tracing is None:
+        if "opentelemetry.trace" not in sys.modules:  # no span is current
+            return event
+        from opentelemetry import trace  # for each entry, this statement would take a third of a microsecond
 
-        context = trace.get_current_span().get_span_context()
+        _tracing = trace
+    span = _tracing.get_current_span()
+    if span is not _tracing.INVALID_SPAN:
+        context = span.get_span_context()
         if context.is_valid:
-            event["trace_id"] = trace.format_trace_id(context.trace_id)
-            event["span_id"] = trace.format_span_id(context.span_id)
+            event["trace_id"] = _tracing.format_trace_id(context.trace_id)
+            event["span_id"] = _tracing.format_span_id(context.span_id)
+    return event
+
+
+def _add_timestamp(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the time in UTC, such as `2030-01-31T12:00:00.123456Z`."""
+    global _last_second
+    second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+    known, text = _last_second
+    if known != second:
+        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _last_second = second, text
+    event["timestamp"] = f"{text}.{microsecond:06d}Z"
     return event
 
 

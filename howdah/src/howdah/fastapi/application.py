@@ -145,6 +145,9 @@ def configure_app(
     limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths={*PROBE_PATHS, METRICS_PATH})
     if limiter is not None:
         app.add_middleware(PrincipalRateLimits, limiter=limiter)
+    log_principal: Callable[[str], None] | None = None
+    if request_log:
+        from howdah.fastapi.request_log import RequestLog, log_principal
     if authenticate is not None:
         rule_check = configuration.rule_check = RuleCheck(app)
         app.add_middleware(
@@ -153,7 +156,7 @@ def configure_app(
             authenticate=authenticate,
             timeout=authenticate_timeout,
             prepare=rule_check,
-            log_principal=_bind_principal if request_log else None,
+            log_principal=log_principal,
         )
         set_security_schemes(app, security_schemes)
     if limiter is not None:
@@ -174,8 +177,6 @@ def configure_app(
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:
-        from howdah.fastapi.request_log import RequestLog
-
         app.add_middleware(RequestLog)
     if metrics:
         from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
@@ -185,7 +186,8 @@ def configure_app(
         app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
     add_cors(app, cors_origins)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(TrustedProxies, networks=trusted_proxies)
+    if trusted_proxies:
+        app.add_middleware(TrustedProxies, networks=trusted_proxies)
     # the outermost one, so that a rejection costs little
     app.add_middleware(LimitRequests, requests=in_progress)
 
@@ -372,13 +374,6 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
     for mounted in _iterate_mounted(app.routes):
         if not hasattr(mounted.state, _CONFIGURATION_KEY):
             _reject_unknown_resources(mounted, known)
-
-
-def _bind_principal(key: str) -> None:
-    """Add the principal to every log entry of the request. `RequestLog` removes it at the end."""
-    import structlog
-
-    structlog.contextvars.bind_contextvars(principal=key)
 
 
 def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:

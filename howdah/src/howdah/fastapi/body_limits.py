@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from http import HTTPStatus
 from typing import Final
 
@@ -67,19 +67,17 @@ class BodyLimitsMiddleware:
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         outer = scope.get(_BODY_KEY)
         if isinstance(outer, _LimitedBody):
             outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         length = _find_length(scope)
-        if length is None:
-            await self._app(scope, receive, send)
-            return
+        return self._app(scope, receive, send) if length is None else self._run(length, scope, receive, send)
+
+    async def _run(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         body = _LimitedBody(scope, receive, send, length)
         body.max_bytes, body.max_seconds = self._max_bytes, self._max_seconds
         scope[_BODY_KEY] = body

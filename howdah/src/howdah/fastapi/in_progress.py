@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi._shared_response import SharedResponse
 from howdah.fastapi.disconnects import mark_client_gone
 from howdah.fastapi.load_limit import TICK_SECONDS, LoadLimiter, Overloaded
 from howdah.fastapi.path_methods import get_route_path
@@ -125,14 +126,15 @@ class RequestsInProgress:
         is_exempt = not is_expected and self._is_exempt(scope)
         self._exempt += is_exempt
         limiter = None if is_exempt else self.limiter
-        request = _Request(scope, receive, send, loop)
-        request.is_protected = not self._cancel_abandoned
+        request = _Request(scope, receive, send, loop, is_protected=not self._cancel_abandoned)
         self._requests[request] = None
         try:
             if limiter is not None:
-                await limiter.enter(is_expected=is_expected)
-                request.count(limiter)
-            await app(scope, request.receive, request.send)
+                if not limiter.try_enter(loop):
+                    await limiter.enter(is_expected=is_expected)
+                    request.started = loop.time()
+                request.limiter = limiter
+            await app(scope, request.receive, request.response)
         except Overloaded:
             await send({"type": "http.response.start", "status": 503, "headers": random.choice(_HEADERS)})  # noqa: S311
             await send({"type": "http.response.body", "body": _BODY})
@@ -198,12 +200,11 @@ class LimitRequests:
         self._app = app
         self._requests = requests
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Run the application if the request is admitted. A mounted application's requests are admitted only once."""
         if scope["type"] != "http" or REQUEST_KEY in scope:
-            await self._app(scope, receive, send)
-        else:
-            await self._requests.run(self._app, scope, receive, send)
+            return self._app(scope, receive, send)
+        return self._requests.run(self._app, scope, receive, send)
 
 
 class _Request:
@@ -213,56 +214,55 @@ class _Request:
         "_ahead",
         "_is_in_body",
         "_is_receiving",
-        "_limiter",
         "_loop",
         "_pending",
         "_receive",
-        "_reports_disconnects",
         "_scope",
-        "_send",
-        "_started",
-        "has_started",
+        "has_ended",
         "is_abandoned",
         "is_protected",
+        "limiter",
+        "response",
         "since",
+        "started",
         "task",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop) -> None:
-        self._scope, self._receive, self._send, self._loop = scope, receive, send, loop
-        self._limiter: LoadLimiter | None = None
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop, *, is_protected: bool
+    ) -> None:
+        self._scope, self._receive, self._loop = scope, receive, loop
+        self.response = SharedResponse(send)
+        self.response.before_body = self._leave  # a request whose response is complete, or is a stream, isn't counted
+        self.limiter: LoadLimiter | None = None
+        """The limiter that counts the request."""
         self._ahead: deque[Message] | None = None
         self._pending: asyncio.Task[Message] | None = None
         self._is_in_body = False
         self._is_receiving = False  # the application itself gets the disconnect
-        self._reports_disconnects = REPORTS_DISCONNECTS_KEY in scope
-        self.has_started = False
+        self.has_ended = False
         self.is_abandoned = False
-        self.is_protected = False
-        self.since = self._started = loop.time()
+        self.is_protected = is_protected
+        self.since = self.started = loop.time()
         task = asyncio.current_task()
         assert task is not None
         self.task: asyncio.Task[Any] = task
         scope[REQUEST_KEY] = self
 
-    def count(self, limiter: LoadLimiter) -> None:
-        """Count the request, which has been admitted."""
-        self._limiter = limiter
-        self._started = self._loop.time()
-
     def end(self) -> None:
         """Stop counting the request, because the application has returned."""
         self._leave()
-        self.has_started = True
+        self.has_ended = True
+        self.response.before_body = None
         # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
         self._scope.pop(REQUEST_KEY, None)
         if self._pending is not None:
             self._pending.cancel()
 
     def _leave(self) -> None:
-        limiter, self._limiter = self._limiter, None
+        limiter, self.limiter = self.limiter, None
         if limiter is not None and not self._is_in_body:
-            limiter.leave(self._loop.time() - self._started)
+            limiter.leave(self._loop.time() - self.started)
 
     async def receive(self) -> Message:
         """The next message of the server. While the client sends a long body, the request isn't counted."""
@@ -271,7 +271,7 @@ class _Request:
             message = await (self._receive() if self._ahead is None else self._receive_watched(self._ahead))
         finally:
             self._is_receiving = False
-        limiter = self._limiter
+        limiter = self.limiter
         if limiter is not None:
             is_in_body = message["type"] == "http.request" and message.get("more_body", False)
             if is_in_body is not self._is_in_body:
@@ -280,22 +280,18 @@ class _Request:
                     limiter.pause()
                 else:
                     limiter.resume()
-                    self._started = self._loop.time()
+                    self.started = self._loop.time()
         return message
 
-    async def send(self, message: Message) -> None:
-        """Pass a message to the server. A request whose response is complete, or is a stream, isn't counted."""
-        if message["type"] == "http.response.start":
-            self.has_started = True
-        elif self._limiter is not None:
-            self._leave()
-        await self._send(message)
+    def _is_answered(self) -> bool:
+        """Whether the response has started, or the application has returned without one."""
+        return self.has_ended or self.response.status is not None
 
     def watch(self) -> None:
         """Begin to receive messages ahead of the application, in order to notice a disconnect."""
-        if self._reports_disconnects:
+        if REPORTS_DISCONNECTS_KEY in self._scope:
             return
-        if self._pending is None and not self.has_started and not self._is_receiving:
+        if self._pending is None and not self._is_answered() and not self._is_receiving:
             if self._ahead is None:
                 self._ahead = deque()
             elif self._ahead:
@@ -337,7 +333,7 @@ class _Request:
 
     def handle_disconnect(self) -> None:
         """Cancel the task, unless the response has started."""
-        if self.has_started or self.is_protected or self.is_abandoned:
+        if self._is_answered() or self.is_protected or self.is_abandoned:
             return
         self.is_abandoned = True
         mark_client_gone(self._scope)

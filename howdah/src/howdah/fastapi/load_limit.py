@@ -139,14 +139,20 @@ class LoadLimiter:
         if self._standing_since is None:
             self._begin_standing(asyncio.get_running_loop().time() - self._paused)
 
+    def try_enter(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the request may start now. Call `leave` or `pause` afterwards. If it may not, call `enter`."""
+        if self._queue or not self._may_start():
+            return False
+        self._count_start(loop)
+        return True
+
     async def enter(self, *, is_expected: bool = False) -> None:
         """Wait until the request may start. Call `leave` or `pause` afterwards.
 
         Raises `Overloaded` if it is rejected. A request that `is_expected` was counted by `expect`, so it may wait.
         """
         loop = asyncio.get_running_loop()
-        if not self._queue and self._may_start():
-            self._count_start(loop)
+        if self.try_enter(loop):
             return
         if not is_expected and self.is_full():
             self.count_rejected()

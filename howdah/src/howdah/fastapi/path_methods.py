@@ -85,5 +85,8 @@ def _get_methods(route: Any) -> frozenset[str]:
 def get_route_path(scope: Mapping[str, Any]) -> str:
     """The path of a request for the routes: without the prefix at which the application is mounted."""
     path: str = scope["path"]
-    rest = path.removeprefix(scope.get("root_path", ""))
+    root_path = scope.get("root_path")
+    if not root_path:
+        return path
+    rest = path.removeprefix(root_path)
     return rest if rest.startswith("/") else path

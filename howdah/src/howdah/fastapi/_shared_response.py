@@ -1,0 +1,93 @@
+"""The response of a request, for several layers: they watch and complete it through one `send`.
+
+If each layer wrapped `send` in a coroutine of its own, each message of a response would pass through eight of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from starlette.types import Message, Send
+
+Header: TypeAlias = tuple[bytes, bytes]
+
+
+def share_response(send: Send) -> SharedResponse:
+    """The response that the next layer outside has made, or a new one if another `send` is between them."""
+    return send if type(send) is SharedResponse else SharedResponse(send)
+
+
+class SharedResponse:
+    """The `send` of neighbouring layers, and what they know about the response.
+
+    A layer calls `share_response(send)`, adds a function to `before_start` if it changes the headers or the status, and
+    passes the result on as its `send`. If something between two layers wraps `send`, they have two objects of this
+    class, so each layer sees the messages at its own place.
+    """
+
+    __slots__ = (
+        *("_is_body_dropped", "_send"),
+        *("before_body", "before_start", "by_name", "has_failed", "headers", "is_complete", "status"),
+    )
+
+    headers: list[Header]
+    by_name: dict[bytes, bytes]
+    """The values of the headers. If there are several with one name, the last one."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._is_body_dropped = False
+        self.before_start: list[Callable[[SharedResponse], None]] = []
+        """Called when the response starts, the innermost layer first."""
+        self.before_body: Callable[[], None] | None = None
+        """Called before each further message."""
+        self.status: int | None = None
+        """The status, or None before the start of the response."""
+        self.is_complete = False
+        """Whether the server has taken the last message."""
+        self.has_failed = False
+        """Whether the server has raised an `OSError`, with which it may report a closed connection."""
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message."""
+        if message["type"] == "http.response.start":
+            message = self._complete(message)
+            is_last = False
+        else:
+            if self.before_body is not None:
+                self.before_body()
+            if self._is_body_dropped:
+                message = {**message, "body": b""}
+            is_last = not message.get("more_body", False)
+        try:
+            await self._send(message)
+        except OSError:
+            self.has_failed = True
+            raise
+        if is_last:
+            self.is_complete = True
+
+    def _complete(self, start: Message) -> Message:
+        """A copy of the first message with the layers' headers, because an application may send the same one again."""
+        self.status = start["status"]
+        self.set_headers(start.get("headers", ()))
+        for complete in reversed(self.before_start):
+            complete(self)
+        return {**start, "status": self.status, "headers": self.headers}
+
+    def set_headers(self, headers: Iterable[Header]) -> None:
+        """Replace all headers."""
+        self.headers = [*headers]
+        self.by_name = dict(self.headers)
+
+    def add_missing(self, headers: Iterable[Header]) -> None:
+        """Add those of the headers that the response doesn't have."""
+        for header in headers:
+            if header[0] not in self.by_name:
+                self.by_name[header[0]] = header[1]
+                self.headers.append(header)
+
+    def drop_body(self) -> None:
+        """Send the response without its body."""
+        self._is_body_dropped = True
