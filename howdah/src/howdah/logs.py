@@ -10,11 +10,9 @@ import logging
 import re
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextvars import copy_context
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import asyncpg
@@ -22,6 +20,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
+from howdah._log_fields import AddTimestamp, AddTraceId, add_context
 from howdah._log_writer import LineWriter, open_standard_error
 
 __all__ = ["configure_logging"]
@@ -34,15 +33,21 @@ _MAX_SHOWN_ERRORS: Final = 20
 # An attribute of an exception whose entry is in the log.
 _IS_LOGGED: Final = "howdah_is_logged"
 
-_CONTEXT_PREFIX: Final = structlog.contextvars.STRUCTLOG_KEY_PREFIX
-_CONTEXT_PREFIX_LENGTH: Final = len(_CONTEXT_PREFIX)
+# The processors for every entry.
+_add_trace_id: Final = AddTraceId()
+_add_timestamp: Final = AddTimestamp()
 
-# The writer of `configure_logging("json")`, and structlog's configuration after that call.
-_json_output: tuple[LineWriter, dict[str, Any]] | None = None
-# `opentelemetry.trace`, after its first use.
-_tracing: Any = None
-# The last second for which an entry was written, since 1970, and its text.
-_last_second = (0, "1970-01-01T00:00:00")
+
+@dataclass(frozen=True, slots=True)
+class _JsonOutput:
+    """Where `configure_logging("json")` writes, and structlog's configuration after that call."""
+
+    writer: LineWriter
+    config: Mapping[str, Any]
+
+
+# The output of the last call of `configure_logging`, if it is JSON.
+_json_output: Final[list[_JsonOutput]] = []
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -> None:
@@ -58,7 +63,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
     """
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
-        _add_context,
+        add_context,
         _add_trace_id,
         structlog.stdlib.add_logger_name,
         structlog.processors.add_log_level,
@@ -111,8 +116,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"] = "auto") -
         )
     config = structlog.get_config()
     config["processors"] = [*config["processors"]]  # a copy, because an application may change the list
-    global _json_output
-    _json_output = None if is_console else (writer, config)
+    _json_output[:] = [] if is_console else [_JsonOutput(writer, config)]
 
 
 def write_info(logger: str, event: str, fields: Mapping[str, Any]) -> bool:
@@ -121,18 +125,15 @@ def write_info(logger: str, event: str, fields: Mapping[str, Any]) -> bool:
     The entry is the same as that of structlog. If structlog's configuration isn't that of `configure_logging("json")`,
     for example because the application has added a processor, nothing is written, and the result is false.
     """
-    if _json_output is None:
-        return False
-    writer, config = _json_output
-    if structlog.get_config() != config:
+    if not _json_output or structlog.get_config() != _json_output[0].config:
         return False
     entry = {**fields, "event": event}
-    _add_context(None, "info", entry)
+    add_context(None, "info", entry)
     _add_trace_id(None, "info", entry)
     entry["logger"] = logger
     entry["level"] = "info"
     _add_timestamp(None, "info", entry)
-    writer.write(_dump(entry) + b"\n")
+    _json_output[0].writer.write(_dump(entry) + b"\n")
     return True
 
 
@@ -253,45 +254,6 @@ def _iterate_chain(error: BaseException) -> Iterator[BaseException]:
         waiting += [each.__cause__, each.__context__]
         if isinstance(each, BaseExceptionGroup):
             waiting += each.exceptions
-
-
-def _add_context(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the values that are bound in `structlog.contextvars`. structlog's own function takes twice as long."""
-    for variable, value in copy_context().items():
-        name = variable.name
-        if name.startswith(_CONTEXT_PREFIX) and value is not Ellipsis:
-            event.setdefault(name[_CONTEXT_PREFIX_LENGTH:], value)
-    return event
-
-
-def _add_trace_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the ids of the current span, so that the entries of a trace can be found."""
-    global _tracing
-    if _tracing is None:
-        if "opentelemetry.trace" not in sys.modules:  # no span is current
-            return event
-        from opentelemetry import trace  # for each entry, this statement would take a third of a microsecond
-
-        _tracing = trace
-    span = _tracing.get_current_span()
-    if span is not _tracing.INVALID_SPAN:
-        context = span.get_span_context()
-        if context.is_valid:
-            event["trace_id"] = _tracing.format_trace_id(context.trace_id)
-            event["span_id"] = _tracing.format_span_id(context.span_id)
-    return event
-
-
-def _add_timestamp(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the time in UTC, such as `2030-01-31T12:00:00.123456Z`."""
-    global _last_second
-    second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
-    known, text = _last_second
-    if known != second:
-        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        _last_second = second, text
-    event["timestamp"] = f"{text}.{microsecond:06d}Z"
-    return event
 
 
 def _as_json(event: Any, **_options: Any) -> str:
