@@ -62,5 +62,5 @@ class AddTimestamp:
         if known != second:
             text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = second, text
-        event["timestamp"] = f"{text}.{microsecond:06d}Z"
+        event["timestamp"] = "%s.%06dZ" % (text, microsecond)  # noqa: UP031  # faster than an f-string
         return event

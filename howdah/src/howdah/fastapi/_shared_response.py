@@ -15,7 +15,7 @@ Header: TypeAlias = tuple[bytes, bytes]
 
 def share_response(send: Send) -> SharedResponse:
     """The response that the next layer outside has made, or a new one if another `send` is between them."""
-    return send if type(send) is SharedResponse else SharedResponse(send)
+    return send if isinstance(send, SharedResponse) else SharedResponse(send)
 
 
 class SharedResponse:
@@ -26,52 +26,44 @@ class SharedResponse:
     class, so each layer sees the messages at its own place.
     """
 
-    __slots__ = (
-        *("_is_body_dropped", "_send"),
-        *("before_body", "before_start", "by_name", "has_failed", "headers", "is_complete", "status"),
-    )
-
+    status: int | None = None
+    """The status, or None before the start of the response."""
+    is_complete = False
+    """Whether the server has taken the last message."""
+    has_failed = False
+    """Whether the server has raised an `OSError`, with which it may report a closed connection."""
     headers: list[Header]
     by_name: dict[bytes, bytes]
     """The values of the headers. If there are several with one name, the last one."""
 
+    _is_body_dropped = False
+
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._is_body_dropped = False
         self.before_start: list[Callable[[SharedResponse], None]] = []
         """Called when the response starts, the innermost layer first."""
-        self.before_body: Callable[[], None] | None = None
-        """Called before each further message."""
-        self.status: int | None = None
-        """The status, or None before the start of the response."""
-        self.is_complete = False
-        """Whether the server has taken the last message."""
-        self.has_failed = False
-        """Whether the server has raised an `OSError`, with which it may report a closed connection."""
 
     async def __call__(self, message: Message) -> None:
         """Send a message."""
-        if message["type"] == "http.response.start":
-            message = self._complete(message)
-            is_last = False
-        else:
-            if self.before_body is not None:
-                self.before_body()
-            if self._is_body_dropped:
-                message = {**message, "body": b""}
-            is_last = not message.get("more_body", False)
         try:
-            await self._send(message)
+            if message["type"] == "http.response.start":
+                await self._send(self._complete(message))
+                return
+            self.before_body()
+            await self._send({**message, "body": b""} if self._is_body_dropped else message)
         except OSError:
             self.has_failed = True
             raise
-        if is_last:
-            self.is_complete = True
+        self.is_complete = not message.get("more_body", False)
+
+    def before_body(self) -> None:
+        """Called before each message after the first one."""
 
     def _complete(self, start: Message) -> Message:
         """A copy of the first message with the layers' headers, because an application may send the same one again."""
         self.status = start["status"]
-        self.set_headers(start.get("headers", ()))
+        self.headers = [*start.get("headers", ())]
+        self.by_name = dict(self.headers)
         for complete in reversed(self.before_start):
             complete(self)
         return {**start, "status": self.status, "headers": self.headers}

@@ -17,7 +17,7 @@ async def run_in_time(awaitable: Awaitable[ResultT], seconds: float) -> ResultT:
     A timer costs 8 µs. A coroutine that ends without waiting, such as the check of a signature, doesn't need one.
     """
     waiting = awaitable
-    if isinstance(awaitable, Coroutine):
+    if isinstance(awaitable, types.CoroutineType):
         try:
             waiting_for = awaitable.send(None)
         except StopIteration as finished:

@@ -9,7 +9,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from typing import Any, Final
@@ -306,15 +306,19 @@ class _OwnState:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         outer = scope.get("state", {})
         own = outer.get(_STATES_KEY, {}).get(scope["app"])
         if own is None:  # the lifespan of this application has not run, so it has no database
             own = {_DATABASE_KEY: None, OPENED_KEY: None}
-        scope["state"] = {**outer, **own}
+        elif outer.get(OPENED_KEY) is own[OPENED_KEY]:  # it is the outermost application
+            return self._app(scope, receive, send)
+        return self._run({**outer, **own}, outer, scope, receive, send)
+
+    async def _run(self, own: object, outer: object, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = own
         try:
             await self._app(scope, receive, send)
         finally:

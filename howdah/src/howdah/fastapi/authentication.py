@@ -138,20 +138,22 @@ class AuthenticationLayer:
         self._prepare = prepare
         self._log_principal = log_principal
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
+            return self._app(scope, receive, send)
+        if get_route_path(scope) not in self._prepare():
+            return self._run(scope, receive, send)
+        scope[PRINCIPAL_KEY] = None
+        return self._app(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
+        except Exception as error:
+            await self._answer(error, scope, receive, send)
             return
-        unauthenticated_paths = self._prepare()
-        principal: Principal | None = None
-        if get_route_path(scope) not in unauthenticated_paths:
-            try:
-                principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
-            except Exception as error:
-                await self._answer(error, scope, receive, send)
-                return
-            if principal is not None and self._log_principal is not None:
-                self._log_principal(principal.key)
+        if principal is not None and self._log_principal is not None:
+            self._log_principal(principal.key)
         scope[PRINCIPAL_KEY] = principal
         await self._app(scope, receive, send)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from http import HTTPStatus
+from types import CoroutineType
 from typing import Final
 
 from fastapi import Request, Response
@@ -161,7 +162,7 @@ class _LimitedBody:
     async def _receive_in_time(self, max_seconds: float) -> Message:
         """The next message. Raises `TimeoutError` if the client has used up the time for the body."""
         receiving = self._receive()
-        if not isinstance(receiving, Coroutine):
+        if not isinstance(receiving, CoroutineType):
             return await receiving
         try:
             waiting_for = receiving.send(None)

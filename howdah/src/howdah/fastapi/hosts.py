@@ -39,8 +39,13 @@ class AllowedHosts:
         """Whether the request has one `Host`, and it is allowed."""
         if self._allows_all:
             return True
-        values = [value for name, value in scope["headers"] if name == b"host"]
-        return len(values) == 1 and self._is_allowed(values[0])
+        host: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                if host is not None:
+                    return False
+                host = value
+        return host is not None and self._is_allowed(host)
 
     def _compare(self, value: bytes) -> bool:
         match = _HOST.fullmatch(value.decode("latin-1"))

@@ -11,6 +11,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Collection
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
@@ -83,6 +84,7 @@ class RequestsInProgress:
         self._requests: dict[_Request, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     def is_full(self) -> bool:
         """Whether new requests are rejected, except those of `exempt_paths`."""
@@ -109,7 +111,7 @@ class RequestsInProgress:
             limiter.count_rejected()
             head, response = random.choice(_RESPONSES)  # noqa: S311
             return head if scope["method"] == "HEAD" else response
-        limiter.expect(asyncio.get_running_loop())
+        limiter.expect()
         scope[_EXPECTED_KEY] = True
         return None
 
@@ -119,14 +121,15 @@ class RequestsInProgress:
         if is_closing is not None and self._cancel_abandoned and is_closing():
             await self._ignore(scope, receive)
             return
-        loop = asyncio.get_running_loop()
-        if self._timer is None or self._loop is not loop:
-            self._start_timer(loop)
+        task = self._find_task()
+        loop = task.get_loop()
         is_expected = _EXPECTED_KEY in scope
         is_exempt = not is_expected and self._is_exempt(scope)
         self._exempt += is_exempt
         limiter = None if is_exempt else self.limiter
-        request = _Request(scope, receive, send, loop, is_protected=not self._cancel_abandoned)
+        request = _Request(scope, receive, send, task, loop.time())
+        if not self._cancel_abandoned:
+            request.is_protected = True
         self._requests[request] = None
         try:
             if limiter is not None:
@@ -134,7 +137,7 @@ class RequestsInProgress:
                     await limiter.enter(is_expected=is_expected)
                     request.started = loop.time()
                 request.limiter = limiter
-            await app(scope, request.receive, request.response)
+            await app(scope, request.receive, request)
         except Overloaded:
             await send({"type": "http.response.start", "status": 503, "headers": random.choice(_HEADERS)})  # noqa: S311
             await send({"type": "http.response.body", "body": _BODY})
@@ -157,9 +160,25 @@ class RequestsInProgress:
     def _is_exempt(self, scope: Scope) -> bool:
         return get_route_path(scope) in self._exempt_paths and self._exempt < _MAX_EXEMPT
 
+    def _find_task(self) -> asyncio.Task[Any]:
+        """The current task. Before that, note its loop, and start the timer if it isn't running.
+
+        The loop is compared with that of the last request by its thread. In Python 3.11, `get_running_loop()` and
+        `current_task()` make a system call.
+        """
+        task = None
+        if self._loop is not None and self._thread == get_ident():
+            task = asyncio.current_task(self._loop)  # None if another loop runs in this thread
+        if task is None:
+            task = asyncio.current_task()
+            assert task is not None
+        if self._timer is None or task.get_loop() is not self._loop:
+            self._start_timer(task.get_loop())
+        return task
+
     def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:  # a test may start the application in several loops
-            self._loop, self._exempt = loop, 0
+            self._loop, self._thread, self._exempt = loop, get_ident(), 0
             self._requests.clear()
             if self.limiter is not None:
                 self.limiter.reset()
@@ -207,62 +226,44 @@ class LimitRequests:
         return self._requests.run(self._app, scope, receive, send)
 
 
-class _Request:
+class _Request(SharedResponse):
     """One request: its state, and its messages between the server and the application."""
 
-    __slots__ = (
-        "_ahead",
-        "_is_in_body",
-        "_is_receiving",
-        "_loop",
-        "_pending",
-        "_receive",
-        "_scope",
-        "has_ended",
-        "is_abandoned",
-        "is_protected",
-        "limiter",
-        "response",
-        "since",
-        "started",
-        "task",
-    )
+    limiter: LoadLimiter | None = None
+    """The limiter that counts the request."""
+    is_protected = False
+    is_abandoned = False
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop, *, is_protected: bool
-    ) -> None:
-        self._scope, self._receive, self._loop = scope, receive, loop
-        self.response = SharedResponse(send)
-        self.response.before_body = self._leave  # a request whose response is complete, or is a stream, isn't counted
-        self.limiter: LoadLimiter | None = None
-        """The limiter that counts the request."""
-        self._ahead: deque[Message] | None = None
-        self._pending: asyncio.Task[Message] | None = None
-        self._is_in_body = False
-        self._is_receiving = False  # the application itself gets the disconnect
-        self.has_ended = False
-        self.is_abandoned = False
-        self.is_protected = is_protected
-        self.since = self.started = loop.time()
-        task = asyncio.current_task()
-        assert task is not None
-        self.task: asyncio.Task[Any] = task
+    _has_ended = False
+    _is_in_body = False
+    _is_receiving = False  # the application itself gets the disconnect
+    _ahead: deque[Message] | None = None
+    _pending: asyncio.Task[Message] | None = None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any], now: float) -> None:
+        super().__init__(send)
+        self._scope = scope
+        self._receive = receive
+        self.task = task
+        self.since = self.started = now
         scope[REQUEST_KEY] = self
 
     def end(self) -> None:
         """Stop counting the request, because the application has returned."""
-        self._leave()
-        self.has_ended = True
-        self.response.before_body = None
+        self.before_body()
+        self._has_ended = True
         # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
         self._scope.pop(REQUEST_KEY, None)
         if self._pending is not None:
             self._pending.cancel()
 
-    def _leave(self) -> None:
-        limiter, self.limiter = self.limiter, None
-        if limiter is not None and not self._is_in_body:
-            limiter.leave(self._loop.time() - self.started)
+    def before_body(self) -> None:
+        """Stop counting the request. After that its response is complete, or a stream."""
+        limiter = self.limiter
+        if limiter is not None:
+            self.limiter = None
+            if not self._is_in_body:
+                limiter.leave(self.task.get_loop().time() - self.started)
 
     async def receive(self) -> Message:
         """The next message of the server. While the client sends a long body, the request isn't counted."""
@@ -280,12 +281,12 @@ class _Request:
                     limiter.pause()
                 else:
                     limiter.resume()
-                    self.started = self._loop.time()
+                    self.started = self.task.get_loop().time()
         return message
 
     def _is_answered(self) -> bool:
         """Whether the response has started, or the application has returned without one."""
-        return self.has_ended or self.response.status is not None
+        return self._has_ended or self.status is not None
 
     def watch(self) -> None:
         """Begin to receive messages ahead of the application, in order to notice a disconnect."""
@@ -299,7 +300,7 @@ class _Request:
             self._receive_ahead()
 
     def _receive_ahead(self) -> None:
-        self._pending = self._loop.create_task(self._receive_message())
+        self._pending = self.task.get_loop().create_task(self._receive_message())
         self._pending.add_done_callback(self._received)
 
     async def _receive_message(self) -> Message:

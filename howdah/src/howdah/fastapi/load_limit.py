@@ -120,13 +120,13 @@ class LoadLimiter:
         """Whether a new request must be rejected. A caller that rejects it counts it with `count_rejected`."""
         return self._in_progress + len(self._queue) + self._expected >= self._limit + self._max_waiting
 
-    def expect(self, loop: asyncio.AbstractEventLoop) -> None:
+    def expect(self) -> None:
         """Count a request whose task has been created, but hasn't called `enter` yet.
 
         A server reads the requests of many connections before it runs the first of their tasks.
         """
         if not self._expected:
-            loop.call_soon(self._forget_expected)
+            asyncio.get_running_loop().call_soon(self._forget_expected)
         self._expected += 1
 
     def _forget_expected(self) -> None:
@@ -183,7 +183,8 @@ class LoadLimiter:
 
     def _release(self) -> None:
         self._in_progress -= 1
-        self._start_waiting()
+        if self._queue:
+            self._start_waiting()
 
     def _may_start(self) -> bool:
         if self._in_progress >= self._limit:

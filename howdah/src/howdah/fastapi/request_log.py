@@ -109,7 +109,7 @@ def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
         "method": shorten(scope["method"]),
         "path": shorten(scope["path"], _MAX_PATH_CHARACTERS),
         "status": get_logged_status(scope, status),
-        "ms": round(seconds * 1000, 1),
+        "ms": int(seconds * 10_000 + 0.5) / 10,  # faster than `round`
     }
     if not write_info(_LOGGER, "request", entry):
         _log.info("request", **entry)
