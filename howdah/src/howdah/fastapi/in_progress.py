@@ -122,20 +122,19 @@ class RequestsInProgress:
             await self._ignore(scope, receive)
             return
         task = self._find_task()
-        loop = task.get_loop()
         is_expected = _EXPECTED_KEY in scope
         is_exempt = not is_expected and self._is_exempt(scope)
         self._exempt += is_exempt
         limiter = None if is_exempt else self.limiter
-        request = _Request(scope, receive, send, task, loop.time())
+        request = _Request(scope, receive, send, task)
         if not self._cancel_abandoned:
             request.is_protected = True
         self._requests[request] = None
         try:
             if limiter is not None:
-                if not limiter.try_enter(loop):
+                if not limiter.try_enter(request.loop):
                     await limiter.enter(is_expected=is_expected)
-                    request.started = loop.time()
+                    request.started = request.loop.time()
                 request.limiter = limiter
             await app(scope, request.receive, request)
         except Overloaded:
@@ -240,17 +239,19 @@ class _Request(SharedResponse):
     _ahead: deque[Message] | None = None
     _pending: asyncio.Task[Message] | None = None
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any], now: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
         super().__init__(send)
         self._scope = scope
         self._receive = receive
+        self.loop = task.get_loop()
         self.task = task
-        self.since = self.started = now
+        self.since = self.started = self.loop.time()
         scope[REQUEST_KEY] = self
 
     def end(self) -> None:
         """Stop counting the request, because the application has returned."""
-        self.before_body()
+        if self.limiter is not None:
+            self.before_body()
         self._has_ended = True
         # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
         self._scope.pop(REQUEST_KEY, None)
@@ -263,7 +264,7 @@ class _Request(SharedResponse):
         if limiter is not None:
             self.limiter = None
             if not self._is_in_body:
-                limiter.leave(self.task.get_loop().time() - self.started)
+                limiter.leave(self.loop.time() - self.started)
 
     async def receive(self) -> Message:
         """The next message of the server. While the client sends a long body, the request isn't counted."""
@@ -281,7 +282,7 @@ class _Request(SharedResponse):
                     limiter.pause()
                 else:
                     limiter.resume()
-                    self.started = self.task.get_loop().time()
+                    self.started = self.loop.time()
         return message
 
     def _is_answered(self) -> bool:
@@ -300,7 +301,7 @@ class _Request(SharedResponse):
             self._receive_ahead()
 
     def _receive_ahead(self) -> None:
-        self._pending = self.task.get_loop().create_task(self._receive_message())
+        self._pending = self.loop.create_task(self._receive_message())
         self._pending.add_done_callback(self._received)
 
     async def _receive_message(self) -> Message:

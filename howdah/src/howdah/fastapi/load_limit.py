@@ -141,7 +141,7 @@ class LoadLimiter:
 
     def try_enter(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether the request may start now. Call `leave` or `pause` afterwards. If it may not, call `enter`."""
-        if self._queue or not self._may_start():
+        if self._queue or self._in_progress >= self._limit or self._started >= _STARTS_PER_ITERATION:
             return False
         self._count_start(loop)
         return True
@@ -171,7 +171,9 @@ class LoadLimiter:
         """Count a request that was answered after so many seconds in progress."""
         self._completed += 1
         self._seconds += seconds
-        self._release()
+        self._in_progress -= 1  # as `_release` does, without a call
+        if self._queue:
+            self._start_waiting()
 
     def pause(self) -> None:
         """Stop counting the request while its client decides how long it takes."""

@@ -110,7 +110,7 @@ class RateLimiter:
 
     def __init__(self, limits: RateLimits, *, exempt_paths: Collection[str]) -> None:
         self.rejected: Counter[str] = Counter()
-        self._exempt_paths = frozenset(exempt_paths)
+        self.exempt_paths = frozenset(exempt_paths)
         self._classify = limits.classify
         self._classes = {
             name: _build(name, limit, limits.max_entries, max_in_progress=limits.max_in_progress.get(name))
@@ -128,9 +128,6 @@ class RateLimiter:
 
     def find_class(self, scope: Scope) -> Limited | None:
         return self._classes.get(self._classify(scope))
-
-    def is_exempt(self, scope: Scope) -> bool:
-        return get_route_path(scope) in self._exempt_paths
 
     async def reject(self, limited: Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
         self.rejected[limited.name] += 1
@@ -166,7 +163,7 @@ class AddressRateLimits:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         limiter = self._limiter
-        if scope["type"] in ("http", "websocket") and not limiter.is_exempt(scope):
+        if scope["type"] in ("http", "websocket") and get_route_path(scope) not in limiter.exempt_paths:
             address = scope[_ADDRESS_KEY] = find_network(scope)
             limited = limiter.address
             if limited is not None:
@@ -223,7 +220,10 @@ class PrincipalRateLimits:
 def find_network(scope: Mapping[str, Any]) -> str:
     """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
     client = scope.get("client")
-    return find_client_network(client[0] if client else "")
+    if not client:
+        return ""
+    address: str = client[0]
+    return _find_ipv6_network(address) if ":" in address else address
 
 
 def find_client_network(address: str) -> str:

@@ -110,9 +110,10 @@ def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
         "path": shorten(scope["path"], _MAX_PATH_CHARACTERS),
         "status": get_logged_status(scope, status),
         "ms": int(seconds * 10_000 + 0.5) / 10,  # faster than `round`
+        "event": "request",
     }
-    if not write_info(_LOGGER, "request", entry):
-        _log.info("request", **entry)
+    if not write_info(_LOGGER, entry):
+        _log.info(**entry)
 
 
 def _find_unavailable(error: Exception) -> Unavailable | None:
