@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import prometheus_client
@@ -261,5 +262,6 @@ async def test_the_task_of_a_request_is_found_in_each_loop_and_thread() -> None:
             asyncio.run(check())
 
     await check()
-    await asyncio.to_thread(check_twice)  # meanwhile this task is the current one of its loop
+    with ThreadPoolExecutor(1) as pool:  # it blocks this task, which stays the current one of its loop
+        pool.submit(check_twice).result(30)
     await check()
