@@ -75,9 +75,10 @@ class SharedResponse:
 
     def add_missing(self, headers: Iterable[Header]) -> None:
         """Add those of the headers that the response doesn't have."""
+        by_name = self.by_name
         for header in headers:
-            if header[0] not in self.by_name:
-                self.by_name[header[0]] = header[1]
+            if header[0] not in by_name:
+                by_name[header[0]] = header[1]
                 self.headers.append(header)
 
     def drop_body(self) -> None:

@@ -81,7 +81,8 @@ class RequestsInProgress:
         self._cancel_abandoned = cancel_abandoned
         self._exempt_paths = frozenset(exempt_paths)
         self._exempt = 0
-        self._requests: dict[_Request, None] = {}
+        self._watched: dict[_Request, None] = {}
+        """The requests whose server doesn't report a disconnect, in the order of their start."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -129,7 +130,8 @@ class RequestsInProgress:
         request = _Request(scope, receive, send, task)
         if not self._cancel_abandoned:
             request.is_protected = True
-        self._requests[request] = None
+        if is_closing is None:
+            self._watched[request] = None
         try:
             if limiter is not None:
                 if not limiter.try_enter(request.loop):
@@ -145,7 +147,8 @@ class RequestsInProgress:
                 raise
             self.abandoned += 1
         finally:
-            self._requests.pop(request, None)
+            if is_closing is None:
+                self._watched.pop(request, None)
             request.end()
             self._exempt -= is_exempt
 
@@ -178,7 +181,7 @@ class RequestsInProgress:
     def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:  # a test may start the application in several loops
             self._loop, self._thread, self._exempt = loop, get_ident(), 0
-            self._requests.clear()
+            self._watched.clear()
             if self.limiter is not None:
                 self.limiter.reset()
         if self.limiter is not None:
@@ -189,7 +192,7 @@ class RequestsInProgress:
         """Adapt the limit, and watch the clients of requests that take long."""
         if loop is not self._loop:
             return
-        if not self._requests:
+        if not self._watched and (self.limiter is None or self.limiter.is_idle()):
             self._timer = None
             return
         self._timer = loop.call_later(TICK_SECONDS, self._tick, loop)
@@ -197,7 +200,7 @@ class RequestsInProgress:
         if self.limiter is not None:
             self.limiter.tick(now)
         if self._cancel_abandoned:
-            for request in self._requests:
+            for request in self._watched:
                 if now - request.since < _WATCHED_AFTER_SECONDS:
                     return  # the following ones have started later
                 request.watch()
@@ -291,8 +294,6 @@ class _Request(SharedResponse):
 
     def watch(self) -> None:
         """Begin to receive messages ahead of the application, in order to notice a disconnect."""
-        if REPORTS_DISCONNECTS_KEY in self._scope:
-            return
         if self._pending is None and not self._is_answered() and not self._is_receiving:
             if self._ahead is None:
                 self._ahead = deque()

@@ -120,6 +120,10 @@ class LoadLimiter:
         """Whether a new request must be rejected. A caller that rejects it counts it with `count_rejected`."""
         return self._in_progress + len(self._queue) + self._expected >= self._limit + self._max_waiting
 
+    def is_idle(self) -> bool:
+        """Whether no request is in progress or waits."""
+        return self._in_progress <= 0 and not self._queue
+
     def expect(self) -> None:
         """Count a request whose task has been created, but hasn't called `enter` yet.
 

@@ -101,8 +101,7 @@ class Limited:
 
     def describe(self, excess: float) -> tuple[bytes, bytes]:
         """The header `RateLimit` after a request."""
-        left, seconds = self.principals.remaining(excess)
-        return b"ratelimit", b'"%b";r=%d;t=%d' % (self._name, left, seconds)
+        return b"ratelimit", b'"%b";r=%d;t=%d' % (self._name, *self.principals.remaining(excess))
 
 
 class RateLimiter:

@@ -57,14 +57,10 @@ class SecurityHeaders:
 
 def _complete(response: SharedResponse) -> None:
     response.add_missing(_ALWAYS)
-    _complete_page(response)
+    if response.by_name.get(b"content-type", b"").startswith(b"text/html"):
+        response.add_missing(_PAGES)
 
 
 def _complete_over_tls(response: SharedResponse) -> None:
     response.add_missing(_ALWAYS_OVER_TLS)
-    _complete_page(response)
-
-
-def _complete_page(response: SharedResponse) -> None:
-    if response.by_name.get(b"content-type", b"").startswith(b"text/html"):
-        response.add_missing(_PAGES)
+    _complete(response)
