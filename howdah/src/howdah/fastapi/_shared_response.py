@@ -36,7 +36,7 @@ class SharedResponse:
     by_name: dict[bytes, bytes]
     """The values of the headers. If there are several with one name, the last one."""
 
-    _is_body_dropped = False
+    _body: bytes | None = None  # in place of that of the application
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -50,7 +50,11 @@ class SharedResponse:
                 await self._send(self._complete(message))
                 return
             self.before_body()
-            await self._send({**message, "body": b""} if self._is_body_dropped else message)
+            if self._body is not None:
+                if self.is_complete:
+                    return
+                message = {"type": "http.response.body", "body": self._body}
+            await self._send(message)
         except OSError:
             self.has_failed = True
             raise
@@ -81,6 +85,10 @@ class SharedResponse:
                 by_name[header[0]] = header[1]
                 self.headers.append(header)
 
-    def drop_body(self) -> None:
-        """Send the response without its body."""
-        self._is_body_dropped = True
+    def replace_body(self, body: bytes) -> None:
+        """Send this body in place of that of the application."""
+        self._body = body
+
+    def drop_inner(self, count: int) -> None:
+        """Keep only the first `count` functions of `before_start`, before a layer answers in place of inner layers."""
+        del self.before_start[count:]

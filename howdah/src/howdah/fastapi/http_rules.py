@@ -98,7 +98,7 @@ class HTTPRules:
         if scope["method"] == "OPTIONS":
             response.status = int(HTTPStatus.NO_CONTENT)
             response.set_headers([allow])
-            response.drop_body()
+            response.replace_body(b"")
         else:
             response.set_headers([*(each for each in response.headers if each[0] != b"allow"), allow])
 

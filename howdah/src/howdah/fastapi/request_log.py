@@ -90,7 +90,7 @@ class RequestLog:
             if is_started:
                 mark_as_logged(error)
                 raise
-            del response.before_start[functions:]  # those of inner layers
+            response.drop_inner(functions)
             await problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal-error")(scope, receive, response)
         finally:
             if is_outermost:
