@@ -327,10 +327,9 @@ class TestLimiter:
 
     async def test_expected_requests_count_until_their_tasks_have_started(self) -> None:
         limiter = LoadLimiter(LoadLimit(min_in_progress=1, max_in_progress=1, max_waiting=1))
-        loop = asyncio.get_running_loop()
-        limiter.expect(loop)
+        limiter.expect()
         assert not limiter.is_full()
-        limiter.expect(loop)
+        limiter.expect()
         assert limiter.is_full()
         await asyncio.sleep(0)
         assert not limiter.is_full()

@@ -70,6 +70,7 @@ class ThreadedWriter:
         self._dropped_now = 0  # since the last notice
         self._has_work = threading.Event()
         self._is_urgent = threading.Event()
+        self._is_ending = False  # the same as `_is_urgent`, because an attribute is read faster
         self._is_awake = False
         self._is_failing = False
         self._is_closed = False
@@ -90,11 +91,12 @@ class ThreadedWriter:
             if not self._is_started:
                 self._start()
             self._has_work.set()
-        if self._is_urgent.is_set():  # the process is ending
+        if self._is_ending:
             self.flush(_remaining_seconds())
 
     def flush(self, seconds: float) -> None:
         """Wait until all lines are written, at most for this time."""
+        self._is_ending = True
         self._is_urgent.set()
         deadline = time.monotonic() + seconds
         # It polls, because a waiter of a condition would make each `write` slower.

@@ -9,7 +9,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from typing import Any, Final, cast
@@ -152,6 +152,9 @@ def configure_app(
     limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths={*PROBE_PATHS, METRICS_PATH})
     if limiter is not None:
         app.add_middleware(PrincipalRateLimits, limiter=limiter)
+    log_principal: Callable[[str], None] | None = None
+    if request_log:
+        from howdah.fastapi.request_log import RequestLog, log_principal
     if authenticate is not None:
         rule_check = configuration.rule_check = RuleCheck(app, lists)
         app.add_middleware(
@@ -160,7 +163,7 @@ def configure_app(
             authenticate=authenticate,
             timeout=authenticate_timeout,
             prepare=rule_check,
-            log_principal=_bind_principal if request_log else None,
+            log_principal=log_principal,
         )
         set_security_schemes(app, security_schemes)
     if limiter is not None:
@@ -181,8 +184,6 @@ def configure_app(
     if health:
         app.include_router(build_health_router([*readiness_checks]))
     if request_log:
-        from howdah.fastapi.request_log import RequestLog
-
         app.add_middleware(RequestLog)
     if metrics:
         from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
@@ -192,7 +193,8 @@ def configure_app(
         app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
     add_cors(app, cors_origins)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(TrustedProxies, networks=trusted_proxies)
+    if trusted_proxies:
+        app.add_middleware(TrustedProxies, networks=trusted_proxies)
     # the outermost one, so that a rejection costs little
     app.add_middleware(LimitRequests, requests=in_progress)
 
@@ -315,15 +317,19 @@ class _OwnState:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         outer = scope.get("state", {})
         own = outer.get(_STATES_KEY, {}).get(scope["app"])
         if own is None:  # the lifespan of this application has not run, so it has no database
             own = {_DATABASE_KEY: None, OPENED_KEY: None}
-        scope["state"] = {**outer, **own}
+        elif outer.get(OPENED_KEY) is own[OPENED_KEY]:  # it is the outermost application
+            return self._app(scope, receive, send)
+        return self._run({**outer, **own}, outer, scope, receive, send)
+
+    async def _run(self, own: object, outer: object, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = own
         try:
             await self._app(scope, receive, send)
         finally:
@@ -383,13 +389,6 @@ def _reject_unknown_resources(app: FastAPI, known: Collection[object]) -> None:
     for mounted in _iterate_mounted(app.routes):
         if not hasattr(mounted.state, _CONFIGURATION_KEY):
             _reject_unknown_resources(mounted, known)
-
-
-def _bind_principal(key: str) -> None:
-    """Add the principal to every log entry of the request. `RequestLog` removes it at the end."""
-    import structlog
-
-    structlog.contextvars.bind_contextvars(principal=key)
 
 
 def _require_extra(is_used: bool, option: str, module: str, extra: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
+from types import CoroutineType
 from typing import Any, Final, Protocol, TypeAlias
 
 from fastapi import FastAPI
@@ -19,7 +20,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi._time_limits import TimeLimitReached, run_in_time
+from howdah.fastapi._time_limits import TimeLimitReached, resume, run_in_time
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import ProblemException
 
@@ -138,20 +139,31 @@ class AuthenticationLayer:
         self._prepare = prepare
         self._log_principal = log_principal
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
+            return self._app(scope, receive, send)
+        if get_route_path(scope) not in self._prepare():
+            return self._run(scope, receive, send)
+        scope[PRINCIPAL_KEY] = None
+        return self._app(scope, receive, send)
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        awaitable = self._authenticate(HTTPConnection(scope))
+        try:
+            if isinstance(awaitable, CoroutineType):
+                try:
+                    waiting_for = awaitable.send(None)
+                except StopIteration as finished:  # the usual case: it has not waited, so it needs no time limit
+                    principal: Principal | None = finished.value
+                else:
+                    principal = await run_in_time(resume(awaitable, waiting_for), self._timeout)
+            else:
+                principal = await run_in_time(awaitable, self._timeout)
+        except Exception as error:
+            await self._answer(error, scope, receive, send)
             return
-        unauthenticated_paths = self._prepare()
-        principal: Principal | None = None
-        if get_route_path(scope) not in unauthenticated_paths:
-            try:
-                principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
-            except Exception as error:
-                await self._answer(error, scope, receive, send)
-                return
-            if principal is not None and self._log_principal is not None:
-                self._log_principal(principal.key)
+        if principal is not None and self._log_principal is not None:
+            self._log_principal(principal.key)
         scope[PRINCIPAL_KEY] = principal
         await self._app(scope, receive, send)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from http import HTTPStatus
+from types import CoroutineType
 from typing import Final
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi._shared_response import SharedResponse, share_response
 from howdah.fastapi._time_limits import resume
 from howdah.fastapi.problem import ProblemException, problem_response
 
@@ -67,32 +69,35 @@ class BodyLimitsMiddleware:
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         outer = scope.get(_BODY_KEY)
         if isinstance(outer, _LimitedBody):
             outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         length = _find_length(scope)
-        if length is None:
-            await self._app(scope, receive, send)
-            return
-        body = _LimitedBody(scope, receive, send, length)
+        return self._app(scope, receive, send) if length is None else self._run(length, scope, receive, send)
+
+    async def _run(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
+        response = share_response(send)
+        body = _LimitedBody(scope, receive, response, length)
+        response.before_start.append(body.replace_plain_413)
+        functions = len(response.before_start)
         body.max_bytes, body.max_seconds = self._max_bytes, self._max_seconds
         scope[_BODY_KEY] = body
         try:
-            await self._app(scope, body.receive, body.send)
+            await self._app(scope, body.receive, response)
         except (BodyTooLarge, BodyTimeout) as error:  # raised in middleware that has no error handlers
-            if body.is_response_started:
+            if response.status is not None:
                 raise
-            await _make_response(error)(scope, receive, send)
+            response.drop_inner(functions)
+            await _make_response(error)(scope, receive, response)
         finally:
-            # Without this, the scope and the body would refer to each other. Only the garbage collector would free
-            # them, which costs 20 µs for each request.
+            # Without this, the scope, the response and the body would refer to each other. Only the garbage collector
+            # would free them, which costs 20 µs for each request.
             scope.pop(_BODY_KEY, None)
+            response.drop_inner(functions - 1)
 
 
 def lift_body_limits(request: Request) -> None:
@@ -108,79 +113,72 @@ def lift_body_limits(request: Request) -> None:
 
 
 class _LimitedBody:
-    """The `receive` and `send` of one request with a body."""
+    """The `receive` of one request with a body."""
 
     __slots__ = (
-        *("_is_replaced", "_length", "_receive", "_scope", "_send", "_size", "_waited"),
-        *("is_lifted", "is_response_started", "max_bytes", "max_seconds"),
+        *("_length", "_receive", "_response", "_scope", "_size", "_waited"),
+        *("is_lifted", "max_bytes", "max_seconds"),
     )
 
     max_bytes: int | None
     max_seconds: float | None
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, response: SharedResponse, length: int) -> None:
         self._scope = scope
         self._receive = receive
-        self._send = send
+        self._response = response
         self.is_lifted = False
-        self.is_response_started = False
         self._length = length
-        self._is_replaced = False
         self._size = 0
         self._waited = 0.0
 
-    async def send(self, message: Message) -> None:
-        """Forward a message. Starlette's own 413, which is a plain text, becomes a problem."""
-        if self._is_replaced:
+    def replace_plain_413(self, response: SharedResponse) -> None:
+        """Replace Starlette's own 413, which is a plain text, by a problem."""
+        limit = self._scope.get(_OWN_LIMIT_KEY)
+        if limit is None or response.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return
-        if message["type"] == "http.response.start":
-            self.is_response_started = True
-            limit = self._scope.get(_OWN_LIMIT_KEY)
-            if limit is not None and _is_plain_413(message):
-                self._is_replaced = True
-                await _make_response(BodyTooLarge(limit))(self._scope, self._receive, self._send)
-                return
-        await self._send(message)
+        if response.by_name.get(b"content-type", b"").startswith(b"text/plain"):
+            problem = _make_response(BodyTooLarge(limit))
+            response.set_headers(problem.raw_headers)
+            response.replace_body(bytes(problem.body))
 
     async def receive(self) -> Message:
         """The next part of the body. Raises `BodyTooLarge` and `BodyTimeout`."""
         max_bytes = None if self.is_lifted else self._scope.get(_OWN_LIMIT_KEY, self.max_bytes)
         if max_bytes is not None and max(self._length, self._size) > max_bytes:
             return self._fail(BodyTooLarge(max_bytes))
-        if self.max_seconds is None or self.is_response_started:
-            message = await self._receive()
+        receiving = self._receive()
+        if self.max_seconds is None or self._response.status is not None or not isinstance(receiving, CoroutineType):
+            message = await receiving
         else:
             try:
-                message = await self._receive_in_time(self.max_seconds)
-            except TimeoutError:
-                return self._fail(BodyTimeout())
+                waiting_for = receiving.send(None)
+            except StopIteration as finished:  # the usual case: the body has arrived. It saves a timer, and so 8 µs
+                message = finished.value
+            else:
+                try:
+                    message = await self._wait(resume(receiving, waiting_for), self.max_seconds)
+                except TimeoutError:
+                    return self._fail(BodyTimeout())
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
             if max_bytes is not None and self._size > max_bytes:
                 return self._fail(BodyTooLarge(max_bytes))
         return message
 
-    async def _receive_in_time(self, max_seconds: float) -> Message:
+    async def _wait(self, receiving: Awaitable[Message], max_seconds: float) -> Message:
         """The next message. Raises `TimeoutError` if the client has used up the time for the body."""
-        receiving = self._receive()
-        if not isinstance(receiving, Coroutine):
-            return await receiving
-        try:
-            waiting_for = receiving.send(None)
-        except StopIteration as finished:  # the usual case: the body has arrived. It saves a time limit, and so 8 µs
-            message: Message = finished.value
-            return message
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
             async with asyncio.timeout_at(started + max_seconds + self._size / _BYTES_PER_SECOND - self._waited):
-                return await resume(receiving, waiting_for)
+                return await receiving
         finally:
             self._waited += loop.time() - started
 
     def _fail(self, error: ProblemException) -> Message:
         """Raise the error, unless the response has started. Then Starlette reads only to notice a disconnect."""
-        if self.is_response_started:
+        if self._response.status is not None:
             return {"type": "http.disconnect"}
         raise error
 
@@ -195,12 +193,6 @@ def _find_length(scope: Scope) -> int | None:
         if name == b"transfer-encoding":
             length = 0
     return length
-
-
-def _is_plain_413(start: Message) -> bool:
-    return start["status"] == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and any(
-        name == b"content-type" and value.startswith(b"text/plain") for name, value in start["headers"]
-    )
 
 
 def _make_response(error: ProblemException) -> Response:

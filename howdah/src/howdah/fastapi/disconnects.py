@@ -7,7 +7,9 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from howdah.fastapi._shared_response import share_response
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """The status in the log and the metrics of a request whose client has disconnected. No client reads it."""
@@ -31,31 +33,18 @@ class ClientDisconnects:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_started = is_complete = has_failed = False
-
-        async def send_if_connected(message: Message) -> None:
-            nonlocal is_started, is_complete, has_failed
-            try:
-                await send(message)
-            except OSError:  # the ASGI specification lets a server report a closed connection this way
-                has_failed = True
-                raise
-            if message["type"] == "http.response.start":
-                is_started = True
-            elif not message.get("more_body", False):
-                is_complete = True
-
+        shared = share_response(send)
         try:
-            await self._app(scope, receive, send_if_connected)
+            await self._app(scope, receive, shared)
         except ClientDisconnect:
             pass
         except OSError:
-            if not has_failed:  # an error of the application
+            if not shared.has_failed:  # an error of the application
                 raise
-        if is_complete:
+        if shared.is_complete:
             return
         mark_client_gone(scope)
-        if not is_started and not has_failed:
+        if shared.status is None and not shared.has_failed:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from starlette.types import Scope
@@ -32,13 +33,22 @@ class AllowedHosts:
         self._allows_all = "*" in names
         self._names = frozenset(name for name in names if not name.startswith("*"))
         self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        self._is_allowed = lru_cache(maxsize=256)(self._compare)
 
     def allow(self, scope: Scope) -> bool:
         """Whether the request has one `Host`, and it is allowed."""
         if self._allows_all:
             return True
-        values = [value for name, value in scope["headers"] if name == b"host"]
-        match = _HOST.fullmatch(values[0].decode("latin-1")) if len(values) == 1 else None
+        host: bytes | None = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                if host is not None:
+                    return False
+                host = value
+        return host is not None and self._is_allowed(host)
+
+    def _compare(self, value: bytes) -> bool:
+        match = _HOST.fullmatch(value.decode("latin-1"))
         if match is None:
             return False
         host = match[1].lower().rstrip(".")

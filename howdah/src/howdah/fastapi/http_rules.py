@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -10,13 +10,17 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi._shared_response import SharedResponse, share_response
 from howdah.fastapi.disconnects import CLIENT_GONE_KEY
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.path_methods import ROUTE_PATH_KEY, PathMethods, get_route_path
 from howdah.fastapi.problem import NO_SNIFF, NO_STORE, problem_response
 
 # A response with an ETag may be stored by its client, which asks before each use whether it is still current.
-_REVALIDATE: Final = (b"cache-control", b"private, no-cache")
+_FOR_CACHED: Final = (NO_SNIFF, (b"cache-control", b"private, no-cache"))
+_DEFAULT: Final = (NO_SNIFF, NO_STORE)
+
+_METHOD_NOT_ALLOWED: Final = int(HTTPStatus.METHOD_NOT_ALLOWED)  # an enum's member is slow to look up
 
 # RFC 6455, section 7.4.1: the connection violates a policy of the service.
 _POLICY_VIOLATION: Final = 1008
@@ -51,7 +55,7 @@ class HTTPRules:
         self._any_host_paths = frozenset(any_host_paths)
         self._is_hidden = is_hidden
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Check the host, and then run the application for a request."""
         kind = scope["type"]
         if (
@@ -60,46 +64,43 @@ class HTTPRules:
             and get_route_path(scope) not in self._any_host_paths
             and not self._allowed_hosts.allow(scope)
         ):
-            await _reject_host(scope, receive, send)
-        elif kind != "http":
-            await self._app(scope, receive, send)
-        elif self._is_hidden is not None and self._is_hidden(scope):
-            await problem_response(HTTPStatus.NOT_FOUND, "not-found", detail="Not Found")(scope, receive, send)
-        elif scope["method"] == "HEAD":
-            await self._answer_head(scope, receive, send)
-        elif self._paths.rejects(scope, scope["method"]) and scope["method"] != "OPTIONS":
-            await self._reject_method(scope, receive, send)
-        else:
-            await self._app(scope, receive, self._complete(scope, send))
+            return _reject_host(scope, receive, send)
+        if kind != "http":
+            return self._app(scope, receive, send)
+        method = scope["method"]
+        if self._is_hidden is not None and self._is_hidden(scope):
+            return problem_response(HTTPStatus.NOT_FOUND, "not-found", detail="Not Found")(scope, receive, send)
+        if method == "HEAD":
+            return self._answer_head(scope, receive, send)
+        if self._paths.rejects(scope, method) and method != "OPTIONS":
+            return self._reject_method(scope, receive, send)
+        return self._app(scope, receive, self._share(scope, send))
 
-    def _complete(self, scope: Scope, send: Send) -> Send:
-        """A `send` that completes the headers of the response."""
-        is_replaced = False
+    def _share(self, scope: Scope, send: Send) -> SharedResponse:
+        """The response, whose headers will be completed."""
         root_path = scope.get("root_path", "")  # a mounted application changes it in the same scope
 
-        async def send_completed(message: Message) -> None:
-            nonlocal is_replaced
-            if message["type"] == "http.response.start":
-                if message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
-                    is_replaced = self._add_allowed_methods({**scope, "root_path": root_path}, message)
-                _add_default_headers(message)
-            elif is_replaced:
-                message = {**message, "body": b""}
-            await send(message)
+        def complete(response: SharedResponse) -> None:
+            if response.status == _METHOD_NOT_ALLOWED:
+                self._add_allowed_methods({**scope, "root_path": root_path}, response)
+            response.add_missing(_FOR_CACHED if b"etag" in response.by_name else _DEFAULT)
 
-        return send_completed
+        response = share_response(send)
+        response.before_start.append(complete)
+        return response
 
-    def _add_allowed_methods(self, scope: Scope, message: Message) -> bool:
-        """Set `Allow`. For OPTIONS, replace the 405 by a 204 and return true, so that the body is left out."""
+    def _add_allowed_methods(self, scope: Scope, response: SharedResponse) -> None:
+        """Set `Allow`. For OPTIONS, replace the 405 by a 204 without a body."""
         methods = self._paths.find(scope)
         if scope["method"] in methods:  # a route or a mounted application has answered 405 itself
-            return False
+            return
         allow = (b"allow", _join(methods))
         if scope["method"] == "OPTIONS":
-            message.update({"status": int(HTTPStatus.NO_CONTENT), "headers": [allow]})
-            return True
-        message["headers"] = [*(each for each in message["headers"] if each[0] != b"allow"), allow]
-        return False
+            response.status = int(HTTPStatus.NO_CONTENT)
+            response.set_headers([allow])
+            response.replace_body(b"")
+        else:
+            response.set_headers([*(each for each in response.headers if each[0] != b"allow"), allow])
 
     async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the route of GET, and send only the headers of its response."""
@@ -107,16 +108,16 @@ class HTTPRules:
         has_ended = False
         # a copy, because the server looks at the method of its own scope when it sends the response
         inner = {**scope, "method": "GET"} if "GET" in methods and "HEAD" not in methods else {**scope}
-        complete = self._complete(inner, send)
+        response = self._share(inner, send)
 
         async def send_headers(message: Message) -> None:
             nonlocal has_ended
             if message["type"] == "http.response.start":
-                await complete(message)
+                await response(message)
                 return
             if not has_ended:
                 has_ended = True
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await response({"type": "http.response.body", "body": b"", "more_body": False})
             if message.get("more_body", False):
                 raise _HeadAnswered
 
@@ -151,18 +152,6 @@ def _join(methods: Iterable[str]) -> bytes:
     """The value of `Allow`."""
     added = {"HEAD", "OPTIONS"} if "GET" in methods else {"OPTIONS"}
     return ", ".join(sorted({*methods, *added})).encode()
-
-
-def _add_default_headers(message: Message) -> None:
-    headers = message.get("headers", ())
-    names = {name for name, _ in headers}
-    added = []
-    if NO_SNIFF[0] not in names:
-        added.append(NO_SNIFF)
-    if NO_STORE[0] not in names:
-        added.append(_REVALIDATE if b"etag" in names else NO_STORE)
-    if added:
-        message["headers"] = [*headers, *added]
 
 
 async def _reject_host(scope: Scope, receive: Receive, send: Send) -> None:

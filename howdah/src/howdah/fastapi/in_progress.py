@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, Final
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from howdah.fastapi._shared_response import SharedResponse
 from howdah.fastapi.disconnects import mark_client_gone
 from howdah.fastapi.load_limit import TICK_SECONDS, LoadLimiter, Overloaded
 from howdah.fastapi.path_methods import get_route_path
@@ -79,9 +81,11 @@ class RequestsInProgress:
         self._cancel_abandoned = cancel_abandoned
         self._exempt_paths = frozenset(exempt_paths)
         self._exempt = 0
-        self._requests: dict[_Request, None] = {}
+        self._watched: dict[_Request, None] = {}
+        """The requests whose server doesn't report a disconnect, in the order of their start."""
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
 
     def is_full(self) -> bool:
         """Whether new requests are rejected, except those of `exempt_paths`."""
@@ -108,7 +112,7 @@ class RequestsInProgress:
             limiter.count_rejected()
             head, response = random.choice(_RESPONSES)  # noqa: S311
             return head if scope["method"] == "HEAD" else response
-        limiter.expect(asyncio.get_running_loop())
+        limiter.expect()
         scope[_EXPECTED_KEY] = True
         return None
 
@@ -118,21 +122,23 @@ class RequestsInProgress:
         if is_closing is not None and self._cancel_abandoned and is_closing():
             await self._ignore(scope, receive)
             return
-        loop = asyncio.get_running_loop()
-        if self._timer is None or self._loop is not loop:
-            self._start_timer(loop)
+        task = self._find_task()
         is_expected = _EXPECTED_KEY in scope
         is_exempt = not is_expected and self._is_exempt(scope)
         self._exempt += is_exempt
         limiter = None if is_exempt else self.limiter
-        request = _Request(scope, receive, send, loop)
-        request.is_protected = not self._cancel_abandoned
-        self._requests[request] = None
+        request = _Request(scope, receive, send, task)
+        if not self._cancel_abandoned:
+            request.is_protected = True
+        if is_closing is None:
+            self._watched[request] = None
         try:
             if limiter is not None:
-                await limiter.enter(is_expected=is_expected)
-                request.count(limiter)
-            await app(scope, request.receive, request.send)
+                if not limiter.try_enter(request.loop):
+                    await limiter.enter(is_expected=is_expected)
+                    request.started = request.loop.time()
+                request.limiter = limiter
+            await app(scope, request.receive, request)
         except Overloaded:
             await send({"type": "http.response.start", "status": 503, "headers": random.choice(_HEADERS)})  # noqa: S311
             await send({"type": "http.response.body", "body": _BODY})
@@ -141,7 +147,8 @@ class RequestsInProgress:
                 raise
             self.abandoned += 1
         finally:
-            self._requests.pop(request, None)
+            if is_closing is None:
+                self._watched.pop(request, None)
             request.end()
             self._exempt -= is_exempt
 
@@ -155,10 +162,26 @@ class RequestsInProgress:
     def _is_exempt(self, scope: Scope) -> bool:
         return get_route_path(scope) in self._exempt_paths and self._exempt < _MAX_EXEMPT
 
+    def _find_task(self) -> asyncio.Task[Any]:
+        """The current task. Before that, note its loop, and start the timer if it isn't running.
+
+        The loop is compared with that of the last request by its thread. In Python 3.11, `get_running_loop()` and
+        `current_task()` make a system call.
+        """
+        task = None
+        if self._loop is not None and self._thread == get_ident():
+            task = asyncio.current_task(self._loop)  # None if another loop runs in this thread
+        if task is None:
+            task = asyncio.current_task()
+            assert task is not None
+        if self._timer is None or task.get_loop() is not self._loop:
+            self._start_timer(task.get_loop())
+        return task
+
     def _start_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is not loop:  # a test may start the application in several loops
-            self._loop, self._exempt = loop, 0
-            self._requests.clear()
+            self._loop, self._thread, self._exempt = loop, get_ident(), 0
+            self._watched.clear()
             if self.limiter is not None:
                 self.limiter.reset()
         if self.limiter is not None:
@@ -169,7 +192,7 @@ class RequestsInProgress:
         """Adapt the limit, and watch the clients of requests that take long."""
         if loop is not self._loop:
             return
-        if not self._requests:
+        if not self._watched and (self.limiter is None or self.limiter.is_idle()):
             self._timer = None
             return
         self._timer = loop.call_later(TICK_SECONDS, self._tick, loop)
@@ -177,7 +200,7 @@ class RequestsInProgress:
         if self.limiter is not None:
             self.limiter.tick(now)
         if self._cancel_abandoned:
-            for request in self._requests:
+            for request in self._watched:
                 if now - request.since < _WATCHED_AFTER_SECONDS:
                     return  # the following ones have started later
                 request.watch()
@@ -198,71 +221,53 @@ class LimitRequests:
         self._app = app
         self._requests = requests
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Run the application if the request is admitted. A mounted application's requests are admitted only once."""
         if scope["type"] != "http" or REQUEST_KEY in scope:
-            await self._app(scope, receive, send)
-        else:
-            await self._requests.run(self._app, scope, receive, send)
+            return self._app(scope, receive, send)
+        return self._requests.run(self._app, scope, receive, send)
 
 
-class _Request:
+class _Request(SharedResponse):
     """One request: its state, and its messages between the server and the application."""
 
-    __slots__ = (
-        "_ahead",
-        "_is_in_body",
-        "_is_receiving",
-        "_limiter",
-        "_loop",
-        "_pending",
-        "_receive",
-        "_reports_disconnects",
-        "_scope",
-        "_send",
-        "_started",
-        "has_started",
-        "is_abandoned",
-        "is_protected",
-        "since",
-        "task",
-    )
+    limiter: LoadLimiter | None = None
+    """The limiter that counts the request."""
+    is_protected = False
+    is_abandoned = False
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop) -> None:
-        self._scope, self._receive, self._send, self._loop = scope, receive, send, loop
-        self._limiter: LoadLimiter | None = None
-        self._ahead: deque[Message] | None = None
-        self._pending: asyncio.Task[Message] | None = None
-        self._is_in_body = False
-        self._is_receiving = False  # the application itself gets the disconnect
-        self._reports_disconnects = REPORTS_DISCONNECTS_KEY in scope
-        self.has_started = False
-        self.is_abandoned = False
-        self.is_protected = False
-        self.since = self._started = loop.time()
-        task = asyncio.current_task()
-        assert task is not None
-        self.task: asyncio.Task[Any] = task
+    _has_ended = False
+    _is_in_body = False
+    _is_receiving = False  # the application itself gets the disconnect
+    _ahead: deque[Message] | None = None
+    _pending: asyncio.Task[Message] | None = None
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]) -> None:
+        super().__init__(send)
+        self._scope = scope
+        self._receive = receive
+        self.loop = task.get_loop()
+        self.task = task
+        self.since = self.started = self.loop.time()
         scope[REQUEST_KEY] = self
-
-    def count(self, limiter: LoadLimiter) -> None:
-        """Count the request, which has been admitted."""
-        self._limiter = limiter
-        self._started = self._loop.time()
 
     def end(self) -> None:
         """Stop counting the request, because the application has returned."""
-        self._leave()
-        self.has_started = True
+        if self.limiter is not None:
+            self.before_body()
+        self._has_ended = True
         # Otherwise the scope and this object would refer to each other, and only the garbage collector would free them.
         self._scope.pop(REQUEST_KEY, None)
         if self._pending is not None:
             self._pending.cancel()
 
-    def _leave(self) -> None:
-        limiter, self._limiter = self._limiter, None
-        if limiter is not None and not self._is_in_body:
-            limiter.leave(self._loop.time() - self._started)
+    def before_body(self) -> None:
+        """Stop counting the request. After that its response is complete, or a stream."""
+        limiter = self.limiter
+        if limiter is not None:
+            self.limiter = None
+            if not self._is_in_body:
+                limiter.leave(self.loop.time() - self.started)
 
     async def receive(self) -> Message:
         """The next message of the server. While the client sends a long body, the request isn't counted."""
@@ -271,7 +276,7 @@ class _Request:
             message = await (self._receive() if self._ahead is None else self._receive_watched(self._ahead))
         finally:
             self._is_receiving = False
-        limiter = self._limiter
+        limiter = self.limiter
         if limiter is not None:
             is_in_body = message["type"] == "http.request" and message.get("more_body", False)
             if is_in_body is not self._is_in_body:
@@ -280,22 +285,16 @@ class _Request:
                     limiter.pause()
                 else:
                     limiter.resume()
-                    self._started = self._loop.time()
+                    self.started = self.loop.time()
         return message
 
-    async def send(self, message: Message) -> None:
-        """Pass a message to the server. A request whose response is complete, or is a stream, isn't counted."""
-        if message["type"] == "http.response.start":
-            self.has_started = True
-        elif self._limiter is not None:
-            self._leave()
-        await self._send(message)
+    def _is_answered(self) -> bool:
+        """Whether the response has started, or the application has returned without one."""
+        return self._has_ended or self.status is not None
 
     def watch(self) -> None:
         """Begin to receive messages ahead of the application, in order to notice a disconnect."""
-        if self._reports_disconnects:
-            return
-        if self._pending is None and not self.has_started and not self._is_receiving:
+        if self._pending is None and not self._is_answered() and not self._is_receiving:
             if self._ahead is None:
                 self._ahead = deque()
             elif self._ahead:
@@ -303,7 +302,7 @@ class _Request:
             self._receive_ahead()
 
     def _receive_ahead(self) -> None:
-        self._pending = self._loop.create_task(self._receive_message())
+        self._pending = self.loop.create_task(self._receive_message())
         self._pending.add_done_callback(self._received)
 
     async def _receive_message(self) -> Message:
@@ -337,7 +336,7 @@ class _Request:
 
     def handle_disconnect(self) -> None:
         """Cancel the task, unless the response has started."""
-        if self.has_started or self.is_protected or self.is_abandoned:
+        if self._is_answered() or self.is_protected or self.is_abandoned:
             return
         self.is_abandoned = True
         mark_client_gone(self._scope)

@@ -120,13 +120,17 @@ class LoadLimiter:
         """Whether a new request must be rejected. A caller that rejects it counts it with `count_rejected`."""
         return self._in_progress + len(self._queue) + self._expected >= self._limit + self._max_waiting
 
-    def expect(self, loop: asyncio.AbstractEventLoop) -> None:
+    def is_idle(self) -> bool:
+        """Whether no request is in progress or waits."""
+        return self._in_progress <= 0 and not self._queue
+
+    def expect(self) -> None:
         """Count a request whose task has been created, but hasn't called `enter` yet.
 
         A server reads the requests of many connections before it runs the first of their tasks.
         """
         if not self._expected:
-            loop.call_soon(self._forget_expected)
+            asyncio.get_running_loop().call_soon(self._forget_expected)
         self._expected += 1
 
     def _forget_expected(self) -> None:
@@ -139,14 +143,20 @@ class LoadLimiter:
         if self._standing_since is None:
             self._begin_standing(asyncio.get_running_loop().time() - self._paused)
 
+    def try_enter(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the request may start now. Call `leave` or `pause` afterwards. If it may not, call `enter`."""
+        if self._queue or self._in_progress >= self._limit or self._started >= _STARTS_PER_ITERATION:
+            return False
+        self._count_start(loop)
+        return True
+
     async def enter(self, *, is_expected: bool = False) -> None:
         """Wait until the request may start. Call `leave` or `pause` afterwards.
 
         Raises `Overloaded` if it is rejected. A request that `is_expected` was counted by `expect`, so it may wait.
         """
         loop = asyncio.get_running_loop()
-        if not self._queue and self._may_start():
-            self._count_start(loop)
+        if self.try_enter(loop):
             return
         if not is_expected and self.is_full():
             self.count_rejected()
@@ -165,7 +175,9 @@ class LoadLimiter:
         """Count a request that was answered after so many seconds in progress."""
         self._completed += 1
         self._seconds += seconds
-        self._release()
+        self._in_progress -= 1  # as `_release` does, without a call
+        if self._queue:
+            self._start_waiting()
 
     def pause(self) -> None:
         """Stop counting the request while its client decides how long it takes."""
@@ -177,7 +189,8 @@ class LoadLimiter:
 
     def _release(self) -> None:
         self._in_progress -= 1
-        self._start_waiting()
+        if self._queue:
+            self._start_waiting()
 
     def _may_start(self) -> bool:
         if self._in_progress >= self._limit:

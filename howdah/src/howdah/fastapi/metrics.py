@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from http import HTTPMethod
+from itertools import accumulate
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah._batch_figures import CoalescerStatus
+from howdah.fastapi._shared_response import share_response
 from howdah.fastapi.access import UNAUTHENTICATED
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.in_progress import RequestsInProgress
@@ -30,6 +34,11 @@ _METHODS: Final = frozenset(HTTPMethod)
 
 _UNMATCHED: Final = "unmatched"
 
+# The upper bounds of the durations, in seconds. The last one is infinity.
+_BOUNDS: Final = Histogram.DEFAULT_BUCKETS
+_BOUND_NAMES: Final = ["+Inf" if bound == math.inf else str(bound) for bound in _BOUNDS]
+_ANY_COUNTER: Final = Counter("howdah", "Tells what prometheus_client exports for each counter", registry=None)
+
 
 class RequestMetrics:
     """The metrics of the requests of one application, in a registry of its own.
@@ -39,28 +48,78 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "howdah_requests_total",
-            "Requests by route and status",
-            ["method", "route", "status"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "howdah_request_seconds", "Time until the response was sent", ["method", "route"], registry=self.registry
-        )
-        # The time series of the labels, because `labels` takes longer than the rest.
-        self._series: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
+        self.registry.register(_RequestCollector(self))
+        self.counts: dict[tuple[str, str, int | None], _Count] = {}
+        """The requests by method, route and status."""
+        self.times: dict[tuple[str, str], _Times] = {}
+        """The durations of the requests by method and route."""
 
-    def record(self, *, method: str, route: str, status: int | None, seconds: float) -> None:
+    def record(self, method: str, route: str, status: int | None, seconds: float) -> None:
         """Count one request. The status is None if there was no response, for example because the client has gone."""
         if route == _UNMATCHED or method not in _METHODS:
             method = "any"
-        series = self._series.get((method, route, status))
-        if series is None:
-            series = self._requests.labels(method, route, status or "none"), self._seconds.labels(method, route)
-            self._series[method, route, status] = series
-        series[0].inc()
-        series[1].observe(seconds)
+        count = self.counts.get((method, route, status))
+        if count is None:
+            times = self.times.get((method, route))
+            if times is None:
+                times = self.times[method, route] = _Times()
+            count = self.counts[method, route, status] = _Count(times)
+        count.requests += 1
+        count.times.buckets[bisect_left(_BOUNDS, seconds)] += 1
+        count.times.seconds += seconds
+
+
+class _Times:
+    """The durations of the requests of one method and route: their number in each bucket, and their sum."""
+
+    __slots__ = ("buckets", "created", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * len(_BOUNDS)
+        self.seconds = 0.0
+        self.created = time.time()
+
+
+class _Count:
+    """The number of the requests of one method, route and status."""
+
+    __slots__ = ("created", "requests", "times")
+
+    def __init__(self, times: _Times) -> None:
+        self.requests = 0
+        self.times = times
+        self.created = time.time()
+
+
+class _RequestCollector(Collector):
+    """The counts as metrics.
+
+    Those of prometheus_client take a lock for each number, which takes three times as long. Here one thread counts.
+    """
+
+    def __init__(self, metrics: RequestMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["method", "route"]
+        requests = CounterMetricFamily("howdah_requests", "Requests by route and status", labels=[*labels, "status"])
+        seconds = HistogramMetricFamily("howdah_request_seconds", "Time until the response was sent", labels=labels)
+        has_created = _exports_created()
+        for (method, route, status), count in self._metrics.counts.items():
+            values = [method, route, str(status or "none")]
+            requests.add_metric(values, count.requests, created=count.created if has_created else None)
+        for (method, route), times in self._metrics.times.items():
+            values = [method, route]
+            seconds.add_metric(values, [*zip(_BOUND_NAMES, accumulate(times.buckets), strict=True)], times.seconds)
+            if has_created:
+                named = dict(zip(labels, values, strict=True))
+                seconds.add_sample("howdah_request_seconds_created", named, times.created)
+        yield from (requests, seconds)
+
+
+def _exports_created() -> bool:
+    """Whether prometheus_client exports when each time series began. Its function and its variable change this."""
+    return any(sample.name.endswith("_created") for metric in _ANY_COUNTER.collect() for sample in metric.samples)
 
 
 class RequestMetricsMiddleware:
@@ -75,26 +134,20 @@ class RequestMetricsMiddleware:
             await self._app(scope, receive, send)
             return
         application, path = scope["app"], get_route_path(scope)  # a mounted application changes both in the same scope
-        status: int | None = None
+        response = share_response(send)
+        failed_status: int | None = None
         started = time.perf_counter()
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, response)
         except Exception:
-            status = status or 500  # Starlette sends the response outside of this middleware
+            failed_status = 500  # Starlette sends the response outside of this middleware
             raise
         finally:
             self._metrics.record(
-                method=scope["method"],
-                route=_find_route(application, path, scope),
-                status=get_logged_status(scope, status),
-                seconds=time.perf_counter() - started,
+                scope["method"],
+                _find_route(application, path, scope),
+                get_logged_status(scope, response.status or failed_status),
+                time.perf_counter() - started,
             )
 
 

@@ -15,16 +15,17 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any, Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.fastapi._rate_table import RateLimit, RateTable
+from howdah.fastapi._shared_response import share_response
 from howdah.fastapi.authentication import PRINCIPAL_KEY
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
@@ -84,12 +85,14 @@ class Limited:
     name: str
     principals: RateTable
     addresses: RateTable
-    max_in_progress: float = math.inf
+    max_in_progress: int | None = None
     in_progress: Counter[tuple[bool, str]] = field(default_factory=Counter)
     """The requests in progress, by whether they have a principal, and its key or the address."""
     policy: tuple[bytes, bytes] = field(init=False)
+    _name: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        self._name = self.name.encode()
         limit = self.principals.limit
         self.policy = (
             b"ratelimit-policy",
@@ -98,8 +101,7 @@ class Limited:
 
     def describe(self, excess: float) -> tuple[bytes, bytes]:
         """The header `RateLimit` after a request."""
-        left, seconds = self.principals.remaining(excess)
-        return b"ratelimit", f'"{self.name}";r={left};t={seconds}'.encode()
+        return b"ratelimit", b'"%b";r=%d;t=%d' % (self._name, *self.principals.remaining(excess))
 
 
 class RateLimiter:
@@ -107,10 +109,10 @@ class RateLimiter:
 
     def __init__(self, limits: RateLimits, *, exempt_paths: Collection[str]) -> None:
         self.rejected: Counter[str] = Counter()
-        self._exempt_paths = frozenset(exempt_paths)
+        self.exempt_paths = frozenset(exempt_paths)
         self._classify = limits.classify
         self._classes = {
-            name: _build(name, limit, limits.max_entries, max_in_progress=limits.max_in_progress.get(name, math.inf))
+            name: _build(name, limit, limits.max_entries, max_in_progress=limits.max_in_progress.get(name))
             for name, limit in limits.classes.items()
         }
         self.address = None if limits.address is None else _build(_ADDRESS, limits.address, limits.max_entries)
@@ -125,9 +127,6 @@ class RateLimiter:
 
     def find_class(self, scope: Scope) -> Limited | None:
         return self._classes.get(self._classify(scope))
-
-    def is_exempt(self, scope: Scope) -> bool:
-        return get_route_path(scope) in self._exempt_paths
 
     async def reject(self, limited: Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
         self.rejected[limited.name] += 1
@@ -161,17 +160,16 @@ class AddressRateLimits:
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self._app, self._limiter = app, limiter
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         limiter = self._limiter
-        if scope["type"] in ("http", "websocket") and not limiter.is_exempt(scope):
+        if scope["type"] in ("http", "websocket") and get_route_path(scope) not in limiter.exempt_paths:
             address = scope[_ADDRESS_KEY] = find_network(scope)
             limited = limiter.address
             if limited is not None:
                 excess = limited.addresses.hit(address, time.monotonic())
                 if excess > 0:
-                    await limiter.reject(limited, excess, scope, receive, send)
-                    return
-        await self._app(scope, receive, send)
+                    return limiter.reject(limited, excess, scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 class PrincipalRateLimits:
@@ -180,45 +178,51 @@ class PrincipalRateLimits:
     def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
         self._app, self._limiter = app, limiter
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         limiter = self._limiter
         address: str | None = scope.get(_ADDRESS_KEY)
         limited = None if address is None else limiter.find_class(scope)
         if address is None or limited is None:  # an exempt path, or a class without a limit
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         principal = scope.get(PRINCIPAL_KEY)
         table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
-        slot = (principal is not None, key)
-        if limited.in_progress[slot] >= limited.max_in_progress:
-            await limiter.reject_concurrent(limited, scope, receive, send)
-            return
+        slot: tuple[bool, str] | None = None
+        if limited.max_in_progress is not None:
+            slot = (principal is not None, key)
+            if limited.in_progress.get(slot, 0) >= limited.max_in_progress:
+                return limiter.reject_concurrent(limited, scope, receive, send)
         excess = table.hit(key, time.monotonic())
         if excess > 0:
-            await limiter.reject(limited, excess, scope, receive, send)
-            return
+            return limiter.reject(limited, excess, scope, receive, send)
+        if scope["type"] == "http":
+            response = share_response(send)
+            response.before_start.append(
+                lambda response: response.headers.extend((limited.policy, limited.describe(excess)))
+            )
+            send = response
+        if slot is None:
+            return self._app(scope, receive, send)
+        return self._run_counted(limited.in_progress, slot, scope, receive, send)
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), limited.policy, limited.describe(excess)]
-            await send(message)
-
-        if limited.max_in_progress == math.inf:
-            await self._app(scope, receive, send_with_headers)
-            return
-        limited.in_progress[slot] += 1
+    async def _run_counted(
+        self, in_progress: Counter[tuple[bool, str]], slot: tuple[bool, str], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        in_progress[slot] += 1
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive, send)
         finally:
-            limited.in_progress[slot] -= 1
-            if not limited.in_progress[slot]:
-                del limited.in_progress[slot]
+            in_progress[slot] -= 1
+            if not in_progress[slot]:
+                del in_progress[slot]
 
 
 def find_network(scope: Mapping[str, Any]) -> str:
     """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
     client = scope.get("client")
-    return find_client_network(client[0] if client else "")
+    if not client:
+        return ""
+    address: str = client[0]
+    return _find_ipv6_network(address) if ":" in address else address
 
 
 def find_client_network(address: str) -> str:
@@ -240,7 +244,7 @@ def _find_ipv6_network(host: str) -> str:
     return str(IPv6Network((int(address) >> _IPV6_PREFIX << _IPV6_PREFIX, _IPV6_PREFIX)))
 
 
-def _build(name: str, limit: RateLimit, max_entries: int, *, max_in_progress: float = math.inf) -> Limited:
+def _build(name: str, limit: RateLimit, max_entries: int, *, max_in_progress: int | None = None) -> Limited:
     return Limited(
         name,
         RateTable(limit, max_entries=max_entries),

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-_Header = tuple[bytes, bytes]
+from howdah.fastapi._shared_response import Header, SharedResponse, share_response
 
 # If a browser shows a response of the API as a page, it loads nothing, runs nothing, and shows it in no frame.
-CONTENT_SECURITY_POLICY: Final[_Header] = (
+CONTENT_SECURITY_POLICY: Final[Header] = (
     b"content-security-policy",
     b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 )
-_ALWAYS: Final[tuple[_Header, ...]] = (
+_ALWAYS: Final[tuple[Header, ...]] = (
     CONTENT_SECURITY_POLICY,
     # Other origins can't load the response as an image or a script. CORS isn't affected.
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
 # Browsers use these for documents only.
-_PAGES: Final[tuple[_Header, ...]] = (
+_PAGES: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (
         b"permissions-policy",
@@ -28,7 +29,8 @@ _PAGES: Final[tuple[_Header, ...]] = (
     ),
 )
 # Without `includeSubDomains`, because only the operator knows whether every subdomain has TLS.
-_OVER_TLS: Final[_Header] = (b"strict-transport-security", b"max-age=31536000")
+_OVER_TLS: Final[Header] = (b"strict-transport-security", b"max-age=31536000")
+_ALWAYS_OVER_TLS: Final = (*_ALWAYS, _OVER_TLS)
 
 
 class SecurityHeaders:
@@ -45,26 +47,20 @@ class SecurityHeaders:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        is_over_tls = scope.get("scheme") == "https"
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                _add_headers(message, is_over_tls=is_over_tls)
-            await send(message)
-
-        await self._app(scope, receive, send_with_headers)
+            return self._app(scope, receive, send)
+        response = share_response(send)
+        response.before_start.append(_complete_over_tls if scope.get("scheme") == "https" else _complete)
+        return self._app(scope, receive, response)
 
 
-def _add_headers(message: Message, *, is_over_tls: bool) -> None:
-    headers: list[_Header] = [*message.get("headers", ())]
-    own = dict(headers)
-    headers += [each for each in _ALWAYS if each[0] not in own]
-    if is_over_tls and _OVER_TLS[0] not in own:
-        headers.append(_OVER_TLS)
-    if own.get(b"content-type", b"").startswith(b"text/html"):
-        headers += [each for each in _PAGES if each[0] not in own]
-    message["headers"] = headers
+def _complete(response: SharedResponse) -> None:
+    response.add_missing(_ALWAYS)
+    if response.by_name.get(b"content-type", b"").startswith(b"text/html"):
+        response.add_missing(_PAGES)
+
+
+def _complete_over_tls(response: SharedResponse) -> None:
+    response.add_missing(_ALWAYS_OVER_TLS)
+    _complete(response)

@@ -29,8 +29,9 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
 
     async def verify_token(connection: HTTPConnection, token: str) -> Principal:
         principal = tokens.verify(token)
-        ended = await revocations(connection)
-        await ended.refresh()
+        ended = revocations.find(connection)
+        if ended.is_stale():
+            await ended.refresh()
         ended.check(principal.session_id)
         return principal
 
@@ -65,12 +66,13 @@ def build_authenticate(tokens: TokenSigner) -> Callable[[HTTPConnection], Awaita
         name, value = found[0]
         text = value.decode("latin-1")
         if name == _API_KEY:
-            return await (await api_key_verifier(connection)).verify(text)
+            return await api_key_verifier.find(connection).verify(text)
         scheme, _, token = text.partition(" ")
-        if scheme.lower() == "basic" and get_route_path(connection.scope) == TOKEN_PATH:
+        scheme = scheme.lower()
+        if scheme == "bearer":
+            return await verify_token(connection, token)
+        if scheme == "basic" and get_route_path(connection.scope) == TOKEN_PATH:
             return None  # clients of OAuth 2.0, such as Swagger UI, send a client id there, even an empty one
-        if scheme.lower() != "bearer":
-            raise NotAuthenticated("the scheme of the header Authorization must be Bearer")
-        return await verify_token(connection, token)
+        raise NotAuthenticated("the scheme of the header Authorization must be Bearer")
 
     return authenticate

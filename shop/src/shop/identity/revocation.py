@@ -31,6 +31,8 @@ POLL_INTERVAL: Final = timedelta(seconds=2)
 MAX_STALENESS: Final = timedelta(seconds=30)
 """If the database can't be polled for this long, no access token is accepted. It is longer than a failover takes."""
 
+_MAX_STALENESS_SECONDS: Final = MAX_STALENESS.total_seconds()
+
 # The longest time between `revoked_at` of a row and its commit, and between the read of a session and the signature of
 # its token.
 _MAX_DELAY: Final = timedelta(minutes=2)
@@ -68,7 +70,7 @@ class Revocations:
         """Raise `NotAuthenticated` if the session has ended, and a 503 if the last poll is too long ago."""
         if session_id in self._forget_at:
             raise NotAuthenticated("the session has ended: sign in again")
-        if self._is_older(self._polled_at, MAX_STALENESS):
+        if self.is_stale():
             raise ProblemException(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "sessions-unavailable",
@@ -80,22 +82,25 @@ class Revocations:
         forget_at = self._clock() + _RETENTION.total_seconds()
         self._forget_at.update(dict.fromkeys(session_ids, forget_at))
 
+    def is_stale(self) -> bool:
+        """Whether the last poll is too long ago. Call `refresh`, because `check` would raise a 503."""
+        return self._polled_at is None or self._clock() - self._polled_at > _MAX_STALENESS_SECONDS
+
     async def refresh(self) -> None:
-        """Poll now if `check` would be a 503, so that requests succeed as soon as the database can be reached again.
+        """Poll now if `is_stale()`, so that requests succeed as soon as the database can be reached again.
 
         Concurrent calls share a poll, and there is at most one in each `POLL_INTERVAL`.
         """
-        if not self._is_older(self._polled_at, MAX_STALENESS):
-            return
         async with self._refreshing:
-            if self._is_older(self._polled_at, MAX_STALENESS) and self._is_older(self._refreshed_at, POLL_INTERVAL):
+            if self.is_stale() and not self._has_refreshed():
                 try:
                     await self.poll_now()
                 finally:
                     self._refreshed_at = self._clock()
 
-    def _is_older(self, at: float | None, limit: timedelta) -> bool:
-        return at is None or self._clock() - at > limit.total_seconds()
+    def _has_refreshed(self) -> bool:
+        refreshed_at = self._refreshed_at
+        return refreshed_at is not None and self._clock() - refreshed_at <= POLL_INTERVAL.total_seconds()
 
     async def poll(self) -> None:
         """Read the sessions that have ended since the last poll, and forget those whose tokens have expired."""
