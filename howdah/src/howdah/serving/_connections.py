@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Final
 
 from howdah.serving import _problems
+from howdah.serving._cycle import Responses
 from howdah.serving._protocol import LimitedHttpProtocol, Phase
 from howdah.serving.draining import StopState
 from howdah.serving.limits import ServerLimits
@@ -34,6 +35,7 @@ class Connections:
     def __init__(self, limits: ServerLimits, stop: StopState) -> None:
         self.limits = limits
         self.stop = stop
+        self.responses = Responses()
         self.all: set[Any] = set()  # the set of uvicorn's ServerState, including WebSockets
         self._unfinished: dict[LimitedHttpProtocol, None] = {}
         self._idle: dict[LimitedHttpProtocol, None] = {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -25,8 +23,6 @@ _MAX_OVERHEAD_PER_BYTE: Final = 8
 # The bytes that a client may still send after its response. They are read and ignored, so that the client can read the
 # response before the connection is closed.
 _MAX_DISCARDED_BYTES: Final = 16_777_216
-# uvicorn logs each cancelled request as an error of the application. This logger drops the entry.
-_SILENT_LOGGER: Final = logging.Logger("howdah.serving.cancelled", logging.CRITICAL + 1)
 
 
 class Phase(Enum):
@@ -55,17 +51,6 @@ class _Rejected(Exception):
         self.problem = problem
 
 
-class _CycleTransport:
-    """The transport that uvicorn's request cycle gets. Its `close` is `LimitedHttpProtocol.finish`."""
-
-    __slots__ = ("close", "is_closing", "write")
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
-
-
 class LimitedHttpProtocol(AdmittingHttpProtocol):
     """One connection, with limits. The server closes it after a `ServerProblem`.
 
@@ -84,6 +69,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.group = group
+        self.responses = group.responses
         self.limits = group.limits
         self.phase = _HEADER
         self.since = self.loop.time()  # when the phase began; in a body, when its last byte arrived
@@ -103,7 +89,6 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Add the connection. Another one may be closed to make room for it."""
         super().connection_made(cast(asyncio.Transport, transport))
-        self._cycle_transport = cast(asyncio.Transport, _CycleTransport(self.transport, self.finish))
         self._is_extra = self.group.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -168,7 +153,9 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._is_complete = False
         self._is_in_header = True
         self._header_bytes = self._chunk_bytes if self._starts_with_read else 0
@@ -186,20 +173,16 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             raise _Rejected(_problems.HEADER_TOO_LARGE)
         if self.phase is _HEADER:
             self._check_extra()
-        previous = self.cycle
-        super().on_headers_complete()
-        self._is_in_header = False
         # A read that is smaller than the limit needs no exact count.
         is_counted = limits.max_header_bytes < self._chunk_bytes == self._header_bytes
         self._received_bytes = self._chunk_bytes - self._count_header_bytes() if is_counted else 0
+        previous = self.cycle
+        super().on_headers_complete()
+        self._is_in_header = False
         self._header_bytes = self._body_bytes = 0
         cycle = self.cycle
         if cycle is previous:  # a WebSocket
             return
-        cycle.transport = self._cycle_transport
-        # uvicorn adds trailers to its list of headers. With a new list they don't become headers of the request, which
-        # a proxy hasn't checked.
-        self.headers = []
         if self._is_extra or self.expect_100_continue or self.group.stop.is_draining:
             # If a client that waits for 100 gets another response, it may still send the body, or omit it.
             cycle.keep_alive = False
@@ -230,8 +213,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is _CLOSING or self.transport.is_closing():
             return
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            self.start(self.pipeline.pop())
             if not self.pipeline:
                 self.flow.resume_reading()
             return
@@ -288,11 +270,10 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
                 cycle.keep_alive = False
                 self._is_last = True
                 return
-            if self.pipeline or cycle.response_started:
+            if self.pipeline or not cycle.withdraw():
                 self.transport.abort()
                 return
-            cycle.disconnected = True  # for the application, which waits for the body
-            cycle.message_event.set()
+            cycle.disconnect()  # for the application, which waits for the body
         if self.is_unused and problem.status == HTTPStatus.REQUEST_TIMEOUT:
             self.transport.close()  # without a response, because there was no request
             return
@@ -318,13 +299,13 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
 
     def cancel(self, problem: ServerProblem) -> None:
         """Answer the request in progress with the problem, because the server cancels its task next."""
-        cycle = self.cycle
+        cycle = self.running
         if cycle is None or cycle.response_complete or self.transport.is_closing():
             return
-        cycle.logger = _SILENT_LOGGER
-        if cycle.response_started:
+        cycle.is_silent = True
+        if not cycle.withdraw():
             self.transport.abort()  # so that the client sees that the response is incomplete
-        elif not self.pipeline and self.phase is not _CLOSING:
+        elif self.phase is not _CLOSING:
             self.transport.write(problem.encode(self.server_state.default_headers))
             self.linger()
         cycle.disconnected = True
