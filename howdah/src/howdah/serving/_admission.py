@@ -65,7 +65,7 @@ class AdmittingHttpProtocol(ParsingProtocol):
         return True
 
     def _encode_beginning(self) -> bytes:
-        return self.responses.heads.encode_beginning(_STATUS, self.server_state.default_headers)
+        return self.responses.heads.encode_beginning(_STATUS, self.server_state.default_headers) + b"\r\n"
 
     def start(self, cycle: RequestCycle) -> None:
         """Start the request, or reject it."""

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.server import ServerState
 
 from howdah.serving._heads import HeadEncoder, RawHeaders
 
@@ -37,11 +38,7 @@ class Connection(Protocol):
     flow: FlowControl
     tasks: set[asyncio.Task[None]]
     responses: Responses
-
-    @property
-    def default_headers(self) -> RawHeaders:
-        """The server's own headers, which are the same object for a second."""
-        ...
+    server_state: ServerState
 
     def finish(self) -> None:
         """Close the connection, because its last response is complete, or can't be completed."""
@@ -80,12 +77,11 @@ class RequestCycle:
 
     __slots__ = (
         "_connection",
-        "_content_length",
         "_event",
         "_head",
-        "_is_chunked",
         "_is_notified",
         "_is_without_body",
+        "_rest",
         "_task",
         "body",
         "disconnected",
@@ -102,7 +98,6 @@ class RequestCycle:
         self,
         scope: dict[str, Any],
         connection: Connection,
-        *,
         keep_alive: bool,
         waits_for_100_continue: bool,
     ) -> None:
@@ -120,9 +115,8 @@ class RequestCycle:
         self.response_started = False
         self.response_complete = False
         self._head: bytes | None = None  # not yet sent
-        self._is_chunked = False
         self._is_without_body = False
-        self._content_length = 0  # of the rest of the body
+        self._rest: int | None = 0  # the bytes of the body that must follow, or None for chunks
 
     # The protocol's calls
 
@@ -201,11 +195,11 @@ class RequestCycle:
         if self.response_complete or not self.withdraw():
             self._connection.finish()
         elif not self.disconnected:
-            responses, connection = self._connection.responses, self._connection
-            beginning = responses.heads.encode_beginning(500, connection.default_headers)
-            lines, _ = responses.heads.encode(_ERROR_HEADERS)
-            body = b"" if self.scope["method"] == "HEAD" else _ERROR_BODY
-            connection.transport.write(b"%b%b\r\n%b" % (beginning, lines, body))
+            connection = self._connection
+            is_head = self.scope["method"] == "HEAD"
+            default_headers = connection.server_state.default_headers
+            head, _, _ = connection.responses.heads.encode(500, _ERROR_HEADERS, default_headers, False, is_head)
+            connection.transport.write(head if is_head else head + _ERROR_BODY)
             self.response_started = True
             self.keep_alive = False
             self._complete()
@@ -220,7 +214,8 @@ class RequestCycle:
             connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False
         if not (self.disconnected or self.response_complete):
-            connection.flow.resume_reading()
+            if connection.flow.read_paused:
+                connection.flow.resume_reading()
             if not self._is_notified:
                 if self._event is None:
                     self._event = asyncio.Event()
@@ -258,57 +253,41 @@ class RequestCycle:
         """Encode the head, and keep it for the first part of the body."""
         connection = self._connection
         responses = connection.responses
-        lines, special = responses.heads.encode(headers)
-        is_framed = is_last = False
-        for name, value in special:
-            if name == b"content-length":
-                if not is_framed:
-                    is_framed = True
-                    self._content_length = int(value)
-            elif name == b"transfer-encoding":
-                if value.lower() == b"chunked":
-                    is_framed = self._is_chunked = True
-                    self._content_length = 0
-            elif b"close" in [token.strip() for token in value.lower().split(b",")]:
-                is_last = True
-        if is_last:
-            self.keep_alive = False
-        elif not self.keep_alive:
-            lines += b"connection: close\r\n"
         is_head = self.scope["method"] == "HEAD"
-        if not is_framed and not is_head and status not in (204, 304):
-            self._is_chunked = True
-            lines += b"transfer-encoding: chunked\r\n"
+        self._head, length, self.keep_alive = responses.heads.encode(
+            status, headers, connection.server_state.default_headers, self.keep_alive, is_head
+        )
+        self._rest = length
         # The headers of a 304 describe the body that the client has, as those for HEAD describe that of a GET.
-        self._is_without_body = is_head or (status == 304 and self._content_length > 0)
-        self._head = b"%b%b\r\n" % (responses.heads.encode_beginning(status, connection.default_headers), lines)
+        self._is_without_body = is_head or (status == 304 and length != 0)
         self.response_started = True
         self.waiting_for_100_continue = False
         responses.send_soon(self, connection.loop)
 
     def _send_body(self, body: bytes, more_body: bool) -> None:
         """Send a part of the body, with the head if it wasn't sent."""
+        transport = self._connection.transport
         if self._is_without_body:
             body = b""
-        elif self._is_chunked:
+        elif self._rest is None:
             if body:
                 body = b"%x\r\n%b\r\n" % (len(body), body)
             if not more_body:
                 body += b"0\r\n\r\n"
         else:
-            rest = self._content_length - len(body)
+            rest = self._rest = self._rest - len(body)
             if rest < 0:
                 raise RuntimeError("Response content longer than Content-Length")
             if rest and not more_body:
                 if self._head is None:
-                    self._connection.transport.write(body)
+                    transport.write(body)
                 raise RuntimeError("Response content shorter than Content-Length")
-            self._content_length = rest
-        head, self._head = self._head, None
-        transport = self._connection.transport
+        head = self._head
         if head is None:
             transport.write(body)
-        elif len(body) <= _MAX_COPIED_BYTES:
+            return
+        self._head = None
+        if len(body) <= _MAX_COPIED_BYTES:
             transport.write(head + body)
         else:
             transport.writelines((head, body))

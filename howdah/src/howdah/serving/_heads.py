@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Final, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
 
@@ -15,8 +15,11 @@ _VALID_IN_VALUES: Final = bytes(each for each in range(256) if each == 0x09 or (
 # Names come from the code of the application, so there are few. If not, the first ones are forgotten.
 _MAX_NAMES: Final = 500
 # These say how the body is sent, so each of their values is read.
-_SPECIAL: Final = {name: name + b": " for name in (b"content-length", b"transfer-encoding", b"connection")}
-_SPECIAL_PREFIXES: Final = frozenset(_SPECIAL.values())
+_LENGTH: Final = b"content-length: "
+_ENCODING: Final = b"transfer-encoding: "
+_CONNECTION: Final = b"connection: "
+_SPECIAL: Final = {b"content-length": _LENGTH, b"transfer-encoding": _ENCODING, b"connection": _CONNECTION}
+_WITHOUT_BODY: Final = frozenset({204, 304})
 
 
 def _encode_status_line(status: int) -> bytes:
@@ -24,7 +27,7 @@ def _encode_status_line(status: int) -> bytes:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = ""
-    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
+    return f"HTTP/1.1 {status} {phrase}".encode()
 
 
 _STATUS_LINES: Final = {status: _encode_status_line(status) for status in range(100, 600)}
@@ -43,41 +46,61 @@ class HeadEncoder:
         self._beginnings: dict[int, bytes] = {}  # by status
 
     def encode_beginning(self, status: int, default_headers: RawHeaders) -> bytes:
-        """The status line and the server's own headers. uvicorn creates a new list of them once per second."""
+        """The status line and the server's own headers, without the last line break.
+
+        uvicorn creates a new list of these headers once per second. `default_headers` must be that list.
+        """
         if default_headers is not self._default_headers:
             self._default_headers = default_headers
             self._beginnings = {}
         beginning = self._beginnings.get(status)
         if beginning is None:
-            lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in default_headers])
-            beginning = self._beginnings[status] = _STATUS_LINES[status] + lines
+            lines = [b"\r\n%b: %b" % (name, value) for name, value in default_headers]
+            beginning = self._beginnings[status] = b"".join([_STATUS_LINES[status], *lines])
         return beginning
 
-    def encode(self, headers: RawHeaders) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        """The lines of the headers, and those headers that say how the body is sent.
+    def encode(
+        self, status: int, headers: RawHeaders, default_headers: RawHeaders, keep_alive: bool, is_head: bool
+    ) -> tuple[bytes, int | None, bool]:
+        """The head of a response, the length of its body (None: in chunks), and whether the connection stays open.
 
         Raises `RuntimeError` if a name or value has a character that HTTP doesn't allow, such as a line break.
         """
         prefixes = self._prefixes
-        special: list[tuple[bytes, bytes]] = []
-        lines = []
+        lines = [self.encode_beginning(status, default_headers)]
+        length: int | None = None
+        is_chunked = is_last = False
         for name, value in headers:
             prefix = prefixes.get(name)
             if prefix is None:
                 prefix = _SPECIAL.get(name) or self._encode_name(name)
-                if prefix in _SPECIAL_PREFIXES:
-                    special.append((prefix[:-2], value))
+                if prefix is _LENGTH:
+                    if length is None:
+                        length = int(value)
+                elif prefix is _ENCODING:
+                    is_chunked = is_chunked or value.lower() == b"chunked"
+                elif prefix is _CONNECTION and b"close" in [token.strip() for token in value.lower().split(b",")]:
+                    is_last = True
             lines.append(prefix + value)
-        line_breaks = b"\r\n" * len(lines)
-        lines.append(b"")
-        encoded = b"\r\n".join(lines)
-        if encoded.translate(None, _VALID_IN_VALUES) != line_breaks:
-            invalid = next(line for line in lines if line.translate(None, _VALID_IN_VALUES))
-            text = invalid.partition(b":")[0].decode("latin-1")
-            raise RuntimeError(
-                f"the value of the response's header {text} has a control character such as a line break"
-            )
-        return encoded, special
+        values = b"".join(lines[1:])
+        if values.translate(None, _VALID_IN_VALUES):
+            self._raise_invalid(lines[1:])
+        if not (keep_alive or is_last):
+            lines.append(b"connection: close")
+        if is_chunked:
+            length = None
+        elif length is None:
+            if is_head or status in _WITHOUT_BODY:
+                length = 0
+            else:
+                lines.append(b"transfer-encoding: chunked")
+        lines.append(b"\r\n")
+        return b"\r\n".join(lines), length, keep_alive and not is_last
+
+    def _raise_invalid(self, lines: list[bytes]) -> NoReturn:
+        invalid = next(line for line in lines if line.translate(None, _VALID_IN_VALUES))
+        text = invalid.partition(b":")[0].decode("latin-1")
+        raise RuntimeError(f"the value of the response's header {text} has a control character such as a line break")
 
     def _encode_name(self, name: bytes) -> bytes:
         """Check the name, and keep it, unless it is a special one."""

@@ -10,7 +10,6 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from howdah.serving._cycle import RequestCycle, Responses
-from howdah.serving._heads import RawHeaders
 
 _SLASH: Final = ord("/")
 
@@ -18,7 +17,8 @@ _SLASH: Final = ord("/")
 class ParsingProtocol(HttpToolsProtocol):
     """One connection: it parses requests and starts them one after the other.
 
-    uvicorn's class provides the set-up of the connection and the change to a WebSocket.
+    uvicorn's class provides the set-up of the connection and the change to a WebSocket. A subclass handles the begin
+    and the end of a message, and the end of a response.
     """
 
     cycle: Any  # the newest request
@@ -26,10 +26,6 @@ class ParsingProtocol(HttpToolsProtocol):
     pipeline: Any
     scope: Any
     responses: Responses
-
-    @property
-    def default_headers(self) -> RawHeaders:
-        return self.server_state.default_headers
 
     def finish(self) -> None:
         """Close the connection after its last response."""
@@ -51,11 +47,6 @@ class ParsingProtocol(HttpToolsProtocol):
         self.parser = None  # type: ignore[assignment]
 
     # The parser's callbacks
-
-    def on_message_begin(self) -> None:
-        self.url = b""
-        self.headers = []
-        self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
@@ -97,10 +88,7 @@ class ParsingProtocol(HttpToolsProtocol):
         scope["query_string"] = query
         previous: RequestCycle | None = self.cycle
         cycle = self.cycle = RequestCycle(
-            scope,
-            self,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            waits_for_100_continue=self.expect_100_continue,
+            scope, self, version != "1.0" and parser.should_keep_alive(), self.expect_100_continue
         )
         # uvicorn adds trailers to the list of headers. With a new list they don't become headers of the request, which
         # a proxy hasn't checked.
@@ -112,15 +100,14 @@ class ParsingProtocol(HttpToolsProtocol):
             self.pipeline.appendleft(cycle)
 
     def on_body(self, body: bytes) -> None:
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or (self.parser.should_upgrade() and self._should_upgrade()):
-            return
-        if cycle.add_body(body) > HIGH_WATER_LIMIT:
+        cycle = self.get_receiving()
+        if cycle is not None and cycle.add_body(body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
 
-    def on_message_complete(self) -> None:
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or (self.parser.should_upgrade() and self._should_upgrade()):
-            return
-        cycle.more_body = False
-        cycle.notify()
+    def get_receiving(self) -> RequestCycle | None:
+        """The request that is being received, or None if nobody needs its body."""
+        cycle: RequestCycle | None = self.cycle
+        # A WebSocket has a scope, but no cycle.
+        if cycle is None or cycle.response_complete or cycle.scope is not self.scope:
+            return None
+        return cycle

@@ -104,10 +104,11 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             return
         if (
             self.phase is _IDLE
+            and self.admission is not None
             and not (self._is_extra or self.group.stop.is_draining or size > self.limits.max_header_bytes)
             and self.reject_unparsed(data)
         ):
-            self.enter(_IDLE)
+            self.group.move(self, _IDLE)
             return
         self._starts_with_read = self._is_complete and self.phase is not _REQUEST
         if self._is_in_header or self.phase is _HEADER:
@@ -125,14 +126,15 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
                 self.logger.info("invalid HTTP request: %s", error)
             self.reject(cause.problem if isinstance(cause, _Rejected) else _problems.INVALID_REQUEST)
         else:
-            self._check_unfinished()
+            if self.phase is not _REQUEST or not self._is_complete:
+                self._check_unfinished()
 
     def _check_unfinished(self) -> None:
         """Check the limits of a header or body that is incomplete."""
         if self.phase is _CLOSING:
             return
         if self.phase is _IDLE:
-            self.enter(_HEADER)
+            self.group.move(self, _HEADER)
         if self._is_in_header or self.phase is _HEADER:
             if self._header_bytes > self.limits.max_header_bytes:
                 self.reject(_problems.HEADER_TOO_LARGE)
@@ -192,17 +194,20 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is _REQUEST:
             self.since = self.loop.time()
         else:
-            self.enter(_REQUEST)
+            self.group.move(self, _REQUEST)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
         self._is_complete = True
         self._received_bytes = self._body_bytes = 0
-        if self.phase is _DISCARDING:
+        cycle = self.get_receiving()
+        if cycle is not None:
+            cycle.more_body = False
+            cycle.notify()
+        elif self.phase is _DISCARDING:
             self._become_idle()
 
     # The request's callbacks
@@ -217,14 +222,15 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             if not self.pipeline:
                 self.flow.resume_reading()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._is_complete:
             self._become_idle()
         elif self._is_in_header:
-            self.enter(_HEADER)
+            self.group.move(self, _HEADER)
         else:
             self._received_bytes = 0
-            self.enter(_DISCARDING)
+            self.group.move(self, _DISCARDING)
 
     def finish(self) -> None:
         """Close the connection after a response with `Connection: close`, or after an error of the application."""
@@ -250,12 +256,6 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             and not self.flow.read_paused
             and not self.cycle.waiting_for_100_continue
         )
-
-    def enter(self, phase: Phase) -> None:
-        """Change the phase. Its time begins now."""
-        self.group.move(self, self.phase, phase)
-        self.phase = phase
-        self.since = self.loop.time()
 
     def reject(self, problem: ServerProblem) -> None:
         """Send the problem, unless a response has begun, and close the connection."""
@@ -284,7 +284,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         """Close the server's side of the connection. Read until the client closes its own, for a short time."""
         self.pipeline.clear()
         self._received_bytes = 0
-        self.enter(_CLOSING)
+        self.group.move(self, _CLOSING)
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.flow.resume_reading()
@@ -312,7 +312,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
 
     def _become_idle(self) -> None:
         self._header_bytes = 0
-        self.enter(_IDLE)
+        self.group.move(self, _IDLE)
 
     def _discard(self, size: int) -> None:
         """Count bytes that nobody needs. Abort the connection if there are too many."""
