@@ -294,6 +294,24 @@ async def test_the_target_of_a_request_is_read_as_uvicorn_does() -> None:
         assert seen[0] == seen[1], target
 
 
+async def test_an_absolute_target_without_a_path_is_the_root(ours: RunningServer) -> None:
+    received = await exchange(ours, request("http://test", headers="Connection: close\r\n"))
+    assert b"('path', '/'), ('query_string', b''), ('raw_path', b'/')" in received
+
+
+async def test_an_error_of_the_server_itself_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_self: object, _name: bytes, _value: bytes) -> None:
+        raise FAILURE
+
+    monkeypatch.setattr("howdah.serving._parsing.ParsingProtocol.on_header", fail)
+    protocol, transport = connect(PROTOCOLS["serving"], app)
+    protocol.data_received(LAST)
+    assert transport.is_closed
+    assert [each.exc_info[1] for each in caplog.records if each.exc_info] == [FAILURE]
+
+
 async def test_a_stream_begins_before_its_first_part(ours: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     released = asyncio.Event()
     server_loop: list[asyncio.AbstractEventLoop] = []

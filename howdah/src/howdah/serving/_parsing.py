@@ -27,6 +27,10 @@ class ParsingProtocol(HttpToolsProtocol):
     scope: Any
     responses: Responses
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._asgi_version = self.config.asgi_version
+
     def finish(self) -> None:
         """Close the connection after its last response."""
         self.transport.close()
@@ -60,7 +64,7 @@ class ParsingProtocol(HttpToolsProtocol):
         version = parser.get_http_version()
         scope = self.scope = {
             "type": "http",
-            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "asgi": {"version": self._asgi_version, "spec_version": "2.3"},
             "http_version": version,
             "server": self.server,
             "client": self.client,
@@ -77,7 +81,7 @@ class ParsingProtocol(HttpToolsProtocol):
             raw_path, _, query = url.partition(b"?")
         else:
             parsed = httptools.parse_url(url)
-            raw_path, query = parsed.path, parsed.query or b""
+            raw_path, query = parsed.path or b"/", parsed.query or b""
         path = raw_path.decode("ascii")
         if "%" in path:
             path = urllib.parse.unquote(path)

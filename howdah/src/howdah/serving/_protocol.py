@@ -51,6 +51,10 @@ class _Rejected(Exception):
         self.problem = problem
 
 
+# What a callback of the parser raises for a request: a limit, a target that is no URL, or a path that isn't ASCII.
+_EXPECTED_ERRORS: Final = (_Rejected, httptools.HttpParserError, UnicodeDecodeError)
+
+
 class LimitedHttpProtocol(AdmittingHttpProtocol):
     """One connection, with limits. The server closes it after a `ServerProblem`.
 
@@ -122,7 +126,9 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             self._upgrade()
         except httptools.HttpParserError as error:
             cause = error.__context__
-            if not isinstance(cause, _Rejected):
+            if isinstance(cause, Exception) and not isinstance(cause, _EXPECTED_ERRORS):
+                self.logger.exception("the server failed to read a request", exc_info=cause)
+            elif not isinstance(cause, _Rejected):
                 self.logger.info("invalid HTTP request: %s", error)
             self.reject(cause.problem if isinstance(cause, _Rejected) else _problems.INVALID_REQUEST)
         else:
