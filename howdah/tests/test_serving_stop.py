@@ -140,11 +140,12 @@ async def test_a_request_on_an_idle_connection_is_answered_after_the_stop_began(
             assert (status, headers["connection"]) == (200, "close")
 
 
-async def test_a_request_that_takes_too_long_gets_503() -> None:
+@pytest.mark.parametrize("waiting", [pytest.param(b"", id="alone"), pytest.param(GET, id="with another one behind it")])
+async def test_a_request_that_takes_too_long_gets_503(waiting: bytes) -> None:
     with running_server(EchoApp(), ServerLimits()) as server:
         assert isinstance(server.server, DrainingServer)
         server.server._timeout = 1.0
-        async with server.connect(WAIT) as running:
+        async with server.connect(WAIT + waiting) as running:
             await wait_until(lambda: server.app.running == 1)
             stop(server)
             assert await running.read_problem() == (503, "stopping")

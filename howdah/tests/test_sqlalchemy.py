@@ -44,11 +44,9 @@ from howdah_tests.support.sample_rows import new_user
 SOURCE = Path(inspect.getfile(howdah)).parent
 # Documented although they begin with an underscore: the methods of named tuples, `Row._mapping`, and `os._exit`.
 DOCUMENTED = frozenset({"_asdict", "_exit", "_fields", "_make", "_mapping", "_replace"})
-# `howdah.serving` replaces steps of uvicorn's protocol, which has no other place for a limit: the decision whether a
-# request is started, and the change to a WebSocket.
+# `howdah.serving` parses requests itself. It leaves the change to a WebSocket to uvicorn's protocol.
 PROTOCOL_NAMES = {
     "_should_upgrade": "(self)",
-    "_start_asgi_task": "(self, cycle, app)",
     "_unsupported_upgrade_warning": "(self)",
 }
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from howdah.serving._cycle import RequestCycle
+from howdah.serving._parsing import ParsingProtocol
 from howdah.serving._scope_keys import ADMIT_KEY, REPORTS_DISCONNECTS_KEY, REQUEST_KEY
 
-_STATUS_LINE: Final = b"HTTP/1.1 503 Service Unavailable\r\n"
+_STATUS: Final = 503
 
 # A request with one of these headers may have a body, or need more than a response.
 _BODY_HEADERS: Final = (b"\ncontent-length", b"\ntransfer-encoding", b"\nexpect", b"\nupgrade")
@@ -25,15 +25,17 @@ class Admission(Protocol):
     def admit(self, scope: Any) -> bytes | None: ...
 
 
-class AdmittingHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which asks the application whether to start each request.
+class AdmittingHttpProtocol(ParsingProtocol):
+    """An HTTP protocol that asks the application whether to start each request.
 
     A rejection here needs no task and no middleware, so it takes about a quarter of the time. This matters under
     overload: at four times the sustainable rate, there are three rejections for each response.
     """
 
-    _running: Any = None  # the last request that was started
-    _head: ClassVar[tuple[Any, bytes]] = (None, b"")
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.admission: Admission | None = self.app_state.get(ADMIT_KEY)
+        self.running: RequestCycle | None = None  # the last request that was started
 
     def reject_unparsed(self, data: bytes) -> bool:
         """Reject a GET request without parsing it. Returns false if it may be started, or must be parsed.
@@ -41,7 +43,7 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
         This takes half the time of a rejection after parsing. `data` are the bytes after the client's last request.
         They are handled here only if they are certainly one whole request without a body.
         """
-        admission: Admission | None = self.app_state.get(ADMIT_KEY)
+        admission = self.admission
         if admission is None or not admission.is_full():
             return False
         if not data.startswith(b"GET ") or data.find(b"\r\n\r\n") != len(data) - 4:
@@ -59,31 +61,24 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
         if rejection is None:
             return False
         self.server_state.total_requests += 1
-        self.transport.write(self._encode_head() + rejection)
+        self.transport.write(self._encode_beginning() + rejection)
         return True
 
-    def _encode_head(self) -> bytes:
-        """The status line and the server's own headers, which change once per second."""
-        headers = self.server_state.default_headers
-        cached, head = AdmittingHttpProtocol._head
-        if cached is not headers:
-            head = _STATUS_LINE + b"".join(b"%b: %b\r\n" % header for header in headers)
-            AdmittingHttpProtocol._head = headers, head
-        return head
+    def _encode_beginning(self) -> bytes:
+        return self.responses.heads.encode_beginning(_STATUS, self.server_state.default_headers) + b"\r\n"
 
-    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+    def start(self, cycle: RequestCycle) -> None:
         """Start the request, or reject it."""
-        admission: Admission | None = self.app_state.get(ADMIT_KEY)
-        rejection = None if admission is None else admission.admit(cycle.scope)
+        rejection = None if self.admission is None else self.admission.admit(cycle.scope)
         if rejection is None:
-            self._running = cycle
+            self.running = cycle
             cycle.scope[REPORTS_DISCONNECTS_KEY] = self.transport.is_closing
-            super()._start_asgi_task(cycle, app)
+            cycle.start(self.app)
             return
         if cycle.waiting_for_100_continue:
             cycle.keep_alive = False  # the client may still send the body, or omit it
         connection = b"" if cycle.keep_alive else b"connection: close\r\n"
-        self.transport.write(self._encode_head() + connection + rejection)
+        self.transport.write(self._encode_beginning() + connection + rejection)
         cycle.response_started = cycle.response_complete = True
         # The caller hasn't finished starting this request, so it ends in the next iteration. Its body is ignored.
         self.loop.call_soon(self._end_rejected, cycle)
@@ -91,16 +86,17 @@ class AdmittingHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application that the client of the request in progress has gone."""
         super().connection_lost(exc)
-        running = self._running
+        running = self.running
         if running is not None and not running.response_complete:
+            running.disconnect()
             request = running.scope.get(REQUEST_KEY)
             if request is not None:
                 request.handle_disconnect()
 
-    def _end_rejected(self, cycle: Any) -> None:
+    def _end_rejected(self, cycle: RequestCycle) -> None:
         if not cycle.keep_alive and not self.transport.is_closing():
-            cycle.transport.close()
-        running = self._running
+            self.finish()
+        running = self.running
         if (running is None or running.response_complete) and (self.cycle is cycle or self.pipeline):
             self.on_response_complete()
         else:  # a request that came after this one is in progress, or is rejected next

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, Final
 
 from howdah.serving import _problems
+from howdah.serving._cycle import Responses
 from howdah.serving._protocol import LimitedHttpProtocol, Phase
 from howdah.serving.draining import StopState
 from howdah.serving.limits import ServerLimits
@@ -34,6 +35,7 @@ class Connections:
     def __init__(self, limits: ServerLimits, stop: StopState) -> None:
         self.limits = limits
         self.stop = stop
+        self.responses = Responses()
         self.all: set[Any] = set()  # the set of uvicorn's ServerState, including WebSockets
         self._unfinished: dict[LimitedHttpProtocol, None] = {}
         self._idle: dict[LimitedHttpProtocol, None] = {}
@@ -67,17 +69,20 @@ class Connections:
             next(iter(unfinished)).reject(_problems.TOO_MANY_CONNECTIONS)
         return is_extra
 
-    def move(self, connection: LimitedHttpProtocol, old: Phase, new: Phase) -> None:
-        """Move a connection to the group of its new phase."""
+    def move(self, connection: LimitedHttpProtocol, phase: Phase) -> None:
+        """Change the phase of a connection. The time of the new phase begins now."""
+        old = connection.phase
         if old is _IDLE:
             self._idle.pop(connection, None)
         elif old is _HEADER:
             self._unfinished.pop(connection, None)
-        if new is _IDLE:
+        connection.phase = phase
+        connection.since = connection.loop.time()
+        if phase is _IDLE:
             self._idle[connection] = None
-        elif new is _HEADER:
+        elif phase is _HEADER:
             self._unfinished[connection] = None
-        elif new is _CLOSING:
+        elif phase is _CLOSING:
             self._closing[connection] = None
             if len(self._closing) > _MAX_LINGERING:
                 next(iter(self._closing)).transport.abort()

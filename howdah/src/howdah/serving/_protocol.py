@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -25,8 +23,6 @@ _MAX_OVERHEAD_PER_BYTE: Final = 8
 # The bytes that a client may still send after its response. They are read and ignored, so that the client can read the
 # response before the connection is closed.
 _MAX_DISCARDED_BYTES: Final = 16_777_216
-# uvicorn logs each cancelled request as an error of the application. This logger drops the entry.
-_SILENT_LOGGER: Final = logging.Logger("howdah.serving.cancelled", logging.CRITICAL + 1)
 
 
 class Phase(Enum):
@@ -55,15 +51,8 @@ class _Rejected(Exception):
         self.problem = problem
 
 
-class _CycleTransport:
-    """The transport that uvicorn's request cycle gets. Its `close` is `LimitedHttpProtocol.finish`."""
-
-    __slots__ = ("close", "is_closing", "write")
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
+# What a callback of the parser raises for a request: a limit, a target that is no URL, or a path that isn't ASCII.
+_EXPECTED_ERRORS: Final = (_Rejected, httptools.HttpParserError, UnicodeDecodeError)
 
 
 class LimitedHttpProtocol(AdmittingHttpProtocol):
@@ -84,6 +73,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.group = group
+        self.responses = group.responses
         self.limits = group.limits
         self.phase = _HEADER
         self.since = self.loop.time()  # when the phase began; in a body, when its last byte arrived
@@ -103,7 +93,6 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Add the connection. Another one may be closed to make room for it."""
         super().connection_made(cast(asyncio.Transport, transport))
-        self._cycle_transport = cast(asyncio.Transport, _CycleTransport(self.transport, self.finish))
         self._is_extra = self.group.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -119,10 +108,11 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             return
         if (
             self.phase is _IDLE
+            and self.admission is not None
             and not (self._is_extra or self.group.stop.is_draining or size > self.limits.max_header_bytes)
             and self.reject_unparsed(data)
         ):
-            self.enter(_IDLE)
+            self.group.move(self, _IDLE)
             return
         self._starts_with_read = self._is_complete and self.phase is not _REQUEST
         if self._is_in_header or self.phase is _HEADER:
@@ -136,18 +126,21 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             self._upgrade()
         except httptools.HttpParserError as error:
             cause = error.__context__
-            if not isinstance(cause, _Rejected):
+            if isinstance(cause, Exception) and not isinstance(cause, _EXPECTED_ERRORS):
+                self.logger.exception("the server failed to read a request", exc_info=cause)
+            elif not isinstance(cause, _Rejected):
                 self.logger.info("invalid HTTP request: %s", error)
             self.reject(cause.problem if isinstance(cause, _Rejected) else _problems.INVALID_REQUEST)
         else:
-            self._check_unfinished()
+            if self.phase is not _REQUEST or not self._is_complete:
+                self._check_unfinished()
 
     def _check_unfinished(self) -> None:
         """Check the limits of a header or body that is incomplete."""
         if self.phase is _CLOSING:
             return
         if self.phase is _IDLE:
-            self.enter(_HEADER)
+            self.group.move(self, _HEADER)
         if self._is_in_header or self.phase is _HEADER:
             if self._header_bytes > self.limits.max_header_bytes:
                 self.reject(_problems.HEADER_TOO_LARGE)
@@ -168,7 +161,9 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._is_complete = False
         self._is_in_header = True
         self._header_bytes = self._chunk_bytes if self._starts_with_read else 0
@@ -186,20 +181,16 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             raise _Rejected(_problems.HEADER_TOO_LARGE)
         if self.phase is _HEADER:
             self._check_extra()
-        previous = self.cycle
-        super().on_headers_complete()
-        self._is_in_header = False
         # A read that is smaller than the limit needs no exact count.
         is_counted = limits.max_header_bytes < self._chunk_bytes == self._header_bytes
         self._received_bytes = self._chunk_bytes - self._count_header_bytes() if is_counted else 0
+        previous = self.cycle
+        super().on_headers_complete()
+        self._is_in_header = False
         self._header_bytes = self._body_bytes = 0
         cycle = self.cycle
         if cycle is previous:  # a WebSocket
             return
-        cycle.transport = self._cycle_transport
-        # uvicorn adds trailers to its list of headers. With a new list they don't become headers of the request, which
-        # a proxy hasn't checked.
-        self.headers = []
         if self._is_extra or self.expect_100_continue or self.group.stop.is_draining:
             # If a client that waits for 100 gets another response, it may still send the body, or omit it.
             cycle.keep_alive = False
@@ -209,17 +200,20 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is _REQUEST:
             self.since = self.loop.time()
         else:
-            self.enter(_REQUEST)
+            self.group.move(self, _REQUEST)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
         self._is_complete = True
         self._received_bytes = self._body_bytes = 0
-        if self.phase is _DISCARDING:
+        cycle = self.get_receiving()
+        if cycle is not None:
+            cycle.more_body = False
+            cycle.notify()
+        elif self.phase is _DISCARDING:
             self._become_idle()
 
     # The request's callbacks
@@ -230,19 +224,19 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is _CLOSING or self.transport.is_closing():
             return
         if self.pipeline:
-            cycle, app = self.pipeline.pop()
-            self._start_asgi_task(cycle, app)
+            self.start(self.pipeline.pop())
             if not self.pipeline:
                 self.flow.resume_reading()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self._is_complete:
             self._become_idle()
         elif self._is_in_header:
-            self.enter(_HEADER)
+            self.group.move(self, _HEADER)
         else:
             self._received_bytes = 0
-            self.enter(_DISCARDING)
+            self.group.move(self, _DISCARDING)
 
     def finish(self) -> None:
         """Close the connection after a response with `Connection: close`, or after an error of the application."""
@@ -269,12 +263,6 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             and not self.cycle.waiting_for_100_continue
         )
 
-    def enter(self, phase: Phase) -> None:
-        """Change the phase. Its time begins now."""
-        self.group.move(self, self.phase, phase)
-        self.phase = phase
-        self.since = self.loop.time()
-
     def reject(self, problem: ServerProblem) -> None:
         """Send the problem, unless a response has begun, and close the connection."""
         if self.phase is _CLOSING or self.transport.is_closing():
@@ -288,11 +276,10 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
                 cycle.keep_alive = False
                 self._is_last = True
                 return
-            if self.pipeline or cycle.response_started:
+            if self.pipeline or not cycle.withdraw():
                 self.transport.abort()
                 return
-            cycle.disconnected = True  # for the application, which waits for the body
-            cycle.message_event.set()
+            cycle.disconnect()  # for the application, which waits for the body
         if self.is_unused and problem.status == HTTPStatus.REQUEST_TIMEOUT:
             self.transport.close()  # without a response, because there was no request
             return
@@ -303,7 +290,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         """Close the server's side of the connection. Read until the client closes its own, for a short time."""
         self.pipeline.clear()
         self._received_bytes = 0
-        self.enter(_CLOSING)
+        self.group.move(self, _CLOSING)
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self.flow.resume_reading()
@@ -318,20 +305,20 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
 
     def cancel(self, problem: ServerProblem) -> None:
         """Answer the request in progress with the problem, because the server cancels its task next."""
-        cycle = self.cycle
+        cycle = self.running
         if cycle is None or cycle.response_complete or self.transport.is_closing():
             return
-        cycle.logger = _SILENT_LOGGER
-        if cycle.response_started:
+        cycle.is_silent = True
+        if not cycle.withdraw():
             self.transport.abort()  # so that the client sees that the response is incomplete
-        elif not self.pipeline and self.phase is not _CLOSING:
+        elif self.phase is not _CLOSING:
             self.transport.write(problem.encode(self.server_state.default_headers))
             self.linger()
         cycle.disconnected = True
 
     def _become_idle(self) -> None:
         self._header_bytes = 0
-        self.enter(_IDLE)
+        self.group.move(self, _IDLE)
 
     def _discard(self, size: int) -> None:
         """Count bytes that nobody needs. Abort the connection if there are too many."""
