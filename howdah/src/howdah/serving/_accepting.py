@@ -43,9 +43,10 @@ class Connector:
 class Acceptor:
     """Accepts from listening sockets, and calls `handle` with each connection.
 
-    It works alone, or in addition to the server of the event loop. uvloop accepts one connection in each iteration (libuv 1.45 and later). If an iteration takes 10 ms, because the
-    process is busy, the last of 300 new connections waits 3 s, and a probe on a new connection fails. asyncio's own
-    event loop accepts all waiting connections in one iteration.
+    It works alone, or in addition to the server of the event loop. uvloop accepts one connection in each iteration
+    (libuv 1.45 and later). If an iteration takes 10 ms, because the process is busy, the last of 300 new connections
+    waits 3 s, and a probe on a new connection fails. asyncio's own event loop accepts all waiting connections in one
+    iteration.
     """
 
     def __init__(self, descriptors: Iterable[int], handle: ConnectionHandler) -> None:

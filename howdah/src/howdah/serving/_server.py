@@ -117,13 +117,13 @@ class DrainingServer(uvicorn.Server):
     async def main_loop(self) -> None:
         """Serve until a signal, and then for the pause."""
         while not self.should_exit:
-            await self._tick()
+            await self.tick()
         if self._requested_at is None:  # `should_exit` was set by other code
             self.request_stop()
         if self._is_interactive or not self._pause:
             return
         _log.info("stopping: /readyz fails, and requests are served for %g s more", self._pause)
-        await self._tick_until(lambda: self.force_exit, self._pause)
+        await self.tick_until(lambda: self.force_exit, self._pause)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the connections, and end the lifespan."""
@@ -136,7 +136,7 @@ class DrainingServer(uvicorn.Server):
         for connection in list(state.connections):
             connection.shutdown()
         ends_at = requested_at + self._timeout
-        await self._tick_until(
+        await self.tick_until(
             lambda: self.force_exit or not (state.connections or state.tasks),
             ends_at - min(6.0, 0.3 * self._timeout) - time.monotonic(),
         )
@@ -158,12 +158,12 @@ class DrainingServer(uvicorn.Server):
         listening = [each for server in self.servers for each in server.sockets]
         is_rejecting = reject_new_connections(listening)
         if is_rejecting:
-            await self._tick_until(lambda: False, HANDSHAKE_SECONDS)
+            await self.tick_until(lambda: False, HANDSHAKE_SECONDS)
         if self._acceptor is not None:
             self._acceptor.stop()
         if is_rejecting:
             # The event loop accepts the rest: uvloop one connection in each iteration, so that takes some ticks.
-            await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
+            await self.tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
         for each in sockets:
@@ -183,12 +183,12 @@ class DrainingServer(uvicorn.Server):
             if each.transport is not None and not each.transport.get_write_buffer_size():
                 each.transport.close()
 
-    async def _tick_until(self, is_done: Callable[[], bool], seconds: float) -> None:
+    async def tick_until(self, is_done: Callable[[], bool], seconds: float) -> None:
         ends_at = time.monotonic() + seconds
         while not is_done() and time.monotonic() < ends_at:
-            await self._tick()
+            await self.tick()
 
-    async def _tick(self) -> None:
+    async def tick(self) -> None:
         """Update the date header, and check the times of the connections."""
         if await self.on_tick(self._counter):
             self.should_exit = True
