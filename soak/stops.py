@@ -4,9 +4,9 @@
     python -m soak.stops --workers 2
 
 Clients send requests over keep-alive connections, and never send a request twice. They connect again after a response
-with `Connection: close`, and end when the service refuses connections. Half of the stops have a pause. With `--workers`,
-all workers are replaced (SIGHUP) before each stop. The run passes if no connection was reset or closed without a
-response, every response is 200, and the exit code of the service is 0.
+with `Connection: close`, and end when the service refuses connections. Half of the stops have a pause. With
+`--workers`, all workers are replaced (SIGHUP) before each stop. The run passes if no connection was reset or closed
+without a response, every response is 200, and the exit code of the service is 0.
 """
 
 from __future__ import annotations
@@ -86,8 +86,12 @@ async def reload(service: Service) -> None:
 
 async def stop_once(server: ShopServer, pause: float, options: argparse.Namespace, stops: Stops) -> None:
     """Start the service, send requests to it, reload it if it has several workers, and stop it."""
-    settings = {"SHOP_SHUTDOWN_PAUSE": str(pause), "SHOP_WORKERS": str(options.workers)}
-    service = Service(server.url, server.folder / "service.log", **settings)
+    service = Service(
+        server.url,
+        server.folder / "service.log",
+        SHOP_SHUTDOWN_PAUSE=str(pause),
+        SHOP_WORKERS=str(options.workers),
+    )
     service.start()
     try:
         await service.wait_until_ready()

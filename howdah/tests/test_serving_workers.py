@@ -155,3 +155,8 @@ def test_a_worker_that_cannot_start_ends_the_service() -> None:
 def test_the_number_of_workers_must_be_positive() -> None:
     with pytest.raises(ValueError, match="workers must be at least 1"):
         serve(print, workers=0)
+
+
+def test_a_function_that_workers_cannot_import_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"serve needs a function of a module .*, not <function .*lambda"):
+        serve(lambda: None, workers=2, port=0)

@@ -122,7 +122,7 @@ class Supervisor:
     async def _start_all(self) -> None:
         """Start the workers. If one of them can't start, end with its exit code."""
         for _ in range(self._count):
-            await self._start_worker()
+            self._start_worker()
         ends_at = time.monotonic() + _START_SECONDS
         while not (self._is_stopping or all(worker.is_ready for worker in self._workers)):
             for worker in self._workers:
@@ -134,9 +134,9 @@ class Supervisor:
                     raise SystemExit(STARTUP_FAILURE)
             await asyncio.sleep(_TICK_SECONDS / 4)
 
-    async def _start_worker(self) -> WorkerProcess:
+    def _start_worker(self) -> WorkerProcess:
         self._last_number += 1
-        worker = await WorkerProcess.start(
+        worker = WorkerProcess(
             self._last_number,
             create_app=self._create_app,
             limits=self._limits,
@@ -194,7 +194,10 @@ class Supervisor:
         now = time.monotonic()
         staying = sum(worker.stops_at is None for worker in self._workers)
         if staying < self._count and now >= self._next_start and not self._is_stopping:
-            await self._start_worker()
+            try:
+                self._start_worker()
+            except OSError as error:  # the system has no process or file left: that may change
+                self._delay_next_start(now, is_stable=False, reason=f"a worker can't be started: {error}")
         if self._is_reload_requested and (self._reload is None or self._reload.done()):
             self._is_reload_requested = False
             self._reload = asyncio.get_running_loop().create_task(self._replace_workers())
@@ -219,6 +222,8 @@ class Supervisor:
                     self._kill(worker, f"its event loop was blocked for {self._hang_timeout:g} s")
                 elif not worker.has_shown_stacks:
                     worker.show_stacks()
+            else:
+                worker.has_shown_stacks = False
 
     def _kill(self, worker: WorkerProcess, reason: str) -> None:
         _log.error("%s is killed: %s", worker, reason)
@@ -236,17 +241,25 @@ class Supervisor:
                 self.exit_code = 1
             return
         is_stable = now - worker.started_at > _STABLE_SECONDS
+        self._delay_next_start(now, is_stable=is_stable, reason=f"{worker} ended with {_describe(code)}")
+
+    def _delay_next_start(self, now: float, *, is_stable: bool, reason: str) -> None:
         self._failures = 1 if is_stable else self._failures + 1
-        pause = 0.0 if self._failures == 1 else min(2.0 ** (self._failures - 2), _LONGEST_PAUSE_SECONDS)
+        exponent = min(self._failures - 2, _LONGEST_PAUSE_SECONDS)
+        pause = 0.0 if self._failures == 1 else min(2.0**exponent, _LONGEST_PAUSE_SECONDS)
         self._next_start = now + pause
-        _log.error("%s ended with %s: another one starts in %g s", worker, _describe(code), pause)
+        _log.error("%s: another one starts in %g s", reason, pause)
 
     async def _replace_workers(self) -> None:
         """Replace each worker by a new process, one after the other, without losing a connection."""
         old = [worker for worker in self._workers if worker.stops_at is None]
         _log.info("reloading: %d workers are replaced", len(old))
         for worker in old:
-            successor = await self._start_worker()
+            try:
+                successor = self._start_worker()
+            except OSError as error:
+                _log.error("reloading has failed, because a worker can't be started: %s", error)
+                return
             while not successor.is_ready:
                 if successor not in self._workers:
                     _log.error("reloading has failed, because the new worker didn't start: the old ones go on")

@@ -37,8 +37,8 @@ STACK_SIGNAL: Final = signal.SIGUSR2
 
 # The connections that are taken in one iteration of the event loop.
 _MAX_AT_ONCE: Final = 128
-# A worker that is killed loses the counts since it last sent them. Reading them takes up to 10 ms, in which no request is
-# served. So this takes at most 0.2 % of the time.
+# A worker that is killed loses the counts since it last sent them. Reading them takes up to 10 ms, in which no request
+# is served. So this takes at most 0.2 % of the time.
 _MIN_FIGURES_SECONDS: Final = 1.0
 _MAX_FIGURES_SECONDS: Final = 10.0
 _FIGURES_SHARE: Final = 0.002

@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from howdah.serving._figures import Figures, decode_figures
 from howdah.serving._messages import MessageKind, encode_message, read_messages
@@ -24,6 +24,8 @@ _MAX_STEP_SECONDS: Final = 1.0
 _STALLED_SECONDS: Final = 1.0
 # How long the last messages of a worker that has ended may take.
 _LAST_MESSAGES_SECONDS: Final = 1.0
+# For a process that has ended, or was killed.
+_JOIN_SECONDS: Final = 5.0
 
 _log: Final = logging.getLogger("howdah.serving")
 _context: Final = multiprocessing.get_context("spawn")
@@ -32,41 +34,36 @@ _context: Final = multiprocessing.get_context("spawn")
 class WorkerProcess:
     """Starts a worker, passes connections to it, and watches it."""
 
-    def __init__(self, number: int, process: Any, shared: Any, connections: socket.socket) -> None:
-        self.number = number
-        self.started_at = time.monotonic()
-        self.is_ready = False
-        self.stops_at: float | None = None
-        """The time at which it is killed. It gets no new connections, and isn't replaced when it ends."""
-        self.figures: bytes | None = None
-        """Its last metrics."""
-        self.answered = 0
-        """The number of the last `SEND_FIGURES` that it has answered."""
-        self.has_shown_stacks = False
-        self._process = process
-        self._shared = shared
-        self._connections = connections
-        self._is_broken = False
-        self._passed = 0
-        self._beat = (0.0, self.started_at, 0.0)  # its value, when it was looked at, and for how long it has stood
-        self._control: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._ended_at: float | None = None
-
-    @classmethod
-    async def start(
-        cls,
+    def __init__(
+        self,
         number: int,
         *,
         create_app: Callable[[], Any],
         limits: ServerLimits,
         stop_timeout: float,
         collect: Callable[[WorkerProcess, int], object],
-    ) -> Self:
-        """Start the process. `collect` is called when it asks for the metrics of all workers."""
+    ) -> None:
+        """Start the process. `collect` is called when it asks for the metrics of all workers. Raises `OSError`."""
+        self.number = number
+        self.started_at = time.monotonic()
+        self.is_ready = False
+        self.stops_at: float | None = None
+        """The time at which it is killed. It gets no new connections, and isn't replaced when it ends."""
+        self.has_shown_stacks = False
+        self.figures: bytes | None = None
+        """Its last metrics."""
+        self.answered = 0
+        """The number of the last `SEND_FIGURES` that it has answered."""
+        self._shared = _context.RawArray("d", 2)
+        self._is_broken = False
+        self._passed = 0
+        self._beat = (0.0, self.started_at, 0.0)  # its value, when it was looked at, and for how long it has stood
+        self._ended_at: float | None = None
+        self._control: asyncio.StreamWriter | None = None
+        self._unsent: list[bytes] = []  # until the control socket has its stream
         control, its_control = socket.socketpair()
-        connections, its_connections = socket.socketpair()
-        shared = _context.RawArray("d", 2)
+        self._connections, its_connections = socket.socketpair()
+        self._connections.setblocking(False)
         with its_control, its_connections:
             setup = WorkerSetup(
                 number=number,
@@ -75,24 +72,21 @@ class WorkerProcess:
                 stop_timeout=stop_timeout,
                 control=its_control,
                 connections=its_connections,
-                shared=shared,
+                shared=self._shared,
             )
-            process = _context.Process(target=run_worker, args=(setup,), name=f"worker-{number}")
-            multiprocessing.resource_tracker.ensure_running()  # it unblocks these signals
-            # Ctrl+C is sent to the new process, too. It must not be interrupted before it handles the signal.
-            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            self._process = _context.Process(target=run_worker, args=(setup,), name=f"worker-{number}")
             try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        connections.setblocking(False)
-        worker = cls(number, process, shared, connections)
-        reader, worker._control = await asyncio.open_connection(sock=control)
-        worker._reading = asyncio.get_running_loop().create_task(worker._read(reader, collect))
-        return worker
+                _start(self._process)
+            except BaseException:
+                control.close()
+                self._connections.close()
+                raise
+        self._reading = asyncio.get_running_loop().create_task(self._read(control, collect))
 
-    async def _read(self, reader: asyncio.StreamReader, collect: Callable[[WorkerProcess, int], object]) -> None:
+    async def _read(self, control: socket.socket, collect: Callable[[WorkerProcess, int], object]) -> None:
         """Handle its messages until it has ended."""
+        reader, self._control = await asyncio.open_connection(sock=control)
+        self._control.writelines(self._unsent)
         async for kind, number, payload in read_messages(reader):
             match kind:
                 case MessageKind.READY:
@@ -146,7 +140,6 @@ class WorkerProcess:
             return None
         now = time.monotonic()
         self._ended_at = self._ended_at or now
-        assert self._reading is not None
         is_read = self._reading.done() or now - self._ended_at > _LAST_MESSAGES_SECONDS
         return code if is_read else None
 
@@ -182,8 +175,9 @@ class WorkerProcess:
     def show_stacks(self) -> None:
         """Let it write the stacks of its threads to standard error, which works even if it hangs."""
         self.has_shown_stacks = True
-        if self._process.exitcode is None:
-            os.kill(self._process.pid, STACK_SIGNAL)
+        pid = self._process.pid
+        if pid is not None and self._process.exitcode is None:
+            os.kill(pid, STACK_SIGNAL)
 
     def kill(self) -> None:
         self._process.kill()
@@ -193,14 +187,24 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Wait for the end of the process, and release what it used here."""
-        self._process.join()
+        self._process.join(_JOIN_SECONDS)
         self._connections.close()
-        if self._reading is not None:
-            self._reading.cancel()
+        self._reading.cancel()
         if self._control is not None:
             self._control.close()
 
     def _send(self, data: bytes) -> None:
-        assert self._control is not None
-        if not self._control.is_closing():
+        if self._control is None:
+            self._unsent.append(data)
+        elif not self._control.is_closing():
             self._control.write(data)
+
+
+def _start(process: Any) -> None:
+    """Start the process so that no signal interrupts it before it handles signals: Ctrl+C is sent to it, too."""
+    multiprocessing.resource_tracker.ensure_running()  # it unblocks these signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import socket
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,8 @@ def serve(
         raise ValueError(f"workers must be at least 1, and on Windows exactly 1, not {workers}")
     if hang_timeout <= 0:
         raise ValueError(f"hang_timeout must be more than 0 seconds, not {hang_timeout}")
+    if workers is not None and workers > 1:
+        _check_importable(app)
     bound = [bind_socket(host, port)] if sockets is None else list(sockets)
     limits = limits if limits is not None else ServerLimits()
     if workers is None or workers == 1:
@@ -104,3 +107,14 @@ def _serve_here(app: Any, bound: list[socket.socket], limits: ServerLimits, *, p
     from howdah.serving._server import build_server
 
     build_server(app, limits=fit_file_limit(limits), pause=pause, timeout=timeout).run(bound)
+
+
+def _check_importable(create_app: Any) -> None:
+    """Raise `TypeError` unless another process can import the function."""
+    try:
+        pickle.dumps(create_app)
+    except Exception as error:
+        raise TypeError(
+            "with workers, serve needs a function of a module that creates the application, or a functools.partial of "
+            f"one, because other processes import it, not {create_app!r}"
+        ) from error
