@@ -69,6 +69,10 @@ def create_service(options: argparse.Namespace) -> Any:
     configured = FastAPI()
     configure_app(configured, database=lambda: Database("postgresql://nobody@127.0.0.1:1/none"), request_log=False)
 
+    @configured.get("/wait")
+    async def wait() -> None:
+        await asyncio.sleep(0.3)
+
     @configured.get("/pid")
     async def get_pid(request: Request) -> dict[str, int | None]:
         return {"pid": os.getpid(), "port": request.url.port}
