@@ -288,3 +288,8 @@ class _CountedConnections(set[Any]):
     def discard(self, connection: Any) -> None:
         super().discard(connection)
         self._report(len(self))
+
+    def remove(self, connection: Any) -> None:
+        """As uvicorn's protocols for WebSockets do."""
+        super().remove(connection)
+        self._report(len(self))
