@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from howdah._log_writer import ThreadedWriter, dropped_lines, open_standard_error
+from howdah import _log_writer
+from howdah._log_writer import ThreadedWriter, dropped_lines, open_standard_error, share_lines
 from howdah_tests.support.waiting import wait_until
 
 SERVER = """
@@ -180,6 +181,46 @@ def test_a_forked_child_writes_its_own_lines_once() -> None:
         assert os.waitpid(child, 0)[1] == 0
         writer.write(b"parent again\n")
         assert read_all(reading, writer) == ["parent", "child", "parent again"]
+
+
+def write_from_three_processes() -> bytes:
+    """What a pipe gets from processes that write lines of 20,000 bytes at the same time."""
+    reading, writing = os.pipe()
+    children = []
+    for letter in (b"a", b"b", b"c"):
+        pid = os.fork()
+        if pid == 0:
+            writer = ThreadedWriter(writing, lambda _: b"")
+            for _ in range(20):
+                writer.write(letter * 19_999 + b"\n")
+            writer.close()
+            os._exit(0)
+        children.append(pid)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        written = pipe.read()
+    for pid in children:
+        os.waitpid(pid, 0)
+    return written
+
+
+def count_mixed_lines(written: bytes) -> int:
+    return sum(line not in (b"a" * 19_999, b"b" * 19_999, b"c" * 19_999) for line in written.splitlines())
+
+
+def test_lines_of_several_processes_are_whole_if_they_share_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_log_writer, "_shares_lines", False)
+    share_lines()
+    written = write_from_three_processes()
+    assert len(written) == 60 * 20_000
+    assert count_mixed_lines(written) == 0
+
+
+def test_control_lines_of_processes_that_do_not_take_turns_are_mixed() -> None:
+    for _ in range(20):
+        if count_mixed_lines(write_from_three_processes()):
+            return
+    pytest.fail("no line was mixed")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")

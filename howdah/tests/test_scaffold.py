@@ -36,6 +36,10 @@ def test_a_new_service_passes_its_tests_and_checks_and_serves() -> None:
         use_service(f"http://127.0.0.1:{terminal.port}")
         fuzz_service(f"http://127.0.0.1:{terminal.port}")
         terminal.interrupt()
+        assert "raise max_connections" in terminal.run("! .venv/bin/python -m tracker.main --workers 20")
+        terminal.serve(".venv/bin/python -m tracker.main --workers 2")
+        use_workers(f"http://127.0.0.1:{terminal.port}")
+        terminal.interrupt()
         terminal.run(".venv/bin/howdah db stop")
 
 
@@ -79,6 +83,16 @@ def use_service(url: str) -> None:
         assert [item["name"] for item in client.get("/projects").json()["items"]] == ["Garden"]
         assert client.post("/projects", json={"name": "Garden"}).status_code == 409
         assert "howdah" in client.get("/metrics").text
+
+
+def use_workers(url: str) -> None:
+    """Two connections reach two workers, and the metrics are those of both."""
+    with httpx.Client(base_url=url, timeout=30) as first, httpx.Client(base_url=url, timeout=30) as second:
+        for client in (first, second):
+            assert client.get("/projects").status_code == 200
+        metrics = first.get("/metrics").text
+    assert "howdah_workers 2.0" in metrics
+    assert 'howdah_requests_total{method="GET",route="/projects",status="200"} 2.0' in metrics
 
 
 def fuzz_service(url: str) -> None:

@@ -8,7 +8,7 @@ import socket
 import pytest
 import uvloop
 
-from howdah.serving._accepting import Acceptor
+from howdah.serving._accepting import Acceptor, Connector
 
 CLIENTS = 300
 FEW_ITERATIONS = 20
@@ -26,7 +26,7 @@ async def count_iterations(*, has_acceptor: bool) -> int:
     with socket.create_server(("127.0.0.1", 0), backlog=2 * CLIENTS) as listening:
         clients = [socket.create_connection(listening.getsockname()) for _ in range(CLIENTS)]
         server = await loop.create_server(Accepted, sock=listening, backlog=2 * CLIENTS)
-        acceptor = Acceptor([listening.fileno()], Accepted)
+        acceptor = Acceptor([listening.fileno()], Connector(Accepted).connect)
         if has_acceptor:
             acceptor.start()
         iterations = 0
@@ -69,7 +69,7 @@ def test_a_stop_accepts_the_waiting_connections() -> None:
 
         with socket.create_server(("127.0.0.1", 0), backlog=2 * CLIENTS) as listening:
             clients = [socket.create_connection(listening.getsockname()) for _ in range(CLIENTS)]
-            acceptor = Acceptor([listening.fileno()], Accepted)
+            acceptor = Acceptor([listening.fileno()], Connector(Accepted).connect)
             acceptor.start()
             acceptor.stop()
             while accepted < CLIENTS:
@@ -106,7 +106,7 @@ def test_without_free_file_descriptors_it_tries_again_later(error: int, monkeypa
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        acceptor = Acceptor([listening.fileno()], Accepted)
+        acceptor = Acceptor([listening.fileno()], Connector(Accepted).connect)
         acceptor.start()
         reader, writer = await asyncio.open_connection(*listening.getsockname())
         async with asyncio.timeout(10):

@@ -150,6 +150,19 @@ def test_serve_refuses_the_login_of_the_owner_in_one_line(committed_url: str) ->
     assert "Traceback" not in finished.stderr
 
 
+def test_too_many_workers_are_refused_in_one_line(committed_url: str) -> None:
+    finished = shop_process(
+        *("serve", "--port", "0", "--workers", "9"),
+        DATABASE_URL=as_service_login(committed_url),
+        OWNER_DATABASE_URL=committed_url,
+    )
+    assert finished.returncode == 1
+    problem = finished.stderr.splitlines()[-1]
+    assert problem.startswith("9 workers, and one more while a worker is replaced, could open 630 connections (63 in")
+    assert "or lower SHOP_POOL_SIZE, SHOP_STAFF_POOL_SIZE and SHOP_SYSTEM_POOL_SIZE, or run at most" in problem
+    assert "Traceback" not in finished.stderr
+
+
 def test_create_login_names_the_variable_that_is_missing() -> None:
     finished = shop("create-login", OWNER_DATABASE_URL=NOWHERE)
     assert finished.exit_code == 1

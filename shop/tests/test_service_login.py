@@ -132,7 +132,7 @@ async def test_an_unusable_password_is_rejected_and_not_shown(database_url: str,
 def external() -> Iterator[EmbeddedPostgres]:
     """A server of which only `postgres` can log in without a password. Its log has all statements."""
     with open_folder() as folder:
-        settings = {"fsync": "off", "shared_buffers": "16MB", "log_statement": "all", "max_connections": "50"}
+        settings = {"fsync": "off", "shared_buffers": "16MB", "log_statement": "all", "max_connections": "70"}
         with EmbeddedPostgres(folder / "data", settings=settings) as server:
             access = "local all postgres trust\nlocal all all scram-sha-256\n"
             (server.data_dir / "pg_hba.conf").write_text(access)

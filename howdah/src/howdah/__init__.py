@@ -11,6 +11,7 @@ from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah._writes.results import InsertResult, MatchResult, RejectedRow, UpsertResult
 from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer
+from howdah.connection_limits import check_connection_limits
 from howdah.database import Database, IsolationLevel
 from howdah.errors import (
     BatchAbandoned,
@@ -44,6 +45,7 @@ from howdah.errors import (
     OutOfResources,
     PolicyViolation,
     PoolExhausted,
+    PoolsTooLarge,
     QueueFull,
     QueueTimeout,
     ReadOnly,
@@ -136,6 +138,7 @@ __all__ = [
     "PolicyViolation",
     "PoolExhausted",
     "PoolStatus",
+    "PoolsTooLarge",
     "QueueFull",
     "QueueTimeout",
     "ReadOnly",
@@ -161,6 +164,7 @@ __all__ = [
     "ViewCompileError",
     "advisory_lock",
     "bulk",
+    "check_connection_limits",
     "claim_request",
     "delete_old_requests",
     "lock",

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TextIO
 
 # A queue of this size holds the lines of a few seconds under load. When it is full, further lines are dropped.
@@ -133,11 +133,13 @@ class ThreadedWriter:
                     self._is_awake = False
                     self._has_work.clear()
                     continue
-            self._send(b"".join(lines))
+            with _hold_shared_lock(self._descriptor):
+                self._send(b"".join(lines))
             with self._lock:
                 self._waiting_bytes -= sum(map(len, lines))
             if dropped:
-                self._send(self._describe_dropped(dropped))
+                with _hold_shared_lock(self._descriptor):
+                    self._send(self._describe_dropped(dropped))
         os.close(self._descriptor)
 
     def _send(self, data: bytes) -> None:
@@ -187,12 +189,39 @@ def open_standard_error(describe_dropped: Callable[[int], bytes]) -> LineWriter:
     return ThreadedWriter(descriptor, describe_dropped)
 
 
+def share_lines() -> None:
+    """Let this process take turns with other processes that write to the same standard error, and call this, too.
+
+    A write of more than 4,096 bytes to a pipe may be mixed with those of other processes. So a process writes while it
+    holds a lock on the file, which the kernel releases if the process ends. macOS has no such locks for pipes.
+    """
+    global _shares_lines  # noqa: PLW0603
+    _shares_lines = True
+
+
+@contextlib.contextmanager
+def _hold_shared_lock(descriptor: int) -> Iterator[None]:
+    if not _shares_lines:
+        yield
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError):
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+
 def dropped_lines() -> int:
     """The number of log lines that this process has dropped."""
     return sum(writer.dropped for writer in _writers)
 
 
 _writers: list[ThreadedWriter] = []
+_shares_lines = False
 # The time until which lines are awaited while the process ends. Empty before that.
 _exit_deadlines: list[float] = []
 

@@ -12,6 +12,7 @@ HowdahError
 ├── StaleRow                        the row was changed or deleted since it was read    (also StaleDataError)
 ├── IdempotencyKeyReused            an idempotency key was used for another request
 ├── MigrationBlocked                another process migrates, or a lock isn't released  (also RuntimeError)
+├── PoolsTooLarge                   the processes could open too many connections       (also RuntimeError)
 ├── Unavailable                     the request is correct: try again later
 │   ├── PoolExhausted               no connection was released in time                  (also sqlalchemy TimeoutError)
 │   ├── QueueFull                   the queue of a Coalescer is full
@@ -164,6 +165,13 @@ class MigrationBlocked(HowdahError, RuntimeError):
 
     It is also raised if a pooler is between this process and the server. The message says whether the migration was
     rolled back or, if it has an `autocommit_block`, committed in part.
+    """
+
+
+class PoolsTooLarge(HowdahError, RuntimeError):
+    """The pools of all processes could open more connections than PostgreSQL accepts.
+
+    The message says what to change. See `check_connection_limits`.
     """
 
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from socket import socket
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,21 +41,25 @@ _err = Console(stderr=True, soft_wrap=True)
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
+    workers: Annotated[
+        int | None, typer.Option(help="Number of processes that serve requests; SHOP_WORKERS, or 1", min=1)
+    ] = None,
 ) -> None:
-    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, or if the
-    service's login could bypass row-level security. Without SHOP_OWNER_DATABASE_URL, the schema must be current."""
+    """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, if the
+    service's login could bypass row-level security, or if PostgreSQL doesn't accept the connections of all workers.
+    Without SHOP_OWNER_DATABASE_URL, the schema must be current."""
     from howdah.logs import configure_logging
     from howdah.serving import serve as serve_app
     from shop import migrations
-    from shop.app import create_app
-    from shop.generated_secrets import with_generated_secrets
-    from shop.memory import collect_less_often, freeze_loaded_objects
-    from shop.postgres import open_service_location, report_location
+    from shop.postgres import check_pools, open_service_location, report_location
     from shop.roles import SYSTEM_ROLE
     from shop.service_login import check_service
     from shop.settings import Settings
+    from shop.worker import create_service
 
     settings = Settings()
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers})
     settings.check_secrets()
     settings.check_mails()
     configure_logging(settings.log_format)
@@ -73,17 +78,16 @@ def serve(
         if location.owner_url is not None:
             migrations.upgrade(location.owner_url)
         asyncio.run(check_service(location.url, settings, must_be_migrated=location.owner_url is None))
+        asyncio.run(check_pools(location.url, settings))
         migrations.verify_schema(location.url, role=SYSTEM_ROLE)
-        service = create_app(location.url, with_generated_secrets(settings).with_hosts_of(address))
         docs_host, docs_port, *_ = sockets[-1].getsockname()
         _out.print(f"docs: http://{docs_host}:{docs_port}/docs", highlight=False)
         if settings.database_url is None and location.owner_url is not None:
             print_first_sign_in(location.owner_url, f"http://{address}:{sockets[0].getsockname()[1]}")
-        freeze_loaded_objects()
-        collect_less_often()
         serve_app(
-            service,
+            partial(create_service, location.url if settings.database_url is None else None, address=address),
             sockets=sockets,
+            workers=settings.workers,
             limits=settings.server_limits,
             stop_pause=settings.shutdown_pause,
             stop_timeout=settings.shutdown_timeout,

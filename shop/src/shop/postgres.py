@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import make_url, text
 
-from howdah import Database, HowdahError
-from howdah.embedded import EmbeddedPostgres, running_data_dirs
+from howdah import Database, HowdahError, check_connection_limits
+from howdah.embedded import DEFAULT_SETTINGS, EmbeddedPostgres, running_data_dirs
 from shop.roles import SERVICE_LOGIN, STAFF_ROLE, SYSTEM_ROLE
 from shop.settings import Settings
 
 _DATABASE = "shop"
+# Connections of the embedded server for other commands, and those that PostgreSQL reserves for superusers.
+_OTHER_CONNECTIONS: Final = 20
 
 
 class OtherServerRuns(Exception):
@@ -72,23 +75,31 @@ def open_service_location(settings: Settings) -> Iterator[ServiceLocation]:
 
     Raises `MissingUrl` if only the owner's URL is set.
     """
-    if settings.database_url is not None:
+    if _is_embedded(settings):
+        with _embedded(settings) as server:
+            yield ServiceLocation(server.url(_DATABASE, user=SERVICE_LOGIN), server.url(_DATABASE))
+    else:
         owner = settings.owner_database_url
-        yield ServiceLocation(_with_driver(settings.database_url), None if owner is None else _with_driver(owner))
-    elif settings.owner_database_url is not None:
+        yield ServiceLocation(service_url(settings), None if owner is None else _with_driver(owner))
+
+
+def service_url(settings: Settings) -> str:
+    """The URL of the service's login on an existing server. Raises `MissingUrl` if it isn't set."""
+    if settings.database_url is None:
         raise MissingUrl(
             "SHOP_OWNER_DATABASE_URL has the login of the owner of the tables, but the service must not use it: set "
             f"SHOP_DATABASE_URL to a URL that logs in as {SERVICE_LOGIN}"
         )
-    else:
-        with _embedded(settings) as server:
-            yield ServiceLocation(server.url(_DATABASE, user=SERVICE_LOGIN), server.url(_DATABASE))
+    return _with_driver(settings.database_url)
 
 
 @contextmanager
 def _embedded(settings: Settings) -> Iterator[EmbeddedPostgres]:
-    """The embedded server with Shop's database."""
-    with EmbeddedPostgres(settings.data_dir, restart=True) as server:
+    """The embedded server with Shop's database. If it isn't running, it starts with enough connections."""
+    needed = (settings.workers + 1) * _count_connections(settings) + _OTHER_CONNECTIONS
+    connections = max(needed, int(DEFAULT_SETTINGS["max_connections"]))
+    started_with = {"max_connections": str(connections)}
+    with EmbeddedPostgres(settings.data_dir, settings=started_with, restart=True) as server:
         server.ensure_database(_DATABASE)
         yield server
 
@@ -212,6 +223,28 @@ def open_system_database(url: str, settings: Settings) -> Database:
     """The `Database` of the ledger, of sign-ins, API keys and periodic jobs, in a pool of its own."""
     size = settings.system_pool_size
     return open_database(url, settings, role=SYSTEM_ROLE, pool_size=size, max_overflow=size // 2)
+
+
+async def check_pools(url: str, settings: Settings) -> None:
+    """Raise `PoolsTooLarge` if PostgreSQL doesn't accept the connections of all workers."""
+    async with AsyncExitStack() as stack:
+        databases = [await stack.enter_async_context(each) for each in _open_pools(url, settings)]
+        await check_connection_limits(
+            databases,
+            workers=settings.workers,
+            advice="SHOP_POOL_SIZE, SHOP_STAFF_POOL_SIZE and SHOP_SYSTEM_POOL_SIZE",
+        )
+
+
+def _count_connections(settings: Settings) -> int:
+    """The most connections that one process opens."""
+    states = [each.pool_status() for each in _open_pools("postgresql://", settings)]
+    return sum(state.size + state.max_overflow for state in states)
+
+
+def _open_pools(url: str, settings: Settings) -> list[Database]:
+    """The databases of one process of the service. They open no connection before they are used."""
+    return [open_database(url, settings), open_staff_database(url, settings), open_system_database(url, settings)]
 
 
 def open_owner_database(url: str, settings: Settings, *, application_name: str) -> Database:

@@ -103,6 +103,7 @@ class Settings(BaseSettings):
         description="Serve /metrics, /docs and /openapi.json on this port of `internal_host` only",
     )
     log_format: Literal["auto", "json", "console"] = "auto"
+    workers: int = Field(default=1, ge=1, description="The number of processes that serve requests")
     pool_size: int = Field(default=20, ge=1, description="The pool of customers, in each process")
     staff_pool_size: int = Field(
         default=12,
@@ -139,7 +140,7 @@ class Settings(BaseSettings):
         default=0.05, gt=0, description="The target for the average time in progress, without streams"
     )
     max_request_wait: float = Field(default=0.75, gt=0, description="How long a request may wait to be admitted (503)")
-    max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503")
+    max_connections: int = Field(default=1_000, ge=1, description="Above it, a connection gets a 503; in each process")
     max_header_bytes: int = Field(
         default=16_384, ge=1_024, description="The size of the request line and all headers (431)"
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -41,8 +41,11 @@ from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.fastapi.route_rules import RuleCheck
 from howdah.fastapi.security_headers import SecurityHeaders
 from howdah.fastapi.trusted_proxies import TrustedProxies
-from howdah.serving._scope_keys import ADMIT_KEY
+from howdah.serving._scope_keys import ADMIT_KEY, FIGURES_KEY
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
+
+if TYPE_CHECKING:
+    from howdah.fastapi.metrics import ProcessMetrics  # needs an extra
 
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"
@@ -186,11 +189,11 @@ def configure_app(
     if request_log:
         app.add_middleware(RequestLog)
     if metrics:
-        from howdah.fastapi.metrics import RequestMetrics, RequestMetricsMiddleware, build_metrics_router
+        from howdah.fastapi.metrics import ProcessMetrics, RequestMetricsMiddleware, build_metrics_router
 
-        request_metrics = RequestMetrics()
-        app.include_router(build_metrics_router(request_metrics, in_progress, limiter))
-        app.add_middleware(RequestMetricsMiddleware, metrics=request_metrics)
+        configuration.metrics = ProcessMetrics(in_progress, limiter)
+        app.include_router(build_metrics_router(configuration.metrics))
+        app.add_middleware(RequestMetricsMiddleware, metrics=configuration.metrics.requests)
     add_cors(app, cors_origins)
     app.add_middleware(SecurityHeaders)
     if trusted_proxies:
@@ -264,6 +267,7 @@ class _Configuration:
         self.direct_routes = direct_routes
         self.replacements: Mapping[str, Database] | None = None
         self.rule_check: RuleCheck | None = None
+        self.metrics: ProcessMetrics | None = None
 
     @asynccontextmanager
     async def run(self, app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -287,14 +291,19 @@ class _Configuration:
                     "lifespan, or pass it to configure_app(..., databases={...})"
                 )
             jobs = [] if self.replacements is not None else build_runners(self._jobs, databases, values)
-            own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: Opened(databases, values, names, jobs)}
+            opened = Opened(databases, values, names, jobs)
+            own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: opened}
             states[app] = {**user_state, **own}
             # here, because the application's own lifespan may have added routes
             if self.rule_check is not None:
                 self.rule_check()
             self.direct_routes.prepare()
             await stack.enter_async_context(run_jobs(jobs))
-            yield {**states[app], _STATES_KEY: states, ADMIT_KEY: self._in_progress}
+            shared: dict[str, Any] = {_STATES_KEY: states, ADMIT_KEY: self._in_progress}
+            if self.metrics is not None:
+                self.metrics.opened = opened
+                shared[FIGURES_KEY] = self.metrics
+            yield {**states[app], **shared}
 
     async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:
         if self.replacements is not None:

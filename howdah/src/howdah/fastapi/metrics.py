@@ -11,7 +11,7 @@ from http import HTTPMethod
 from itertools import accumulate
 from typing import Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -28,6 +28,8 @@ from howdah.fastapi.path_methods import ROUTE_PATH_KEY, get_route_path
 from howdah.fastapi.rate_limits import RateLimiter
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
+from howdah.serving._figures import Family, Figures, sum_figures
+from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
 
 # Other methods have the label `any`. A client can send any text as the method, and each would be a new time series.
 _METHODS: Final = frozenset(HTTPMethod)
@@ -151,10 +153,40 @@ class RequestMetricsMiddleware:
             )
 
 
-def build_metrics_router(
-    metrics: RequestMetrics, in_progress: RequestsInProgress, rate_limiter: RateLimiter | None = None
-) -> APIRouter:
-    """`/metrics`: the default registry of the process, and the metrics of this application."""
+class ProcessMetrics:
+    """All metrics of this process: the default registry, and those of one application."""
+
+    def __init__(self, in_progress: RequestsInProgress, rate_limiter: RateLimiter | None = None) -> None:
+        self.requests = RequestMetrics()
+        self._in_progress = in_progress
+        self._rate_limiter = rate_limiter
+        self.opened: Opened | None = None
+        """What the application has opened, if it is the outermost one of this process."""
+
+    def list_registries(self, opened: Opened) -> list[CollectorRegistry]:
+        current = CollectorRegistry()
+        current.register(PoolCollector(opened.databases))
+        current.register(BatchCollector(_find_queues(opened)))
+        current.register(LogCollector())
+        current.register(_LoadCollector(self._in_progress))
+        if self._rate_limiter is not None:
+            current.register(_RateLimitCollector(self._rate_limiter))
+        if opened.jobs:
+            current.register(_JobCollector(opened.jobs))
+        return [REGISTRY, self.requests.registry, current]
+
+    def read(self) -> Figures:
+        """The metrics, for the sum over all worker processes."""
+        assert self.opened is not None
+        return [
+            Family(family.name, family.type, family.documentation, [each[:3] for each in family.samples])
+            for registry in self.list_registries(self.opened)
+            for family in registry.collect()
+        ]
+
+
+def build_metrics_router(process: ProcessMetrics) -> APIRouter:
+    """`/metrics`: those of this process, or the sums of all worker processes of `howdah.serving.serve`."""
     router = APIRouter(tags=["health"], dependencies=[UNAUTHENTICATED])
 
     @router.get(
@@ -165,19 +197,40 @@ def build_metrics_router(
     )
     async def get_metrics(request: Request) -> Response:
         opened = find_opened(request, "the database")
-        current = CollectorRegistry()
-        current.register(PoolCollector(opened.databases))
-        current.register(BatchCollector(_find_queues(opened)))
-        current.register(LogCollector())
-        current.register(_LoadCollector(in_progress))
-        if rate_limiter is not None:
-            current.register(_RateLimitCollector(rate_limiter))
-        if opened.jobs:
-            current.register(_JobCollector(opened.jobs))
-        body = b"".join(map(generate_latest, (REGISTRY, metrics.registry, current)))
+        state = request.scope["state"]
+        registries = process.list_registries(opened)
+        # A mounted application has metrics of its own, which the server doesn't know.
+        if state.get(FIGURES_KEY) is process and (workers := state.get(WORKERS_KEY)) is not None:
+            try:
+                registries = [_as_registry(sum_figures(await workers.collect()))]
+            except TimeoutError as error:
+                raise HTTPException(
+                    503, "the metrics of the other worker processes can't be read: try again later"
+                ) from error
+        body = b"".join(map(generate_latest, registries))
         return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return router
+
+
+def _as_registry(figures: Figures) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(_FigureCollector(figures))
+    return registry
+
+
+class _FigureCollector(Collector):
+    """The summed metrics of several processes."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._figures:
+            metric = Metric(family.name, family.help, family.kind)
+            for name, labels, value in family.samples:
+                metric.add_sample(name, labels, value)
+            yield metric
 
 
 class _LoadCollector(Collector):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import threading
@@ -18,25 +17,23 @@ from typing import Any, Final
 import uvicorn
 
 from howdah.serving import _problems
-from howdah.serving._accepting import Acceptor
+from howdah.serving._accepting import Acceptor, Connector
 from howdah.serving._connections import Connections
 from howdah.serving._listening import count_waiting, reject_new_connections
 from howdah.serving._protocol import LimitedHttpProtocol
+from howdah.serving._signals import StopSignals
 from howdah.serving.draining import STOP_STATE_KEY, StopState
 from howdah.serving.limits import ServerLimits
 
 _TICK_SECONDS: Final = 0.1
 _MAX_CHECK_SECONDS: Final = 1.0
-# Two signals within this time count as one: a terminal and a process such as `uv run` may both send it.
-_SAME_SIGNAL_SECONDS: Final = 0.5
 # At a stop by SIGTERM, a connection is closed when it has been idle for this long. If it gets a request before that,
 # the response has `Connection: close`.
 _IDLE_SECONDS_AT_STOP: Final = 1.0
 # Before the listening socket is closed, the server waits for handshakes that have begun, and accepts their connections.
-_HANDSHAKE_SECONDS: Final = 0.1
+HANDSHAKE_SECONDS: Final = 0.1
 _MAX_ACCEPT_SECONDS: Final = 2.0
 _CANCEL_SECONDS: Final = 1.0
-_LOGGING_SECONDS: Final = 0.5
 # The time for the end of the lifespan after a second signal.
 _FORCED_LIFESPAN_SECONDS: Final = 3.0
 
@@ -65,8 +62,8 @@ class DrainingServer(uvicorn.Server):
         self._timeout = timeout
         self._idle_seconds = _IDLE_SECONDS_AT_STOP
         self._acceptor: Acceptor | None = None
+        self._signals = StopSignals(timeout=timeout)
         self._requested_at: float | None = None
-        self._last_signal_at = 0.0
         self._is_interactive = False
         self._counter = 0
         self._next_check = 0.0
@@ -87,23 +84,18 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Note the signal. `main_loop` and `shutdown` do the rest."""
-        now = time.monotonic()
-        is_repeated = now - self._last_signal_at < _SAME_SIGNAL_SECONDS
-        self._last_signal_at = now
+        self._signals.handle(sig)
         if self._requested_at is None:
-            self._is_interactive = sig == signal.SIGINT
+            self._is_interactive = self._signals.is_interactive
             self.request_stop()
-            threading.Thread(target=_end_process, args=(now + self._timeout, self._timeout), daemon=True).start()
-        elif is_repeated:
-            return
-        elif self.force_exit:
-            os._exit(1)
-        else:
-            self.force_exit = True
+        self.force_exit = self._signals.is_forced
 
-    def request_stop(self) -> None:
-        """Stop as after the first SIGTERM, but without the time limit for the process."""
-        self._requested_at = time.monotonic()
+    def request_stop(self, requested_at: float | None = None) -> None:
+        """Stop as after the first SIGTERM, but without the time limit for the process.
+
+        The steps of the stop have their times from `requested_at`, which is now by default.
+        """
+        self._requested_at = time.monotonic() if requested_at is None else requested_at
         self._stop.is_draining = True
         self.should_exit = True
 
@@ -113,10 +105,10 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if Acceptor.is_needed():
             descriptors = [each.fileno() for server in self.servers for each in server.sockets]
-            self._acceptor = Acceptor(descriptors, self._create_protocol)
+            self._acceptor = Acceptor(descriptors, Connector(self.create_protocol).connect)
             self._acceptor.start()
 
-    def _create_protocol(self) -> asyncio.Protocol:
+    def create_protocol(self) -> asyncio.Protocol:
         """As uvicorn does for its own listener."""
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
@@ -125,26 +117,26 @@ class DrainingServer(uvicorn.Server):
     async def main_loop(self) -> None:
         """Serve until a signal, and then for the pause."""
         while not self.should_exit:
-            await self._tick()
+            await self.tick()
         if self._requested_at is None:  # `should_exit` was set by other code
             self.request_stop()
         if self._is_interactive or not self._pause:
             return
         _log.info("stopping: /readyz fails, and requests are served for %g s more", self._pause)
-        await self._tick_until(lambda: self.force_exit, self._pause)
+        await self.tick_until(lambda: self.force_exit, self._pause)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the connections, and end the lifespan."""
         requested_at = self._requested_at
         assert requested_at is not None
-        await self._stop_listening(sockets or [])
+        await self.stop_listening(sockets or [])
         state, loop = self.server_state, asyncio.get_running_loop()
         _log.info("stopping: %d connections, %d requests", len(state.connections), len(state.tasks))
         self._connections.close_idle(after=0 if self._is_interactive else self._idle_seconds, now=loop.time())
         for connection in list(state.connections):
             connection.shutdown()
         ends_at = requested_at + self._timeout
-        await self._tick_until(
+        await self.tick_until(
             lambda: self.force_exit or not (state.connections or state.tasks),
             ends_at - min(6.0, 0.3 * self._timeout) - time.monotonic(),
         )
@@ -152,22 +144,26 @@ class DrainingServer(uvicorn.Server):
         rest = ends_at - min(3.0, 0.15 * self._timeout) - time.monotonic()
         if self.force_exit:
             rest = min(rest, _FORCED_LIFESPAN_SECONDS)
-        try:
-            await asyncio.wait_for(self.lifespan.shutdown(), max(0.0, rest))
-        except TimeoutError:
-            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", rest)
+        await self.end_lifespan(max(0.0, rest))
 
-    async def _stop_listening(self, sockets: Sequence[socket.socket]) -> None:
+    async def end_lifespan(self, seconds: float) -> None:
+        """Shut the application down, within this time."""
+        try:
+            await asyncio.wait_for(self.lifespan.shutdown(), seconds)
+        except TimeoutError:
+            _log.error("the application's lifespan did not end within %.1f s: it is cancelled", seconds)
+
+    async def stop_listening(self, sockets: Sequence[socket.socket]) -> None:
         """Close the listening sockets without resetting connections that clients have already opened."""
         listening = [each for server in self.servers for each in server.sockets]
         is_rejecting = reject_new_connections(listening)
         if is_rejecting:
-            await self._tick_until(lambda: False, _HANDSHAKE_SECONDS)
+            await self.tick_until(lambda: False, HANDSHAKE_SECONDS)
         if self._acceptor is not None:
             self._acceptor.stop()
         if is_rejecting:
             # The event loop accepts the rest: uvloop one connection in each iteration, so that takes some ticks.
-            await self._tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
+            await self.tick_until(lambda: not count_waiting(listening), _MAX_ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
         for each in sockets:
@@ -187,12 +183,12 @@ class DrainingServer(uvicorn.Server):
             if each.transport is not None and not each.transport.get_write_buffer_size():
                 each.transport.close()
 
-    async def _tick_until(self, is_done: Callable[[], bool], seconds: float) -> None:
+    async def tick_until(self, is_done: Callable[[], bool], seconds: float) -> None:
         ends_at = time.monotonic() + seconds
         while not is_done() and time.monotonic() < ends_at:
-            await self._tick()
+            await self.tick()
 
-    async def _tick(self) -> None:
+    async def tick(self) -> None:
         """Update the date header, and check the times of the connections."""
         if await self.on_tick(self._counter):
             self.should_exit = True
@@ -208,6 +204,12 @@ class DrainingServer(uvicorn.Server):
 
 def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float) -> DrainingServer:
     """Build the server for the application. Its `run` starts it."""
+    config, connections = build_config(app, limits)
+    return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
+
+
+def build_config(app: Any, limits: ServerLimits) -> tuple[uvicorn.Config, Connections]:
+    """The configuration of uvicorn, and the connections of the server."""
     connections = Connections(limits, StopState())
     config = uvicorn.Config(
         app,
@@ -219,16 +221,4 @@ def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float
         # `configure_app(trusted_proxies=...)` is used instead.
         proxy_headers=False,
     )
-    return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
-
-
-def _end_process(ends_at: float, seconds: float) -> None:
-    """End the process at this time, if it is still running. Runs in a thread of its own."""
-    # The log may be blocked, for example by a pipe that nobody reads.
-    logging_seconds = min(_LOGGING_SECONDS, 0.1 * seconds)
-    time.sleep(max(0.0, ends_at - logging_seconds - time.monotonic()))
-    message = "the process did not stop within %g s: it ends now, without closing its connections"
-    logging_thread = threading.Thread(target=_log.critical, args=(message, seconds), daemon=True)
-    logging_thread.start()
-    logging_thread.join(logging_seconds)
-    os._exit(1)
+    return config, connections

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import pickle
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
+from howdah.serving._open_files import fit_file_limit
 from howdah.serving.limits import ServerLimits
-
-# File descriptors for everything that isn't a connection of a client: the database's, files, and the log.
-_OTHER_FILES: Final = 200
-
-_log: Final = logging.getLogger("howdah.serving")
 
 
 class CannotListen(OSError):
@@ -45,13 +40,23 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     sockets: Sequence[socket.socket] | None = None,
+    workers: int | None = None,
     limits: ServerLimits | None = None,
     stop_pause: float = 5.0,
     stop_timeout: float = 25.0,
+    hang_timeout: float = 30.0,
 ) -> None:
     """Serve the ASGI application until SIGTERM or SIGINT (Ctrl+C), and return.
 
     `sockets` must be bound, and not shared with other processes. Without them, `serve` binds `host` and `port`.
+
+    **With `workers`, `app` is a function that creates the application**: a function of a module, or a
+    `functools.partial` of one. With `workers=1` it is called in this process. With more, each worker is a new process
+    that calls it. So it also has to configure the log of its process. The limits are those of each worker. This process
+    accepts the connections, and passes each one to the worker with the fewest. It replaces a worker that ends, or
+    whose event loop is blocked for `hang_timeout` seconds. SIGHUP replaces the workers one by one, with the current
+    code of the application, and no request fails. The metrics of `configure_app` are the sums of all workers. The
+    module that is run as `__main__` must call `serve` under `if __name__ == "__main__"`, because workers import it.
 
     On SIGTERM, `/readyz` fails first, while requests are served for `stop_pause` seconds more, so that a proxy can
     learn of it. SIGINT skips this pause. Then the server accepts no more connections, closes idle ones, and finishes
@@ -61,36 +66,55 @@ def serve(
     is still in this function or in the code after it. So after a signal, the caller should only close its own
     resources. A second signal cancels the requests at once, and a third one ends the process.
 
-    Raises `CannotListen`, and `SystemExit` if the application doesn't start. Call it in the main thread.
+    Raises `CannotListen`, and `SystemExit` if the application doesn't start, or if a worker has to be killed at the
+    stop. Call it in the main thread.
     """
-    from howdah.serving._server import build_server
-
     if stop_pause < 0 or stop_timeout <= stop_pause:
         raise ValueError(
             f"stop_timeout ({stop_timeout:g} s) includes stop_pause ({stop_pause:g} s), so it must be longer"
         )
-    limits = _fit_file_limit(limits if limits is not None else ServerLimits())
-    server = build_server(app, limits=limits, pause=stop_pause, timeout=stop_timeout)
-    server.run([bind_socket(host, port)] if sockets is None else list(sockets))
+    if workers is not None and (workers < 1 or (workers > 1 and sys.platform == "win32")):
+        raise ValueError(f"workers must be at least 1, and on Windows exactly 1, not {workers}")
+    if hang_timeout <= 0:
+        raise ValueError(f"hang_timeout must be more than 0 seconds, not {hang_timeout}")
+    if workers is not None and workers > 1:
+        _check_importable(app)
+    bound = [bind_socket(host, port)] if sockets is None else list(sockets)
+    limits = limits if limits is not None else ServerLimits()
+    if workers is None or workers == 1:
+        _serve_here(app if workers is None else app(), bound, limits, pause=stop_pause, timeout=stop_timeout)
+        return
+    from howdah._log_writer import share_lines
+    from howdah.serving._supervisor import Supervisor
 
-
-def _fit_file_limit(limits: ServerLimits) -> ServerLimits:
-    """Raise the process's limit of open files as needed. If the system forbids it, lower `max_connections`."""
-    if sys.platform == "win32":
-        return limits
-    import resource
-
-    needed = limits.max_connections + limits.reserved_connections + _OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return limits
-    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed == needed:
-        return limits
-    fitting = max(1, allowed - limits.reserved_connections - _OTHER_FILES)
-    _log.warning(
-        "max_connections is %d instead of %d, because the process may open only %d files: raise its limit (ulimit -n)",
-        *(fitting, limits.max_connections, allowed),
+    share_lines()
+    supervisor = Supervisor(
+        app,
+        workers=workers,
+        sockets=bound,
+        limits=limits,
+        pause=stop_pause,
+        timeout=stop_timeout,
+        hang_timeout=hang_timeout,
     )
-    return replace(limits, max_connections=fitting)
+    supervisor.run()
+    if supervisor.exit_code:
+        raise SystemExit(supervisor.exit_code)
+
+
+def _serve_here(app: Any, bound: list[socket.socket], limits: ServerLimits, *, pause: float, timeout: float) -> None:
+    """Serve in this process."""
+    from howdah.serving._server import build_server
+
+    build_server(app, limits=fit_file_limit(limits), pause=pause, timeout=timeout).run(bound)
+
+
+def _check_importable(create_app: Any) -> None:
+    """Raise `TypeError` unless another process can import the function."""
+    try:
+        pickle.dumps(create_app)
+    except Exception as error:
+        raise TypeError(
+            "with workers, serve needs a function of a module that creates the application, or a functools.partial of "
+            f"one, because other processes import it, not {create_app!r}"
+        ) from error

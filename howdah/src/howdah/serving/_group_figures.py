@@ -1,0 +1,73 @@
+"""The metrics of a group of workers, in their parent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from howdah.serving._figures import Family, Figures, encode_figures, keep_cumulative, sum_figures
+from howdah.serving._worker_process import WorkerProcess
+
+_FIGURES_SECONDS: Final = 1.0
+
+
+class GroupFigures:
+    """The metrics of all workers, including those that have ended: their counters must not fall."""
+
+    def __init__(self, list_running: Callable[[], list[WorkerProcess]]) -> None:
+        self._list_running = list_running
+        self._ended: Figures = []
+        self._failures = 0
+        self._last_number = 0
+        self._asking: deque[tuple[WorkerProcess, int]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    def keep(self, worker: WorkerProcess, *, is_expected: bool) -> None:
+        """Add the last counts of a worker that has ended."""
+        self._failures += not is_expected
+        self._ended = sum_figures([self._ended, keep_cumulative(worker.read_last_figures())])
+
+    def collect(self, worker: WorkerProcess, number: int) -> None:
+        """Answer this request of the worker. Requests that come in the meantime are answered together."""
+        self._asking.append((worker, number))
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._answer_all())
+
+    async def _answer_all(self) -> None:
+        while self._asking:
+            asking = [*self._asking]
+            self._asking.clear()
+            await self._ask_workers()
+            running = self._list_running()
+            parts = [worker.figures for worker in running if worker.figures is not None]
+            own = encode_figures([*self._ended, *_describe_workers(len(running), self._failures)])
+            for worker, number in asking:
+                worker.answer(number, [*parts, own])
+
+    async def _ask_workers(self) -> None:
+        """Wait for the current metrics of all workers. One that doesn't answer in time has its last ones."""
+        self._last_number += 1
+        asked = self._list_running()
+        for worker in asked:
+            worker.ask_for_figures(self._last_number)
+        ends_at = time.monotonic() + _FIGURES_SECONDS
+        while time.monotonic() < ends_at:
+            running = self._list_running()
+            if all(worker.answered >= self._last_number for worker in asked if worker in running):
+                return
+            await asyncio.sleep(0.002)
+
+
+def _describe_workers(running: int, failures: int) -> Figures:
+    return [
+        Family("howdah_workers", "gauge", "Worker processes that serve requests", [("howdah_workers", {}, running)]),
+        Family(
+            "howdah_worker_failures",
+            "counter",
+            "Worker processes that ended unexpectedly",
+            [("howdah_worker_failures_total", {}, failures)],
+        ),
+    ]

@@ -1,0 +1,210 @@
+"""A worker process, as its parent sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from howdah.serving._figures import Figures, decode_figures
+from howdah.serving._messages import MessageKind, encode_message, read_messages
+from howdah.serving._worker import CLOSED, HEARTBEAT, STACK_SIGNAL, STOP_SIGNALS, StopOrder, WorkerSetup, run_worker
+from howdah.serving.limits import ServerLimits
+
+# The longest time between two looks at a heartbeat that counts. Otherwise a parent that was suspended, together with
+# its workers, would find all of them hanging when it goes on.
+_MAX_STEP_SECONDS: Final = 1.0
+_STALLED_SECONDS: Final = 1.0
+# How long the last messages of a worker that has ended may take.
+_LAST_MESSAGES_SECONDS: Final = 1.0
+# For a process that has ended, or was killed.
+_JOIN_SECONDS: Final = 5.0
+
+_log: Final = logging.getLogger("howdah.serving")
+_context: Final = multiprocessing.get_context("spawn")
+
+
+class WorkerProcess:
+    """Starts a worker, passes connections to it, and watches it."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        create_app: Callable[[], Any],
+        limits: ServerLimits,
+        stop_timeout: float,
+        collect: Callable[[WorkerProcess, int], object],
+    ) -> None:
+        """Start the process. `collect` is called when it asks for the metrics of all workers. Raises `OSError`."""
+        self.number = number
+        self.started_at = time.monotonic()
+        self.is_ready = False
+        self.stops_at: float | None = None
+        """The time at which it is killed. It gets no new connections, and isn't replaced when it ends."""
+        self.has_shown_stacks = False
+        self.figures: bytes | None = None
+        """Its last metrics."""
+        self.answered = 0
+        """The number of the last `SEND_FIGURES` that it has answered."""
+        self._shared = _context.RawArray("d", 2)
+        self._is_broken = False
+        self._passed = 0
+        self._beat = (0.0, self.started_at, 0.0)  # its value, when it was looked at, and for how long it has stood
+        self._ended_at: float | None = None
+        self._control: asyncio.StreamWriter | None = None
+        self._unsent: list[bytes] = []  # until the control socket has its stream
+        control, its_control = socket.socketpair()
+        self._connections, its_connections = socket.socketpair()
+        self._connections.setblocking(False)
+        with its_control, its_connections:
+            setup = WorkerSetup(
+                number=number,
+                create_app=create_app,
+                limits=limits,
+                stop_timeout=stop_timeout,
+                control=its_control,
+                connections=its_connections,
+                shared=self._shared,
+            )
+            self._process = _context.Process(target=run_worker, args=(setup,), name=f"worker-{number}")
+            try:
+                _start(self._process)
+            except BaseException:
+                control.close()
+                self._connections.close()
+                raise
+        self._reading = asyncio.get_running_loop().create_task(self._read(control, collect))
+
+    async def _read(self, control: socket.socket, collect: Callable[[WorkerProcess, int], object]) -> None:
+        """Handle its messages until it has ended."""
+        reader, self._control = await asyncio.open_connection(sock=control)
+        self._control.writelines(self._unsent)
+        async for kind, number, payload in read_messages(reader):
+            match kind:
+                case MessageKind.READY:
+                    self.is_ready = True
+                    self._beat = (0.0, time.monotonic(), 0.0)
+                    _log.info("%s serves connections", self)
+                case MessageKind.FIGURES:
+                    self.figures = payload
+                    self.answered = max(self.answered, number)
+                case MessageKind.COLLECT:
+                    collect(self, number)
+                case _:
+                    _log.error("unexpected message of %s: %s", self, kind.name)
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (process {self._process.pid})"
+
+    # Connections
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes connections."""
+        return self.is_ready and self.stops_at is None and not self._is_broken
+
+    @property
+    def load(self) -> tuple[bool, int]:
+        """The order in which workers get connections: one whose event loop is blocked comes last."""
+        return self._beat[2] > _STALLED_SECONDS, self._passed - int(self._shared[CLOSED])
+
+    def pass_connection(self, accepted: socket.socket) -> bool:
+        """Pass the connection to the worker. Returns false if it takes none at the moment, or has ended."""
+        try:
+            socket.send_fds(self._connections, [b"\0"], [accepted.fileno()])
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            # Too many connections are on their way (ETOOMANYREFS, ENOBUFS), or the worker has ended. The next look at
+            # the process shows which of them it is.
+            self._is_broken = isinstance(error, ConnectionError)
+            return False
+        self._passed += 1
+        return True
+
+    # Life
+
+    @property
+    def exit_code(self) -> int | None:
+        """The code of a process that has ended and whose last messages were read; -9 is a process that was killed."""
+        code: int | None = self._process.exitcode
+        if code is None:
+            return None
+        now = time.monotonic()
+        self._ended_at = self._ended_at or now
+        is_read = self._reading.done() or now - self._ended_at > _LAST_MESSAGES_SECONDS
+        return code if is_read else None
+
+    def seconds_without_heartbeat(self) -> float:
+        """For how long its event loop has been blocked."""
+        value, seen_at, blocked = self._beat
+        now, current = time.monotonic(), self._shared[HEARTBEAT]
+        blocked = 0.0 if current != value else blocked + min(now - seen_at, _MAX_STEP_SECONDS)
+        self._beat = current, now, blocked
+        return blocked
+
+    def drain(self) -> None:
+        """Let its clients connect again elsewhere."""
+        self._send(encode_message(MessageKind.DRAIN))
+
+    def stop(self, order: StopOrder, *, stops_at: float) -> None:
+        """Pass no more connections, and let it finish its requests."""
+        self.stops_at = stops_at
+        self._send(encode_message(MessageKind.STOP, payload=order.encode()))
+        self._connections.close()  # after the last connection, the worker reads the end of the stream
+
+    def force(self) -> None:
+        """Let it cancel its requests."""
+        self._send(encode_message(MessageKind.FORCE))
+
+    def ask_for_figures(self, number: int) -> None:
+        self._send(encode_message(MessageKind.SEND_FIGURES, number))
+
+    def answer(self, number: int, parts: list[bytes]) -> None:
+        """Answer its `COLLECT`."""
+        self._send(encode_message(MessageKind.SUMS, number, b"[" + b",".join(parts) + b"]"))
+
+    def show_stacks(self) -> None:
+        """Let it write the stacks of its threads to standard error, which works even if it hangs."""
+        self.has_shown_stacks = True
+        pid = self._process.pid
+        if pid is not None and self._process.exitcode is None:
+            os.kill(pid, STACK_SIGNAL)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def read_last_figures(self) -> Figures:
+        return [] if self.figures is None else decode_figures(self.figures)
+
+    def close(self) -> None:
+        """Wait for the end of the process, and release what it used here."""
+        self._process.join(_JOIN_SECONDS)
+        self._connections.close()
+        self._reading.cancel()
+        if self._control is not None:
+            self._control.close()
+
+    def _send(self, data: bytes) -> None:
+        if self._control is None:
+            self._unsent.append(data)
+        elif not self._control.is_closing():
+            self._control.write(data)
+
+
+def _start(process: Any) -> None:
+    """Start the process so that no signal interrupts it before it handles signals: Ctrl+C is sent to it, too."""
+    multiprocessing.resource_tracker.ensure_running()  # it unblocks these signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -1,0 +1,58 @@
+"""The metrics of several processes as one."""
+
+from __future__ import annotations
+
+import math
+
+from howdah.serving._figures import Family, decode_figures, encode_figures, keep_cumulative, sum_figures
+
+
+def family(name: str, kind: str, *values: tuple[str, float]) -> Family:
+    """A metric without labels, with one sample for each suffix."""
+    return Family(name, kind, "help", [(f"{name}{suffix}", {}, value) for suffix, value in values])
+
+
+def test_each_kind_of_metric_is_combined_by_its_meaning() -> None:
+    cases = [
+        (family("requests", "counter", ("_total", 2), ("_created", 100)), [5, 100]),
+        (family("seconds", "summary", ("_count", 2), ("_sum", 0.5)), [5, 2]),
+        (family("connections", "gauge", ("", 2)), [5]),
+        (family("last_success_timestamp_seconds", "gauge", ("", 2)), [3]),
+        (family("python_info", "gauge", ("", 1)), [1]),
+        (family("process_start_time_seconds", "gauge", ("", 50)), [50]),
+    ]
+    others = [
+        family("requests", "counter", ("_total", 3), ("_created", 101)),
+        family("seconds", "summary", ("_count", 3), ("_sum", 1.5)),
+        family("connections", "gauge", ("", 3)),
+        family("last_success_timestamp_seconds", "gauge", ("", 3)),
+        family("python_info", "gauge", ("", 1)),
+        family("process_start_time_seconds", "gauge", ("", 60)),
+    ]
+    total = sum_figures([[first for first, _ in cases], others])
+    assert [[value for *_, value in each.samples] for each in total] == [expected for _, expected in cases]
+
+
+def test_samples_with_other_labels_are_kept_apart_and_buckets_are_added() -> None:
+    first = Family("size", "histogram", "h", [("size_bucket", {"queue": "a", "le": "1"}, 1.0)])
+    second = Family(
+        "size",
+        "histogram",
+        "h",
+        [("size_bucket", {"queue": "a", "le": "1"}, 2.0), ("size_bucket", {"queue": "b", "le": "1"}, 4.0)],
+    )
+    (total,) = sum_figures([[first], [second]])
+    assert total.samples == [
+        ("size_bucket", {"queue": "a", "le": "1"}, 3.0),
+        ("size_bucket", {"queue": "b", "le": "1"}, 4.0),
+    ]
+
+
+def test_only_cumulative_metrics_of_an_ended_process_are_kept() -> None:
+    figures = [family("requests", "counter", ("_total", 2)), family("connections", "gauge", ("", 2))]
+    assert keep_cumulative(figures) == figures[:1]
+
+
+def test_infinities_survive_the_way_to_the_parent() -> None:
+    (decoded,) = decode_figures(encode_figures([family("limit", "gauge", ("", math.inf))]))
+    assert decoded.samples[0][2] == math.inf
