@@ -49,8 +49,8 @@ from howdah.errors import ConnectionFailed
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
-# At most one fifth of `pool_size` is kept open between reads.
-_KEPT_CONNECTIONS_DIVISOR: Final = 5
+# At most half of `pool_size` is kept open between reads.
+_KEPT_CONNECTIONS_DIVISOR: Final = 2
 
 # The values of `target_session_attrs` for a database that isn't written to.
 _REPLICA_ATTRIBUTES: Final = frozenset({"standby", "prefer-standby", "read-only"})
@@ -280,7 +280,7 @@ class Database:
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Call `work` with an autocommit connection, and return the result of `work`. `work` must only read.
 
-        Up to one fifth of `pool_size` is kept open between reads and released when the pool is empty, so that a read is
+        Up to half of `pool_size` is kept open between reads and released when the pool is empty, so that a read is
         one round trip. Session settings (`SET`) stay on a kept connection. If a kept connection is broken, it is
         replaced and `work` is called a second time.
 

@@ -25,7 +25,7 @@ from sqlalchemy.sql.util import unwrap_order_by
 from typing_extensions import TypeVar
 
 from howdah._batch_figures import CoalescerStatus
-from howdah._connections.prepared import PreparedSelect
+from howdah._connections.prepared import PreparedSelect, ReadRows
 from howdah._keys import (
     collect_keys,
     deduplicate,
@@ -413,4 +413,4 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     async def _fetch(
         self, database: Database, statement: PreparedSelect, parameters: Mapping[str, Any]
     ) -> Sequence[Sequence[Any]]:
-        return await database.read(lambda connection: statement.rows(connection, parameters))
+        return await database.read(ReadRows(statement, parameters))

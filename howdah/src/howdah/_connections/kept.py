@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from howdah._connections.pool import BoundedPool, assign_slot, release_slot
+from howdah._connections.prepared import ReadRows
 from howdah._connections.settings import TransactionSettings, run_in_transaction
 from howdah._connections.slots import Priority, Slot, start_slot_record, use_slot
 from howdah.errors import ConnectionLost, TransactionConflict
@@ -113,20 +114,35 @@ class KeptConnections:
         if self._has_begin_listener() or (settings is not None and not self._can_begin_by_driver(settings)):
             return await self._read_in_transaction(engine, work)
         if settings is not None:
-            work = partial(run_in_transaction, settings=settings, work=work)
-        async with self._slot(Priority.READ) as slot:
+            work = _run_with_settings(work, settings)
+        pool = self._pool
+        slot = await pool.take_slot(Priority.READ)
+        try:
             kept = await self._take_idle(slot)
             if kept is None:
-                async with self._use(await self._connect(slot)) as connection:
-                    return await work(connection)
+                return await self._read_on(await self._connect(slot), work)
             try:
-                async with self._use(kept) as connection:
-                    return await work(connection)
+                return await self._read_on(kept, work)
             except (ConnectionLost, TransactionConflict):
                 # The other idle connections have the same fault: they are older than the restart or the migration.
                 await self._release_all()
-        async with self._slot(Priority.READ) as slot, self._use(await self._connect(slot)) as connection:
-            return await work(connection)
+        finally:
+            pool.state.slots.release(slot)
+        async with self._slot(Priority.READ) as slot:
+            return await self._read_on(await self._connect(slot), work)
+
+    async def _read_on(
+        self, kept: _KeptConnection, work: Callable[[AsyncConnection], Awaitable[ResultT]]
+    ) -> ResultT:
+        """Call `work` with the connection. After that the connection is idle, or is returned to the pool."""
+        try:
+            result = await work(kept.connection)
+            await _end_transaction(kept)
+        except BaseException:
+            await _close(kept.connection)
+            raise
+        await self._release(kept)
+        return result
 
     def is_shared(self) -> bool:
         """Whether all callers can use the same connection, because no listener prepares it for one of them."""
@@ -190,12 +206,13 @@ class KeptConnections:
         """Use the connection. After that it is idle, or is returned to the pool."""
         try:
             yield kept.connection
-            # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
-            if kept.connection.in_transaction():
-                await kept.connection.commit()
+            await _end_transaction(kept)
         except BaseException:
             await _close(kept.connection)
             raise
+        await self._release(kept)
+
+    async def _release(self, kept: _KeptConnection) -> None:
         if self._may_keep(kept):
             release_slot(kept.sync.connection, self._pool.state)
             kept.used = time.monotonic()
@@ -209,12 +226,20 @@ class KeptConnections:
             and kept.is_open
             and not self._is_discarded(kept)
             and kept.pool is self._pool  # the engine wasn't disposed during the use
-            and len(self._idle) < self._keep
-            and self._pool.has_room()
+            and self._has_place()
             and not self._is_prepared_for_each_use()
             # `execution_options()` changes a connection in place
             and kept.sync.get_execution_options() == self._engine.sync_engine.get_execution_options()
         )
+
+    def _has_place(self) -> bool:
+        """Whether one more connection may stay checked out while it is idle.
+
+        Tasks that wait for a connection, or have a slot but no connection yet, take the idle ones in a moment. Through
+        the pool each of them would need a checkout with a ping. If such a task finds the pool empty, it can get an idle
+        connection, too (`release_idle`).
+        """
+        return len(self._idle) < self._keep + self._pool.state.missing
 
     def _is_discarded(self, kept: _KeptConnection) -> bool:
         return kept.opened <= self._pool.state.discarded
@@ -246,6 +271,21 @@ class KeptConnections:
     async def _release_all(self) -> None:
         while self._idle:
             await _close(self._idle.pop().connection)
+
+
+def _run_with_settings(
+    work: Callable[[AsyncConnection], Awaitable[ResultT]], settings: TransactionSettings
+) -> Callable[[AsyncConnection], Awaitable[ResultT]]:
+    """A function that calls `work` in a transaction with the settings."""
+    if isinstance(work, ReadRows):
+        return partial(work.with_settings, settings=settings)
+    return partial(run_in_transaction, settings=settings, work=work)
+
+
+async def _end_transaction(kept: _KeptConnection) -> None:
+    # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
+    if kept.connection.in_transaction():
+        await kept.connection.commit()
 
 
 async def _close(connection: AsyncConnection) -> None:

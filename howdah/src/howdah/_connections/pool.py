@@ -78,6 +78,11 @@ class PoolState:
         """The number of connections in use, including those of replaced pools, plus the idle kept connections."""
         return self.slots.in_use + self.kept.idle_count
 
+    @property
+    def missing(self) -> int:
+        """The number of tasks that wait for a slot, or that have one but no connection yet."""
+        return self.slots.waiting + self.slots.in_use - len(self.used)
+
     def discard_open(self) -> None:
         """Replace all connections that are open now before their next use.
 
@@ -154,10 +159,6 @@ class BoundedPool(PoolWithReturnHook):
                 f"all {limit} connections{others} were in use for {self.timeout()} s (pool_timeout): "
                 "hold sessions for a shorter time, or raise pool_size"
             ) from error
-
-    def has_room(self) -> bool:
-        """Whether another connection can be opened, or is idle in the pool."""
-        return self.checkedin() > 0 or self.state.claimed < self.state.slots.total
 
     def dispose(self) -> None:
         self._is_disposed = True

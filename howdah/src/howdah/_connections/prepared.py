@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from howdah._connections.pipelined import can_pipeline, fetch_with_settings
+from howdah._connections.settings import TransactionSettings, run_in_transaction
 from howdah._driver_errors import DRIVER_ERRORS
 from howdah._error_translation import raise_for_statement
 from howdah._tracing import spans_by_dialect
@@ -34,25 +37,73 @@ class PreparedSelect:
         """All rows. Raises the same errors as SQLAlchemy."""
         sync = connection.sync_connection
         assert sync is not None
-        if self._compiled is None:
-            self._compiled = _Compiled(self._statement, sync.dialect)
-        values = self._compiled.parameters(parameters) if _can_bypass(sync) else None
+        compiled = self._compile(sync)
+        values = compiled.parameters(parameters) if _can_bypass(sync) else None
         if values is None:
             result = await connection.execute(self._statement, parameters)
             return [*result]
-        raw: Any = await connection.get_raw_connection()
-        spans = spans_by_dialect.get(sync.dialect)
+        driver = await _get_driver(connection, sync)
         try:
-            with nullcontext() if spans is None else spans.span(self._compiled.text):
-                rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *values)
+            with self._span(sync):
+                rows: Sequence[Sequence[Any]] = await driver.fetch(compiled.text, *values)
         except _DRIVER_ERRORS as error:
-            text, failed = self._compiled.text, error
+            text, failed = compiled.text, error
             return await connection.run_sync(lambda sync: raise_for_statement(sync, text, failed))
         except BaseException:
             # The task was cancelled. The driver may still wait for a result, so the connection can't be used any more.
             await asyncio.shield(asyncio.ensure_future(connection.invalidate()))
             raise
         return rows
+
+    async def rows_with_settings(
+        self, connection: AsyncConnection, parameters: Mapping[str, Any], settings: TransactionSettings
+    ) -> Sequence[Sequence[Any]]:
+        """All rows, in a transaction with the settings. Raises the same errors as `run_in_transaction`."""
+        sync = connection.sync_connection
+        assert sync is not None
+        compiled = self._compile(sync)
+        values = compiled.parameters(parameters) if _can_bypass(sync) else None
+        driver = await _get_driver(connection, sync)
+        if values is None or not can_pipeline(driver):
+            return await run_in_transaction(
+                connection, settings=settings, work=lambda connection: self.rows(connection, parameters)
+            )
+        with self._span(sync):
+            return await fetch_with_settings(connection, driver, settings, compiled.text, values)
+
+    def _compile(self, sync: Connection) -> _Compiled:
+        if self._compiled is None:
+            self._compiled = _Compiled(self._statement, sync.dialect)
+        return self._compiled
+
+    def _span(self, sync: Connection) -> AbstractContextManager[Any]:
+        """The span of the statement, if the application traces the engine."""
+        spans = spans_by_dialect.get(sync.dialect)
+        return nullcontext() if spans is None else spans.span(self._compile(sync).text)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """The rows of a prepared SELECT, for `Database.read`. With settings, this is usually one round trip."""
+
+    statement: PreparedSelect
+    parameters: Mapping[str, Any]
+
+    async def __call__(self, connection: AsyncConnection) -> Sequence[Sequence[Any]]:
+        return await self.statement.rows(connection, self.parameters)
+
+    async def with_settings(
+        self, connection: AsyncConnection, settings: TransactionSettings
+    ) -> Sequence[Sequence[Any]]:
+        return await self.statement.rows_with_settings(connection, self.parameters, settings)
+
+
+async def _get_driver(connection: AsyncConnection, sync: Connection) -> Any:
+    """The driver's connection."""
+    if sync.closed or sync.invalidated:
+        raw: Any = await connection.get_raw_connection()
+        return raw.driver_connection
+    return sync.connection.driver_connection  # the same, without a greenlet
 
 
 class _Compiled:

@@ -214,7 +214,7 @@ async def run_in_transaction(
         result = await work(connection)
         await _send(connection, driver, "COMMIT")
     except BaseException as error:
-        await _end_failed(connection, driver, error)
+        await end_failed_transaction(connection, driver, error)
         raise
     return result
 
@@ -229,7 +229,7 @@ async def _send(connection: AsyncConnection, driver: Any, statement: str) -> Non
         await connection.run_sync(lambda sync: raise_for_statement(sync, statement.partition(";")[0], failed))
 
 
-async def _end_failed(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
+async def end_failed_transaction(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
     """Roll back, or close the connection if that may fail: no setting may stay on the connection."""
     is_ended = False
     try:
