@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Hashable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -18,14 +18,11 @@ ResultT = TypeVar("ResultT")
 class ScopedCoalescers(Generic[ItemT, ResultT]):
     """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
-    `create` makes a coalescer for a function `apply`, which reads in one scope. Each coalescer has its own limits.
-    They add their figures to those of `unscoped`, the coalescer of calls without a scope.
+    They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own limits. They add their
+    figures to those of `unscoped`.
     """
 
-    def __init__(
-        self, create: Callable[[Apply[ItemT, ResultT]], Coalescer[ItemT, ResultT]], unscoped: Coalescer[ItemT, ResultT]
-    ) -> None:
-        self._create = create
+    def __init__(self, unscoped: Coalescer[ItemT, ResultT]) -> None:
         self._unscoped = unscoped
         self._by_scope: dict[Hashable, Coalescer[ItemT, ResultT]] = {}
         self._users: dict[Hashable, int] = {}
@@ -41,8 +38,7 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
             raise CoalescerClosed("the view reader is closed")
         coalescer = self._by_scope.get(scope)
         if coalescer is None:
-            coalescer = self._by_scope[scope] = self._create(apply)
-            coalescer.count_in(self._unscoped)
+            coalescer = self._by_scope[scope] = self._unscoped.copy_for(apply)
         self._users[scope] = self._users.get(scope, 0) + 1
         try:
             return await coalescer.submit(item)
@@ -70,5 +66,5 @@ class Scope(Generic[ItemT, ResultT]):
     def __init__(self, all_scopes: ScopedCoalescers[ItemT, ResultT], scope: Hashable, apply: Apply[Any, Any]) -> None:
         self._all_scopes, self._scope, self._apply = all_scopes, scope, apply
 
-    async def submit(self, item: ItemT) -> ResultT:
-        return await self._all_scopes.submit(self._scope, self._apply, item)
+    def submit(self, item: ItemT) -> Awaitable[ResultT]:
+        return self._all_scopes.submit(self._scope, self._apply, item)

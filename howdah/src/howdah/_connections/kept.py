@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -101,18 +101,18 @@ class KeptConnections:
     async def read(
         self,
         work: Callable[[AsyncConnection], Awaitable[ResultT]],
-        engine: AsyncEngine,
+        get_engine: Callable[[], AsyncEngine],
         settings: TransactionSettings | None,
     ) -> ResultT:
         """Call `work`, which must only read, and return its result.
 
-        With settings it is called in a transaction. `engine` is the engine with these settings.
+        With settings it is called in a transaction. `get_engine` returns the engine with these settings.
 
         If a kept connection was lost, or after a `TransactionConflict` (for example, a table was altered after its
         statements were prepared), `work` is called again on another connection.
         """
         if self._has_begin_listener() or (settings is not None and not self._can_begin_by_driver(settings)):
-            return await self._read_in_transaction(engine, work)
+            return await self._read_in_transaction(get_engine(), work)
         if settings is not None:
             work = _run_with_settings(work, settings)
         pool = self._pool
@@ -150,7 +150,7 @@ class KeptConnections:
 
     def _has_begin_listener(self) -> bool:
         """Whether the application listens to the engine's `begin`."""
-        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
+        return self._has_listener((self._sync_engine.dispatch.begin,))
 
     def release_idle(self) -> None:
         if self._idle:
@@ -171,9 +171,7 @@ class KeptConnections:
 
     @property
     def _pool(self) -> BoundedPool:
-        pool = self._engine.pool
-        assert isinstance(pool, BoundedPool)
-        return pool
+        return self._sync_engine.pool  # type: ignore[return-value]  # the engine of a `Database`
 
     @asynccontextmanager
     async def _slot(self, priority: Priority) -> AsyncIterator[Slot]:
@@ -246,11 +244,17 @@ class KeptConnections:
 
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application has a listener that runs at each use of a connection, or at each statement."""
-        engine = self._sync_engine
-        pool, events = engine.pool.dispatch, engine.dispatch
-        pool_listeners: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
-        engine_listeners: tuple[Any, ...] = (events.engine_connect, events.before_execute, events.before_cursor_execute)
-        return any(map(self._pool.state.listeners.has_application_listener, (*pool_listeners, *engine_listeners)))
+        engine, pool = self._sync_engine.dispatch, self._pool.dispatch
+        return self._has_listener(
+            (
+                *(pool.checkout, pool.checkin, pool.reset),
+                *(engine.engine_connect, engine.before_execute, engine.before_cursor_execute),
+            )
+        )
+
+    def _has_listener(self, events: Iterable[Collection[Callable[..., Any]]]) -> bool:
+        """Whether the application listens to one of the events. Most of them have no listeners."""
+        return any([self._pool.state.listeners.has_application_listener(each) for each in events if each])
 
     async def _read_in_transaction(
         self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]
