@@ -158,11 +158,11 @@ async def test_the_statement_is_not_executed_if_a_setting_is_rejected(
 
 
 async def test_a_lost_connection_is_replaced_and_the_read_is_repeated(one: Database) -> None:
-    async with Database(one.engine.url) as other:
-        ((_, pid),) = await one.read(ReadRows(SEEN, {}))
-        await other.read(lambda connection: connection.execute(text(f"SELECT pg_terminate_backend({pid})")))
+    driver = await get_driver(one)
+    driver.terminate()
     assert await read(one, 1, 0) == [1]
     assert await read(one, 2, 0) == []
+    assert await get_driver(one) is not driver
 
 
 async def test_a_connection_that_lost_its_statements_is_replaced(one: Database) -> None:
