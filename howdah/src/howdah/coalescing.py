@@ -185,8 +185,11 @@ class Coalescer(Generic[ItemT, ResultT]):
         self.release()
 
     def release(self) -> None:
-        """Cancel the timer, so that the event loop doesn't keep this object. Without waiters there is nothing to do."""
-        self._timer.cancel()
+        """Cancel the timer, so that nothing keeps this object. Without waiters there is nothing to do.
+
+        The object isn't in a cycle then. So it is freed at once, and not by the garbage collector.
+        """
+        self._timer.release()
 
     async def _finish_running(self) -> None:
         """Wait until all batches have ended, and cancel them if that takes too long."""
