@@ -24,8 +24,7 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
 
     def __init__(self, unscoped: Coalescer[ItemT, ResultT]) -> None:
         self._unscoped = unscoped
-        self._by_scope: dict[Hashable, Coalescer[ItemT, ResultT]] = {}
-        self._users: dict[Hashable, int] = {}
+        self._by_scope: dict[Hashable, _Used[ItemT, ResultT]] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -36,28 +35,38 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
         """Submit the item to the coalescer of the scope. `apply` must do the same for equal scopes."""
         if self._closed:
             raise CoalescerClosed("the view reader is closed")
-        coalescer = self._by_scope.get(scope)
-        if coalescer is None:
-            coalescer = self._by_scope[scope] = self._unscoped.copy_for(apply)
-        self._users[scope] = self._users.get(scope, 0) + 1
+        used = self._by_scope.get(scope)
+        if used is None:
+            used = self._by_scope[scope] = _Used(self._unscoped.copy_for(apply))
+        used.count += 1
         try:
-            return await coalescer.submit(item)
+            return await used.coalescer.submit(item)
         finally:
-            self._users[scope] -= 1
-            if not self._users[scope]:
-                del self._users[scope], self._by_scope[scope]
-                coalescer.release()
+            used.count -= 1
+            if not used.count:
+                del self._by_scope[scope]
+                used.coalescer.release()
 
     def status(self) -> CoalescerStatus:
         """The status of all scopes and of the unscoped calls together."""
-        each = [coalescer.status() for coalescer in (self._unscoped, *self._by_scope.values())]
+        each = [self._unscoped.status(), *(used.coalescer.status() for used in self._by_scope.values())]
         waiting, running = sum(status.waiting for status in each), sum(status.running for status in each)
         return replace(each[0], waiting=waiting, running=running)
 
     async def aclose(self) -> None:
         """Reject new items, and wait until all others have a result. All coalescers end within one `close_timeout`."""
         self._closed = True
-        await asyncio.gather(*(coalescer.aclose() for coalescer in self._by_scope.values()))
+        await asyncio.gather(*(used.coalescer.aclose() for used in self._by_scope.values()))
+
+
+class _Used(Generic[ItemT, ResultT]):
+    """A coalescer, and the number of calls that use it."""
+
+    __slots__ = ("coalescer", "count")
+
+    def __init__(self, coalescer: Coalescer[ItemT, ResultT]) -> None:
+        self.coalescer = coalescer
+        self.count = 0
 
 
 class Scope(Generic[ItemT, ResultT]):

@@ -28,6 +28,7 @@ from howdah._connections.prepared import PreparedSelect, ReadRows
 from howdah._keys import (
     collect_keys,
     deduplicate,
+    get_normal_key_types,
     get_requested_keys_name,
     has_exact_keys,
     normalize_key,
@@ -183,6 +184,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._view, self.model, self._database = view, view.model, database
         self._viewer = view._viewer
         self._has_exact_keys = has_exact_keys(view.model)
+        self._normal_key_types = get_normal_key_types(view.model)
         version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
         self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
@@ -242,7 +244,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         Concurrent calls share a statement (unless the application's event listeners prevent it; see
         `Database.shares_reads`). An error of one call doesn't affect the others. Each call has its own viewer.
         """
-        request = normalize_key(self._view.model, id), self._read_viewer(viewer)
+        key = id if type(id) in self._normal_key_types else normalize_key(self._view.model, id)
+        request = key, self._read_viewer(viewer)
         if not self._database.shares_reads():  # a listener may set something on the connection for one caller
             (body,) = await self._read(self._database, [request])
             if isinstance(body, Exception):

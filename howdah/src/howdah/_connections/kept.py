@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from howdah._connections.pool import BoundedPool, assign_slot, release_slot
+from howdah._connections.listeners import ListenerCheck
+from howdah._connections.pool import BoundedPool, PoolState, assign_slot, release_slot
 from howdah._connections.prepared import ReadRows
 from howdah._connections.settings import TransactionSettings, run_in_transaction
 from howdah._connections.slots import Priority, Slot, start_slot_record, use_slot
@@ -29,22 +30,17 @@ _MAX_IDLE_SECONDS: Final = 1.0
 @dataclass(slots=True)
 class _KeptConnection:
     connection: AsyncConnection
+    sync: Connection
+    driver: Any
+    """The driver's connection. If SQLAlchemy replaces it, it is closed."""
     pool: BoundedPool
     opened: float
     used: float
 
     @property
-    def sync(self) -> Connection:
-        sync = self.connection.sync_connection
-        assert sync is not None
-        return sync
-
-    @property
     def is_open(self) -> bool:
         """Whether the connection is open, as far as the driver knows."""
-        sync = self.sync
-        driver: Any = None if sync.closed or sync.invalidated else sync.connection.driver_connection
-        return driver is not None and not driver.is_closed()
+        return not (self.driver.is_closed() or self.sync.closed or self.sync.invalidated)
 
 
 class KeptConnections:
@@ -131,9 +127,7 @@ class KeptConnections:
         async with self._slot(Priority.READ) as slot:
             return await self._read_on(await self._connect(slot), work)
 
-    async def _read_on(
-        self, kept: _KeptConnection, work: Callable[[AsyncConnection], Awaitable[ResultT]]
-    ) -> ResultT:
+    async def _read_on(self, kept: _KeptConnection, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Call `work` with the connection. After that the connection is idle, or is returned to the pool."""
         try:
             result = await work(kept.connection)
@@ -150,7 +144,7 @@ class KeptConnections:
 
     def _has_begin_listener(self) -> bool:
         """Whether the application listens to the engine's `begin`."""
-        return self._has_listener((self._sync_engine.dispatch.begin,))
+        return self._listeners.has_application_listener(self._sync_engine.dispatch.begin)
 
     def release_idle(self) -> None:
         if self._idle:
@@ -188,8 +182,10 @@ class KeptConnections:
         kept, now = self._idle.pop(), time.monotonic()
         is_fresh = now - kept.used < _MAX_IDLE_SECONDS and not 0 <= self._recycle <= now - kept.opened
         is_fresh = is_fresh and not self._is_discarded(kept)
-        if is_fresh and kept.is_open and not self._is_prepared_for_each_use():
-            assign_slot(kept.sync.connection, slot, self._pool.state)
+        if self._is_prepared_for_each_use():
+            await self._release_all()
+        elif is_fresh and kept.is_open:
+            assign_slot(kept.sync.connection, kept.driver, slot, self._pool.state)
             return kept
         await _close(kept.connection)
         return None
@@ -197,7 +193,10 @@ class KeptConnections:
     async def _connect(self, slot: Slot) -> _KeptConnection:
         pool, now = self._pool, time.monotonic()
         with use_slot(slot):
-            return _KeptConnection(await self._engine.connect(), pool, now, now)
+            connection = await self._engine.connect()
+        sync = connection.sync_connection
+        assert sync is not None
+        return _KeptConnection(connection, sync, sync.connection.driver_connection, pool, now, now)
 
     @asynccontextmanager
     async def _use(self, kept: _KeptConnection) -> AsyncIterator[AsyncConnection]:
@@ -212,49 +211,49 @@ class KeptConnections:
 
     async def _release(self, kept: _KeptConnection) -> None:
         if self._may_keep(kept):
-            release_slot(kept.sync.connection, self._pool.state)
+            release_slot(kept.sync.connection, kept.driver, self._pool.state)
             kept.used = time.monotonic()
             self._idle.append(kept)
         else:
             await _close(kept.connection)
 
     def _may_keep(self, kept: _KeptConnection) -> bool:
+        pool = self._pool
         return (
             not self._closed
             and kept.is_open
             and not self._is_discarded(kept)
-            and kept.pool is self._pool  # the engine wasn't disposed during the use
-            and self._has_place()
+            and kept.pool is pool  # the engine wasn't disposed during the use
+            and self._has_place(pool.state)
             and not self._is_prepared_for_each_use()
             # `execution_options()` changes a connection in place
             and kept.sync.get_execution_options() == self._engine.sync_engine.get_execution_options()
         )
 
-    def _has_place(self) -> bool:
+    def _has_place(self, state: PoolState) -> bool:
         """Whether one more connection may stay checked out while it is idle.
 
         Tasks that wait for a connection, or have a slot but no connection yet, take the idle ones in a moment. Through
         the pool each of them would need a checkout with a ping. If such a task finds the pool empty, it can get an idle
         connection, too (`release_idle`).
         """
-        return len(self._idle) < self._keep + self._pool.state.missing
+        return len(self._idle) < self._keep or len(self._idle) < self._keep + state.missing
 
     def _is_discarded(self, kept: _KeptConnection) -> bool:
         return kept.opened <= self._pool.state.discarded
 
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application has a listener that runs at each use of a connection, or at each statement."""
-        engine, pool = self._sync_engine.dispatch, self._pool.dispatch
-        return self._has_listener(
-            (
-                *(pool.checkout, pool.checkin, pool.reset),
-                *(engine.engine_connect, engine.before_execute, engine.before_cursor_execute),
-            )
+        engine, pool = self._sync_engine.dispatch, self._sync_engine.pool.dispatch
+        events = (
+            *(pool.checkout, pool.checkin, pool.reset),
+            *(engine.engine_connect, engine.before_execute, engine.before_cursor_execute),
         )
+        return any([self._listeners.has_application_listener(each) for each in events if each])
 
-    def _has_listener(self, events: Iterable[Collection[Callable[..., Any]]]) -> bool:
-        """Whether the application listens to one of the events. Most of them have no listeners."""
-        return any([self._pool.state.listeners.has_application_listener(each) for each in events if each])
+    @property
+    def _listeners(self) -> ListenerCheck:
+        return self._pool.state.listeners
 
     async def _read_in_transaction(
         self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]

@@ -3,8 +3,8 @@
 The settings and the SELECT are sent together. PostgreSQL executes the messages in order, as one transaction that ends
 at the Sync message after the SELECT
 (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING>). Until then it has the settings,
-which are local to the transaction. If PostgreSQL rejects a setting, it skips all messages before the Sync, so the SELECT
-isn't executed without its settings.
+which are local to the transaction. If PostgreSQL rejects a setting, it skips all messages before the Sync. So the SELECT
+is never executed without its settings.
 
 The first read of a statement on a connection is a transaction of three round trips, because the statement must be
 prepared with the settings: they may choose the schema.
@@ -41,6 +41,7 @@ _CLASSES_OF_REJECTED_SETTINGS: Final = ("22", "42")
 _CANNOT_CHANGE_NOW: Final = "55P02"
 
 # Execute the unnamed portal, and return all rows.
+_LENGTH: Final = struct.Struct("!i").pack
 _EXECUTE: Final = b"E\x00\x00\x00\x09\x00\x00\x00\x00\x00"
 
 
@@ -163,12 +164,23 @@ def _bind_message(configs: Sequence[tuple[str, str]]) -> bytes:
 
     <https://www.postgresql.org/docs/current/protocol-message-formats.html>
     """
-    name = _statement_name(len(configs)).encode()
-    parts = [b"\x00", name, b"\x00\x00\x00", struct.pack("!h", 2 * len(configs))]
-    for config in configs:
-        for each in config:
-            value = each.encode()
-            parts += (struct.pack("!i", len(value)), value)
-    parts.append(b"\x00\x00")
+    parts = [_head_of_bind(len(configs))]
+    for name, value in configs:
+        parts += (_constant(name), _constant(value) if name == "role" else _parameter(value))
+    parts.append(b"\x00\x00")  # no formats of results: there are none
     body = b"".join(parts)
-    return b"B" + struct.pack("!i", len(body) + 4) + body + _EXECUTE
+    return b"B" + _LENGTH(len(body) + 4) + body + _EXECUTE
+
+
+@lru_cache
+def _head_of_bind(count: int) -> bytes:
+    """The unnamed portal, the statement's name, no formats (all parameters are texts), and the number of parameters."""
+    return b"\x00" + _statement_name(count).encode() + b"\x00\x00\x00" + struct.pack("!h", 2 * count)
+
+
+def _parameter(text: str) -> bytes:
+    value = text.encode()
+    return _LENGTH(len(value)) + value
+
+
+_constant: Final = lru_cache(maxsize=256)(_parameter)

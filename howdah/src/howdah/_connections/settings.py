@@ -56,6 +56,13 @@ class TransactionSettings:
     search_path: tuple[str, ...] = ()
     schema_translate_map: tuple[tuple[str | None, str | None], ...] = ()
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.values, self.role, self.search_path, self.schema_translate_map))
+
     @cached_property
     def sql(self) -> str:
         """The statements that apply the settings in an open transaction."""
