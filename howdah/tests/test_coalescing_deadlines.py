@@ -255,15 +255,11 @@ async def test_all_waiters_share_one_timer() -> None:
 
 
 async def test_a_scope_without_waiters_is_not_kept_in_memory_by_its_timer() -> None:
-    created: list[weakref.ref[object]] = []
-
-    def create(apply: object) -> Coalescer[str, str]:
-        coalescer: Coalescer[str, str] = Coalescer(BatchRecorder(waiting=False))
-        created.append(weakref.ref(coalescer))
-        return coalescer
-
-    scopes: ScopedCoalescers[str, str] = ScopedCoalescers(create, create(None))
-    assert await scopes.submit("tenant", BatchRecorder(), "a") == "A"
+    scopes: ScopedCoalescers[str, str] = ScopedCoalescers(Coalescer(BatchRecorder()))
+    submitted = asyncio.ensure_future(scopes.submit("tenant", BatchRecorder(waiting=False), "a"))
+    await asyncio.sleep(0)
+    (created,) = map(weakref.ref, scopes._by_scope.values())
+    assert await submitted == "A"
     await asyncio.sleep(0)
     gc.collect()
-    assert created[1]() is None
+    assert created() is None

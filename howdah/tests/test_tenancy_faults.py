@@ -336,7 +336,7 @@ async def test_control_a_failed_read_without_a_rollback_leaves_its_transaction_o
 ) -> None:
     async def nothing(*_arguments: object) -> None: ...
 
-    monkeypatch.setattr(settings, "_end_failed", nothing)
+    monkeypatch.setattr(settings, "end_failed_transaction", nothing)
     with pytest.raises(StaleDataError):
         await fail_in_python_in_a_read(one.with_settings({SETTING: 1}))
     with pytest.raises(InterfaceError, match="manually started transaction"):

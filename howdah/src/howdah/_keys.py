@@ -53,7 +53,7 @@ def normalize_key(model: type[Any], key: Any) -> Any:
     integer. Raises `ValueError` for the wrong number of values or the wrong names.
     """
     columns: tuple[Column[Any], ...] = inspect(model).primary_key
-    if len(columns) == 1 and type(key) in _get_exact_types(columns[0].type):
+    if type(key) in get_normal_key_types(model):
         return key  # the usual case
     if isinstance(key, Mapping):
         values = _get_values_by_name(model, key)
@@ -63,6 +63,12 @@ def normalize_key(model: type[Any], key: Any) -> Any:
         names = ", ".join(get_key_names(model))
         raise ValueError(f"a key of {model.__name__} needs one value for each column ({names}), not {key!r}")
     return build_key([_normalize_value(model, column, value) for column, value in zip(columns, values, strict=True)])
+
+
+def get_normal_key_types(model: type[Any]) -> frozenset[type]:
+    """The types of the keys that `normalize_key` returns unchanged: `UUID` or int for a key of one such column."""
+    columns = inspect(model).primary_key
+    return _get_exact_types(columns[0].type) if len(columns) == 1 else _NO_TYPES
 
 
 def has_exact_keys(model: type[Any]) -> bool:

@@ -73,9 +73,17 @@ class DeadlineTimer:
             self._handle.cancel()
         self._handle, self._at, self.is_set = None, math.inf, False
 
+    def release(self) -> None:
+        """Cancel the timer, and forget `expire`: it refers to the owner of the timer, which would be in a cycle."""
+        self.cancel()
+        self._expire = _do_nothing
+
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         self._handle, self._at, self.is_set = None, math.inf, False
         self._expire(loop)
+
+
+def _do_nothing(_loop: asyncio.AbstractEventLoop) -> None: ...
 
 
 def give_results(batch: Sequence[QueuedItem[Any, Any]], results: Any) -> None:

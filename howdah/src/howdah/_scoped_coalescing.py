@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Hashable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -18,17 +18,13 @@ ResultT = TypeVar("ResultT")
 class ScopedCoalescers(Generic[ItemT, ResultT]):
     """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
-    `create` makes a coalescer for a function `apply`, which reads in one scope. Each coalescer has its own limits.
-    They add their figures to those of `unscoped`, the coalescer of calls without a scope.
+    They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own limits. They add their
+    figures to those of `unscoped`.
     """
 
-    def __init__(
-        self, create: Callable[[Apply[ItemT, ResultT]], Coalescer[ItemT, ResultT]], unscoped: Coalescer[ItemT, ResultT]
-    ) -> None:
-        self._create = create
+    def __init__(self, unscoped: Coalescer[ItemT, ResultT]) -> None:
         self._unscoped = unscoped
-        self._by_scope: dict[Hashable, Coalescer[ItemT, ResultT]] = {}
-        self._users: dict[Hashable, int] = {}
+        self._by_scope: dict[Hashable, _Used[ItemT, ResultT]] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -39,29 +35,38 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
         """Submit the item to the coalescer of the scope. `apply` must do the same for equal scopes."""
         if self._closed:
             raise CoalescerClosed("the view reader is closed")
-        coalescer = self._by_scope.get(scope)
-        if coalescer is None:
-            coalescer = self._by_scope[scope] = self._create(apply)
-            coalescer.count_in(self._unscoped)
-        self._users[scope] = self._users.get(scope, 0) + 1
+        used = self._by_scope.get(scope)
+        if used is None:
+            used = self._by_scope[scope] = _Used(self._unscoped.copy_for(apply))
+        used.count += 1
         try:
-            return await coalescer.submit(item)
+            return await used.coalescer.submit(item)
         finally:
-            self._users[scope] -= 1
-            if not self._users[scope]:
-                del self._users[scope], self._by_scope[scope]
-                coalescer.release()
+            used.count -= 1
+            if not used.count:
+                del self._by_scope[scope]
+                used.coalescer.release()
 
     def status(self) -> CoalescerStatus:
         """The status of all scopes and of the unscoped calls together."""
-        each = [coalescer.status() for coalescer in (self._unscoped, *self._by_scope.values())]
+        each = [self._unscoped.status(), *(used.coalescer.status() for used in self._by_scope.values())]
         waiting, running = sum(status.waiting for status in each), sum(status.running for status in each)
         return replace(each[0], waiting=waiting, running=running)
 
     async def aclose(self) -> None:
         """Reject new items, and wait until all others have a result. All coalescers end within one `close_timeout`."""
         self._closed = True
-        await asyncio.gather(*(coalescer.aclose() for coalescer in self._by_scope.values()))
+        await asyncio.gather(*(used.coalescer.aclose() for used in self._by_scope.values()))
+
+
+class _Used(Generic[ItemT, ResultT]):
+    """A coalescer, and the number of calls that use it."""
+
+    __slots__ = ("coalescer", "count")
+
+    def __init__(self, coalescer: Coalescer[ItemT, ResultT]) -> None:
+        self.coalescer = coalescer
+        self.count = 0
 
 
 class Scope(Generic[ItemT, ResultT]):
@@ -70,5 +75,5 @@ class Scope(Generic[ItemT, ResultT]):
     def __init__(self, all_scopes: ScopedCoalescers[ItemT, ResultT], scope: Hashable, apply: Apply[Any, Any]) -> None:
         self._all_scopes, self._scope, self._apply = all_scopes, scope, apply
 
-    async def submit(self, item: ItemT) -> ResultT:
-        return await self._all_scopes.submit(self._scope, self._apply, item)
+    def submit(self, item: ItemT) -> Awaitable[ResultT]:
+        return self._all_scopes.submit(self._scope, self._apply, item)

@@ -241,6 +241,16 @@ async def copy_in(connection: Any, statement: str, columns: Any, records: Iterab
     return int(status.rpartition(" ")[2])
 
 
+def write_before_next_message(connection: Any, message: bytes) -> None:
+    """Send messages of the extended query protocol together with the next statement of the driver's connection.
+
+    They must not return rows, and must not include Sync. The next call on the connection must execute a prepared
+    statement: the driver ignores the answers `BindComplete` and `CommandComplete` of further statements before its own,
+    and its Sync ends the transaction of all of them. The driver has no public function for this.
+    """
+    connection._transport.write(message)
+
+
 def forget_transaction(connection: Any) -> None:
     """Make the driver's connection forget a transaction whose BEGIN was rolled back.
 

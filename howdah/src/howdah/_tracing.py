@@ -26,15 +26,18 @@ def current_link() -> Any:
     """A link from a batch to the current span, or None without a span."""
     if not _is_in_use():
         return None
-    from opentelemetry import trace
+    from opentelemetry.trace import INVALID_SPAN, Link, get_current_span
 
-    context = trace.get_current_span().get_span_context()
-    return trace.Link(context) if context.is_valid else None
+    span = get_current_span()
+    if span is INVALID_SPAN:
+        return None
+    context = span.get_span_context()
+    return Link(context) if context.is_valid else None
 
 
 def batch_span(size: int, links: Iterable[Any]) -> AbstractContextManager[Any]:
     """The span of a batch of `size` items, with these links."""
-    if not _is_in_use():
+    if not _is_in_use() or not _has_provider():
         return nullcontext()
     attributes = {"howdah.batch.size": size}
     # An exception isn't recorded, because its text may have the values of a row.
@@ -46,6 +49,13 @@ def batch_span(size: int, links: Iterable[Any]) -> AbstractContextManager[Any]:
 def _is_in_use() -> bool:
     """Whether the application has imported OpenTelemetry. Otherwise no span is current, and none would be exported."""
     return "opentelemetry.trace" in sys.modules
+
+
+def _has_provider() -> bool:
+    """Whether spans may be exported. A span that nobody exports costs 10 µs, too."""
+    from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
+
+    return not isinstance(get_tracer_provider(), ProxyTracerProvider)
 
 
 @cache

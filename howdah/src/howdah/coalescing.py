@@ -144,6 +144,10 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._max_attempts = max_attempts
         self._submit_timeout, self._batch_timeout, self._close_timeout = submit_timeout, batch_timeout, close_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._figures = BatchFigures()
+        self._clear()
+
+    def _clear(self) -> None:
         self._queue: OrderedDict[Hashable, QueuedItem[ItemT, ResultT]] = OrderedDict()
         self._waiting = 0
         self._running: set[asyncio.Task[None]] = set()
@@ -153,7 +157,14 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._succeeded_at = -math.inf
         self._is_worker_starting = False
         self._closed = False
-        self._figures = BatchFigures()
+
+    def copy_for(self, apply: Apply[ItemT, ResultT]) -> Coalescer[ItemT, ResultT]:
+        """A coalescer with the same options and another `apply`, which counts in the figures of this one."""
+        copied: Coalescer[ItemT, ResultT] = object.__new__(type(self))  # much faster than the constructor
+        copied.__dict__.update(self.__dict__)
+        copied._apply = apply
+        copied._clear()
+        return copied
 
     async def __aenter__(self) -> Coalescer[ItemT, ResultT]:
         return self
@@ -174,8 +185,11 @@ class Coalescer(Generic[ItemT, ResultT]):
         self.release()
 
     def release(self) -> None:
-        """Cancel the timer, so that the event loop doesn't keep this object. Without waiters there is nothing to do."""
-        self._timer.cancel()
+        """Cancel the timer, so that nothing keeps this object. Without waiters there is nothing to do.
+
+        The object isn't in a cycle then. So it is freed at once, and not by the garbage collector.
+        """
+        self._timer.release()
 
     async def _finish_running(self) -> None:
         """Wait until all batches have ended, and cancel them if that takes too long."""
@@ -233,10 +247,6 @@ class Coalescer(Generic[ItemT, ResultT]):
     def status(self) -> CoalescerStatus:
         """The current figures, in this process."""
         return self._figures.to_status(self._waiting, len(self._running) - self._is_worker_starting)
-
-    def count_in(self, other: Coalescer[ItemT, ResultT]) -> None:
-        """Count in the figures of the other coalescer from now on. Call it before this one has run a batch."""
-        self._figures = other._figures
 
     def _check_accepts(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._loop is None:

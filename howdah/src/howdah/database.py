@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, Literal, Self, TypeVar
 
 import orjson
@@ -49,8 +49,8 @@ from howdah.errors import ConnectionFailed
 ResultT = TypeVar("ResultT")
 IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
-# At most one fifth of `pool_size` is kept open between reads.
-_KEPT_CONNECTIONS_DIVISOR: Final = 5
+# At most half of `pool_size` is kept open between reads.
+_KEPT_CONNECTIONS_DIVISOR: Final = 2
 
 # The values of `target_session_attrs` for a database that isn't written to.
 _REPLICA_ATTRIBUTES: Final = frozenset({"standby", "prefer-standby", "read-only"})
@@ -169,7 +169,7 @@ class Database:
         self._closed = False
         self._root = self  # `with_settings` and `bound_to` make copies
         self._settings: TransactionSettings | None = None
-        self.engine: AsyncEngine = create_async_engine(
+        self.__dict__["engine"] = create_async_engine(
             parsed,
             poolclass=BoundedPool,
             pool_size=pool_size,
@@ -197,7 +197,7 @@ class Database:
             listen_for_single_statements(self.engine.sync_engine)
         bound_pre_ping(self.engine.sync_engine, options["timeout"])
         event.listen(self.engine.sync_engine, "do_connect", self._check_is_open)
-        self._bind: AsyncEngine | AsyncConnection = self.engine
+        self._bind: AsyncConnection | None = None  # of `bound_to`
         self._engines = EngineOptions(self.engine, is_transaction_pooled=pooler is not None)
         self._session_factory = new_session_factory(self.engine)
         single = {"isolation_level": "AUTOCOMMIT"} if pooler is None else {COMMIT_EACH: True}
@@ -230,14 +230,19 @@ class Database:
         await self._kept.close()
         await self.engine.dispose()
 
+    @cached_property
+    def engine(self) -> AsyncEngine:
+        """The engine. Its transactions begin with the settings of `with_settings`."""
+        return self._engine_with({})
+
     @property
     def session_factory(self) -> async_sessionmaker[AsyncSession]:
         """The factory of sessions, with `expire_on_commit=False`. A closed session can't be used again."""
         self._check_is_open()
         if self._settings is None:
             return self._session_factory
-        if isinstance(self._bind, AsyncConnection):
-            raise RuntimeError("bound_to() and with_settings() together have no factory: use session()")  # noqa: TRY004
+        if self._bind is not None:
+            raise RuntimeError("bound_to() and with_settings() together have no factory: use session()")
         return new_session_factory(self.engine)
 
     def session(self, *, isolation_level: IsolationLevel | None = None, read_only: bool = False) -> AsyncSession:
@@ -252,7 +257,7 @@ class Database:
             options["isolation_level"] = isolation_level
         if read_only:
             options["postgresql_readonly"] = True
-        if isinstance(self._bind, AsyncEngine):
+        if self._bind is None:
             has_options = bool(options) or self._settings is not None
             return factory(bind=self._engine_with(options)) if has_options else factory()
         session = factory()
@@ -280,7 +285,7 @@ class Database:
     async def read(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
         """Call `work` with an autocommit connection, and return the result of `work`. `work` must only read.
 
-        Up to one fifth of `pool_size` is kept open between reads and released when the pool is empty, so that a read is
+        Up to half of `pool_size` is kept open between reads and released when the pool is empty, so that a read is
         one round trip. Session settings (`SET`) stay on a kept connection. If a kept connection is broken, it is
         replaced and `work` is called a second time.
 
@@ -291,8 +296,8 @@ class Database:
         With the settings of `with_settings`, each read is a transaction of three round trips.
         """
         self._check_is_open()
-        if not isinstance(self._bind, AsyncConnection):
-            return await self._kept.read(work, self.engine, self._settings)
+        if self._bind is None:
+            return await self._kept.read(work, lambda: self.engine, self._settings)
         if self._settings is None:
             return await work(self._bind)
         async with apply_in_block(self._bind, self._settings):
@@ -322,7 +327,7 @@ class Database:
         `with_settings`, each statement is three round trips.
         """
         self._check_is_open()
-        if isinstance(self._bind, AsyncConnection):
+        if self._bind is not None:
             async with apply_in_block(self._bind, self._settings):
                 yield self._bind
         elif self._settings is not None:
@@ -388,14 +393,13 @@ class Database:
         """
         present = NO_SETTINGS if self._settings is None else self._settings
         merged = present.merge(settings or {}, role, search_path, schema_translate_map or {})
-        if not merged.sql and not merged.schema_translate_map:
+        if not merged.has_any():
             raise ValueError("with_settings() needs a setting, a role or schemas: use the Database itself without them")
         scoped: Database = object.__new__(type(self))  # copy() is slower, and each request may do this
         scoped.__dict__.update(self.__dict__)
         scoped._settings = merged
-        scoped.engine = scoped._engine_with({})
-        if isinstance(self._bind, AsyncEngine):
-            scoped._bind = scoped.engine
+        # `engine` makes it when it is needed. A read by key doesn't need it.
+        scoped.__dict__.pop("engine", None)
         return scoped
 
     def scope_key(self) -> Hashable:

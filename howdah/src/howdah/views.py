@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, overload
@@ -25,10 +24,11 @@ from sqlalchemy.sql.util import unwrap_order_by
 from typing_extensions import TypeVar
 
 from howdah._batch_figures import CoalescerStatus
-from howdah._connections.prepared import PreparedSelect
+from howdah._connections.prepared import PreparedSelect, ReadRows
 from howdah._keys import (
     collect_keys,
     deduplicate,
+    get_normal_key_types,
     get_requested_keys_name,
     has_exact_keys,
     normalize_key,
@@ -184,6 +184,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._view, self.model, self._database = view, view.model, database
         self._viewer = view._viewer
         self._has_exact_keys = has_exact_keys(view.model)
+        self._normal_key_types = get_normal_key_types(view.model)
         version = get_version_name(view.model)
         version_column = null() if version is None else getattr(view.model, version)
         self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
@@ -195,9 +196,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
             self._by_viewer = ViewerLookup(view.model, [version_column, body], criteria, columns)
             self._select_by_viewer = PreparedSelect(self._by_viewer.statement)
         # with `bisect_on_error`, a key or a row that causes an error fails only its own read
-        create = partial(new_coalescer, key=self._identify, bisect_on_error=True)
-        self._coalescer = create(partial(self._read, database))
-        self._scopes = ScopedCoalescers(create, self._coalescer)
+        self._coalescer = new_coalescer(partial(self._read, database), key=self._identify, bisect_on_error=True)
+        self._scopes = ScopedCoalescers(self._coalescer)
         self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
@@ -208,7 +208,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         """
         if database is self._database:
             return self
-        scoped = copy(self)
+        scoped: JsonViewReader[ModelT, ViewerT] = object.__new__(type(self))  # faster than copy(), for each request
+        scoped.__dict__.update(self.__dict__)
         scoped._database = database
         scoped._scope = Scope(self._scopes, database.scope_key(), partial(self._read, database))
         return scoped
@@ -243,7 +244,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         Concurrent calls share a statement (unless the application's event listeners prevent it; see
         `Database.shares_reads`). An error of one call doesn't affect the others. Each call has its own viewer.
         """
-        request = normalize_key(self._view.model, id), self._read_viewer(viewer)
+        key = id if type(id) in self._normal_key_types else normalize_key(self._view.model, id)
+        request = key, self._read_viewer(viewer)
         if not self._database.shares_reads():  # a listener may set something on the connection for one caller
             (body,) = await self._read(self._database, [request])
             if isinstance(body, Exception):
@@ -413,4 +415,4 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
     async def _fetch(
         self, database: Database, statement: PreparedSelect, parameters: Mapping[str, Any]
     ) -> Sequence[Sequence[Any]]:
-        return await database.read(lambda connection: statement.rows(connection, parameters))
+        return await database.read(ReadRows(statement, parameters))

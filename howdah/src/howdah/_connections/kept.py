@@ -13,7 +13,9 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from howdah._connections.pool import BoundedPool, assign_slot, release_slot
+from howdah._connections.listeners import ListenerCheck
+from howdah._connections.pool import BoundedPool, PoolState, assign_slot, release_slot
+from howdah._connections.prepared import ReadRows
 from howdah._connections.settings import TransactionSettings, run_in_transaction
 from howdah._connections.slots import Priority, Slot, start_slot_record, use_slot
 from howdah.errors import ConnectionLost, TransactionConflict
@@ -28,22 +30,17 @@ _MAX_IDLE_SECONDS: Final = 1.0
 @dataclass(slots=True)
 class _KeptConnection:
     connection: AsyncConnection
+    sync: Connection
+    driver: Any
+    """The driver's connection. If SQLAlchemy replaces it, it is closed."""
     pool: BoundedPool
     opened: float
     used: float
 
     @property
-    def sync(self) -> Connection:
-        sync = self.connection.sync_connection
-        assert sync is not None
-        return sync
-
-    @property
     def is_open(self) -> bool:
         """Whether the connection is open, as far as the driver knows."""
-        sync = self.sync
-        driver: Any = None if sync.closed or sync.invalidated else sync.connection.driver_connection
-        return driver is not None and not driver.is_closed()
+        return not (self.driver.is_closed() or self.sync.closed or self.sync.invalidated)
 
 
 class KeptConnections:
@@ -100,33 +97,46 @@ class KeptConnections:
     async def read(
         self,
         work: Callable[[AsyncConnection], Awaitable[ResultT]],
-        engine: AsyncEngine,
+        get_engine: Callable[[], AsyncEngine],
         settings: TransactionSettings | None,
     ) -> ResultT:
         """Call `work`, which must only read, and return its result.
 
-        With settings it is called in a transaction. `engine` is the engine with these settings.
+        With settings it is called in a transaction. `get_engine` returns the engine with these settings.
 
         If a kept connection was lost, or after a `TransactionConflict` (for example, a table was altered after its
         statements were prepared), `work` is called again on another connection.
         """
         if self._has_begin_listener() or (settings is not None and not self._can_begin_by_driver(settings)):
-            return await self._read_in_transaction(engine, work)
+            return await self._read_in_transaction(get_engine(), work)
         if settings is not None:
-            work = partial(run_in_transaction, settings=settings, work=work)
-        async with self._slot(Priority.READ) as slot:
+            work = _run_with_settings(work, settings)
+        pool = self._pool
+        slot = await pool.take_slot(Priority.READ)
+        try:
             kept = await self._take_idle(slot)
             if kept is None:
-                async with self._use(await self._connect(slot)) as connection:
-                    return await work(connection)
+                return await self._read_on(await self._connect(slot), work)
             try:
-                async with self._use(kept) as connection:
-                    return await work(connection)
+                return await self._read_on(kept, work)
             except (ConnectionLost, TransactionConflict):
                 # The other idle connections have the same fault: they are older than the restart or the migration.
                 await self._release_all()
-        async with self._slot(Priority.READ) as slot, self._use(await self._connect(slot)) as connection:
-            return await work(connection)
+        finally:
+            pool.state.slots.release(slot)
+        async with self._slot(Priority.READ) as slot:
+            return await self._read_on(await self._connect(slot), work)
+
+    async def _read_on(self, kept: _KeptConnection, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+        """Call `work` with the connection. After that the connection is idle, or is returned to the pool."""
+        try:
+            result = await work(kept.connection)
+            await _end_transaction(kept)
+        except BaseException:
+            await _close(kept.connection)
+            raise
+        await self._release(kept)
+        return result
 
     def is_shared(self) -> bool:
         """Whether all callers can use the same connection, because no listener prepares it for one of them."""
@@ -134,7 +144,7 @@ class KeptConnections:
 
     def _has_begin_listener(self) -> bool:
         """Whether the application listens to the engine's `begin`."""
-        return self._pool.state.listeners.has_application_listener(self._sync_engine.dispatch.begin)
+        return self._listeners.has_application_listener(self._sync_engine.dispatch.begin)
 
     def release_idle(self) -> None:
         if self._idle:
@@ -155,9 +165,7 @@ class KeptConnections:
 
     @property
     def _pool(self) -> BoundedPool:
-        pool = self._engine.pool
-        assert isinstance(pool, BoundedPool)
-        return pool
+        return self._sync_engine.pool  # type: ignore[return-value]  # the engine of a `Database`
 
     @asynccontextmanager
     async def _slot(self, priority: Priority) -> AsyncIterator[Slot]:
@@ -174,8 +182,10 @@ class KeptConnections:
         kept, now = self._idle.pop(), time.monotonic()
         is_fresh = now - kept.used < _MAX_IDLE_SECONDS and not 0 <= self._recycle <= now - kept.opened
         is_fresh = is_fresh and not self._is_discarded(kept)
-        if is_fresh and kept.is_open and not self._is_prepared_for_each_use():
-            assign_slot(kept.sync.connection, slot, self._pool.state)
+        if self._is_prepared_for_each_use():
+            await self._release_all()
+        elif is_fresh and kept.is_open:
+            assign_slot(kept.sync.connection, kept.driver, slot, self._pool.state)
             return kept
         await _close(kept.connection)
         return None
@@ -183,49 +193,67 @@ class KeptConnections:
     async def _connect(self, slot: Slot) -> _KeptConnection:
         pool, now = self._pool, time.monotonic()
         with use_slot(slot):
-            return _KeptConnection(await self._engine.connect(), pool, now, now)
+            connection = await self._engine.connect()
+        sync = connection.sync_connection
+        assert sync is not None
+        return _KeptConnection(connection, sync, sync.connection.driver_connection, pool, now, now)
 
     @asynccontextmanager
     async def _use(self, kept: _KeptConnection) -> AsyncIterator[AsyncConnection]:
         """Use the connection. After that it is idle, or is returned to the pool."""
         try:
             yield kept.connection
-            # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
-            if kept.connection.in_transaction():
-                await kept.connection.commit()
+            await _end_transaction(kept)
         except BaseException:
             await _close(kept.connection)
             raise
+        await self._release(kept)
+
+    async def _release(self, kept: _KeptConnection) -> None:
         if self._may_keep(kept):
-            release_slot(kept.sync.connection, self._pool.state)
+            release_slot(kept.sync.connection, kept.driver, self._pool.state)
             kept.used = time.monotonic()
             self._idle.append(kept)
         else:
             await _close(kept.connection)
 
     def _may_keep(self, kept: _KeptConnection) -> bool:
+        pool = self._pool
         return (
             not self._closed
             and kept.is_open
             and not self._is_discarded(kept)
-            and kept.pool is self._pool  # the engine wasn't disposed during the use
-            and len(self._idle) < self._keep
-            and self._pool.has_room()
+            and kept.pool is pool  # the engine wasn't disposed during the use
+            and self._has_place(pool.state)
             and not self._is_prepared_for_each_use()
             # `execution_options()` changes a connection in place
             and kept.sync.get_execution_options() == self._engine.sync_engine.get_execution_options()
         )
+
+    def _has_place(self, state: PoolState) -> bool:
+        """Whether one more connection may stay checked out while it is idle.
+
+        Tasks that wait for a connection, or have a slot but no connection yet, take the idle ones in a moment. Through
+        the pool each of them would need a checkout with a ping. If such a task finds the pool empty, it can get an idle
+        connection, too (`release_idle`).
+        """
+        return len(self._idle) < self._keep or len(self._idle) < self._keep + state.missing
 
     def _is_discarded(self, kept: _KeptConnection) -> bool:
         return kept.opened <= self._pool.state.discarded
 
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application has a listener that runs at each use of a connection, or at each statement."""
-        engine = self._sync_engine
-        pool, events = engine.pool.dispatch, engine.dispatch
-        pool_listeners: tuple[Any, ...] = (pool.checkout, pool.checkin, pool.reset)
-        engine_listeners: tuple[Any, ...] = (events.engine_connect, events.before_execute, events.before_cursor_execute)
-        return any(map(self._pool.state.listeners.has_application_listener, (*pool_listeners, *engine_listeners)))
+        engine, pool = self._sync_engine.dispatch, self._sync_engine.pool.dispatch
+        events = (
+            *(pool.checkout, pool.checkin, pool.reset),
+            *(engine.engine_connect, engine.before_execute, engine.before_cursor_execute),
+        )
+        return any([self._listeners.has_application_listener(each) for each in events if each])
+
+    @property
+    def _listeners(self) -> ListenerCheck:
+        return self._pool.state.listeners
 
     async def _read_in_transaction(
         self, engine: AsyncEngine, work: Callable[[AsyncConnection], Awaitable[ResultT]]
@@ -246,6 +274,21 @@ class KeptConnections:
     async def _release_all(self) -> None:
         while self._idle:
             await _close(self._idle.pop().connection)
+
+
+def _run_with_settings(
+    work: Callable[[AsyncConnection], Awaitable[ResultT]], settings: TransactionSettings
+) -> Callable[[AsyncConnection], Awaitable[ResultT]]:
+    """A function that calls `work` in a transaction with the settings."""
+    if isinstance(work, ReadRows):
+        return partial(work.with_settings, settings=settings)
+    return partial(run_in_transaction, settings=settings, work=work)
+
+
+async def _end_transaction(kept: _KeptConnection) -> None:
+    # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
+    if kept.connection.in_transaction():
+        await kept.connection.commit()
 
 
 async def _close(connection: AsyncConnection) -> None:

@@ -78,6 +78,11 @@ class PoolState:
         """The number of connections in use, including those of replaced pools, plus the idle kept connections."""
         return self.slots.in_use + self.kept.idle_count
 
+    @property
+    def missing(self) -> int:
+        """The number of tasks that wait for a slot, or that have one but no connection yet."""
+        return self.slots.waiting + self.slots.in_use - len(self.used)
+
     def discard_open(self) -> None:
         """Replace all connections that are open now before their next use.
 
@@ -155,10 +160,6 @@ class BoundedPool(PoolWithReturnHook):
                 "hold sessions for a shorter time, or raise pool_size"
             ) from error
 
-    def has_room(self) -> bool:
-        """Whether another connection can be opened, or is idle in the pool."""
-        return self.checkedin() > 0 or self.state.claimed < self.state.slots.total
-
     def dispose(self) -> None:
         self._is_disposed = True
         with self.state.close_limit.for_all():
@@ -178,7 +179,7 @@ class BoundedPool(PoolWithReturnHook):
         return new
 
     def return_record(self, record: ConnectionPoolEntry) -> None:
-        slot = _pop_slot(record, self.state)
+        slot = _pop_slot(record, record.driver_connection, self.state)
         try:
             if record.driver_connection is not None and not _is_open(record.driver_connection):
                 record.invalidate()  # otherwise the ping before its next use would fail, and discard all connections
@@ -199,7 +200,7 @@ class BoundedPool(PoolWithReturnHook):
             if self.checkedin() == 0 and self.state.claimed > self.state.slots.total:
                 self.state.kept.release_idle()
             connection = super().connect()
-            assign_slot(connection, slot, self.state)
+            assign_slot(connection, connection.driver_connection, slot, self.state)
         except BaseException as error:
             self.state.slots.release(slot)
             if type(error) is PoolTimeoutError:  # connections that are being closed still count as open
@@ -216,18 +217,18 @@ def count_open_connections(engine: Engine, state: PoolState) -> None:
         state.opened.add(connection.driver_connection)
 
 
-def assign_slot(connection: ManagesConnection, slot: Slot, state: PoolState) -> None:
+def assign_slot(connection: ManagesConnection, driver: Any, slot: Slot, state: PoolState) -> None:
     """Assign the slot to the connection. The slot is released when the connection is returned to its pool."""
     info = connection.record_info
     assert info is not None
     info[_SLOT] = slot
-    state.used.add(connection.driver_connection)
+    state.used.add(driver)
 
 
-def release_slot(connection: ManagesConnection, state: PoolState) -> None:
+def release_slot(connection: ManagesConnection, driver: Any, state: PoolState) -> None:
     """Release the slot of a connection that stays checked out."""
     # A lost connection has no slot here. If it was opened again since, it has the slot of that later checkout.
-    slot = _pop_slot(connection, state)
+    slot = _pop_slot(connection, driver, state)
     if slot is not None:
         state.slots.release(slot)
 
@@ -236,10 +237,9 @@ def _is_open(driver: Any) -> bool:
     return not driver.is_closed()
 
 
-def _pop_slot(connection: ManagesConnection, state: PoolState) -> Slot | None:
+def _pop_slot(connection: ManagesConnection, driver: Any, state: PoolState) -> Slot | None:
     info = connection.record_info
     slot: Slot | None = None if info is None else info.pop(_SLOT, None)
-    driver = connection.driver_connection
     if driver is not None:  # a connection that was lost or invalidated has no driver's connection any more
         state.used.discard(driver)
     return slot

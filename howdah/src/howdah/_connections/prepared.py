@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Dialect, Select
+from sqlalchemy import BindParameter, Connection, Dialect, Select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from howdah._connections.pipelined import can_pipeline, fetch_with_settings
+from howdah._connections.settings import TransactionSettings, run_in_transaction
 from howdah._driver_errors import DRIVER_ERRORS
 from howdah._error_translation import raise_for_statement
 from howdah._tracing import spans_by_dialect
@@ -34,19 +37,17 @@ class PreparedSelect:
         """All rows. Raises the same errors as SQLAlchemy."""
         sync = connection.sync_connection
         assert sync is not None
-        if self._compiled is None:
-            self._compiled = _Compiled(self._statement, sync.dialect)
-        values = self._compiled.parameters(parameters) if _can_bypass(sync) else None
+        compiled = self._compile(sync)
+        values = compiled.parameters(parameters) if _can_bypass(sync) else None
         if values is None:
             result = await connection.execute(self._statement, parameters)
             return [*result]
-        raw: Any = await connection.get_raw_connection()
-        spans = spans_by_dialect.get(sync.dialect)
+        driver = await _get_driver(connection, sync)
         try:
-            with nullcontext() if spans is None else spans.span(self._compiled.text):
-                rows: Sequence[Sequence[Any]] = await raw.driver_connection.fetch(self._compiled.text, *values)
+            with self._span(sync):
+                rows: Sequence[Sequence[Any]] = await driver.fetch(compiled.text, *values)
         except _DRIVER_ERRORS as error:
-            text, failed = self._compiled.text, error
+            text, failed = compiled.text, error
             return await connection.run_sync(lambda sync: raise_for_statement(sync, text, failed))
         except BaseException:
             # The task was cancelled. The driver may still wait for a result, so the connection can't be used any more.
@@ -54,35 +55,109 @@ class PreparedSelect:
             raise
         return rows
 
+    async def rows_with_settings(
+        self, connection: AsyncConnection, parameters: Mapping[str, Any], settings: TransactionSettings
+    ) -> Sequence[Sequence[Any]]:
+        """All rows, in a transaction with the settings. Raises the same errors as `run_in_transaction`."""
+        sync = connection.sync_connection
+        assert sync is not None
+        compiled = self._compile(sync)
+        values = compiled.parameters(parameters) if _can_bypass(sync) else None
+        driver = await _get_driver(connection, sync)
+        if values is None or not can_pipeline(driver):
+            return await run_in_transaction(
+                connection, settings=settings, work=lambda connection: self.rows(connection, parameters)
+            )
+        with self._span(sync):
+            return await fetch_with_settings(connection, driver, settings, compiled.text, values)
+
+    def _compile(self, sync: Connection) -> _Compiled:
+        if self._compiled is None:
+            self._compiled = _Compiled(self._statement, sync.dialect)
+        return self._compiled
+
+    def _span(self, sync: Connection) -> AbstractContextManager[Any]:
+        """The span of the statement, if the application traces the engine."""
+        spans = spans_by_dialect.get(sync.dialect) if spans_by_dialect else None
+        return nullcontext() if spans is None else spans.span(self._compile(sync).text)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """The rows of a prepared SELECT, for `Database.read`. With settings, this is usually one round trip."""
+
+    statement: PreparedSelect
+    parameters: Mapping[str, Any]
+
+    async def __call__(self, connection: AsyncConnection) -> Sequence[Sequence[Any]]:
+        return await self.statement.rows(connection, self.parameters)
+
+    async def with_settings(
+        self, connection: AsyncConnection, settings: TransactionSettings
+    ) -> Sequence[Sequence[Any]]:
+        return await self.statement.rows_with_settings(connection, self.parameters, settings)
+
+
+async def _get_driver(connection: AsyncConnection, sync: Connection) -> Any:
+    """The driver's connection."""
+    if sync.closed or sync.invalidated:
+        raw: Any = await connection.get_raw_connection()
+        return raw.driver_connection
+    return sync.connection.driver_connection  # the same, without a greenlet
+
 
 class _Compiled:
-    """A statement's text, and the bind processors of its parameters."""
+    """A statement's text, and its parameters in the order of the text."""
 
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
-        self._compiled: Any = statement.compile(dialect=dialect)
-        self.text = str(self._compiled)
-        self._processors = {
-            name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in self._compiled.binds.items()
-        }
+        compiled: Any = statement.compile(dialect=dialect)
+        self.text = str(compiled)
         # SQLAlchemy writes these parameters into the text at each execution, for example the items of IN.
-        has_late_parameters = self._compiled.post_compile_params or self._compiled.literal_execute_params
+        has_late_parameters = compiled.post_compile_params or compiled.literal_execute_params
         self._can_bypass = not has_late_parameters and all(
             _is_returned_unchanged(column.type, dialect) for column in statement.selected_columns
         )
+        self._parameters = [
+            _Parameter(name, compiled.binds[name], dialect) for name in compiled.positiontup or () if self._can_bypass
+        ]
 
     def parameters(self, arguments: Mapping[str, Any]) -> list[Any] | None:
         """The parameters in the order of the text; None if SQLAlchemy must execute the statement or raise the error."""
         if not self._can_bypass:
             return None
-        values = self._compiled.construct_params(arguments)
-        bound = []
-        for name in self._compiled.positiontup or ():
-            process = self._processors[name]
-            try:
-                bound.append(values[name] if process is None else process(values[name]))
-            except Exception:
-                return None
-        return bound
+        try:
+            return [each.get(arguments) for each in self._parameters]
+        except Exception:
+            return None
+
+
+class _Parameter:
+    """A parameter of a statement. Most of them are constants, such as the names of the fields of a JSON object."""
+
+    __slots__ = ("_bind", "_key", "_name", "_process", "_processed")
+
+    def __init__(self, name: str, bind: BindParameter[Any], dialect: Dialect) -> None:
+        self._name, self._key, self._bind = name, bind.key, bind
+        self._process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+        self._processed: tuple[Any] | None = None
+        """The constant, as the driver gets it."""
+
+    def get(self, arguments: Mapping[str, Any]) -> Any:
+        """The value for the driver. Raises an error for a value that is missing or invalid."""
+        if self._key in arguments:
+            return self._convert(arguments[self._key])
+        if self._name in arguments:
+            return self._convert(arguments[self._name])
+        if self._bind.required:
+            raise LookupError(self._key)
+        if self._bind.callable is not None:
+            return self._convert(self._bind.effective_value)
+        if self._processed is None:
+            self._processed = (self._convert(self._bind.value),)
+        return self._processed[0]
+
+    def _convert(self, value: Any) -> Any:
+        return value if self._process is None else self._process(value)
 
 
 def _is_returned_unchanged(kind: Any, dialect: Dialect) -> bool:
@@ -97,13 +172,13 @@ def _can_bypass(connection: Connection) -> bool:
     """Whether the statement can be sent without SQLAlchemy's listeners, log and transaction."""
     options = connection.get_execution_options()
     listeners = connection.dispatch
-    # `howdah.tracing` has one listener for each of these events. A statement that bypasses SQLAlchemy doesn't call this
-    # listener.
-    own = int(connection.dialect in spans_by_dialect)
+    before, after = listeners.before_cursor_execute, listeners.after_cursor_execute
+    # `howdah.tracing` has one listener for each of these two events. A statement that bypasses SQLAlchemy doesn't call
+    # this listener.
     return (
         options.get("isolation_level") == "AUTOCOMMIT"
         and not options.get("schema_translate_map")
         and not (listeners.before_execute or listeners.after_execute)
-        and len(listeners.before_cursor_execute) == len(listeners.after_cursor_execute) == own
+        and (not (before or after) or len(before) == len(after) == int(connection.dialect in spans_by_dialect))
         and not connection.engine.logger.isEnabledFor(logging.INFO)
     )

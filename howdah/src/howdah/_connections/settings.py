@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -46,7 +47,7 @@ _EXPLANATION: Final = (
 SETTINGS_OPTION: Final = "howdah_settings"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TransactionSettings:
     """Settings by name, the role, and the schemas of one transaction. All values have been checked."""
 
@@ -54,10 +55,17 @@ class TransactionSettings:
     role: str | None = None
     search_path: tuple[str, ...] = ()
     schema_translate_map: tuple[tuple[str | None, str | None], ...] = ()
-    sql: str = field(init=False, compare=False, repr=False)
-    """The statements that apply the settings in an open transaction."""
 
-    def __post_init__(self) -> None:
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.values, self.role, self.search_path, self.schema_translate_map))
+
+    @cached_property
+    def sql(self) -> str:
+        """The statements that apply the settings in an open transaction."""
         # SET takes no snapshot, unlike SELECT set_config(...). So LOCK TABLE can still be the first statement of a
         # REPEATABLE READ transaction.
         parts = [f"SET LOCAL {quote_setting(name)} = {quote_literal(value)}" for name, value in self.values]
@@ -65,7 +73,10 @@ class TransactionSettings:
             parts.append(f"SET LOCAL search_path = {', '.join(map(quote_literal, self.search_path))}")
         if self.role is not None:  # last, because the role may not be allowed to change the other settings
             parts.append(f"SET LOCAL role = {quote_literal(self.role)}")
-        object.__setattr__(self, "sql", "".join(f"; {part}" for part in parts))
+        return "".join(f"; {part}" for part in parts)
+
+    def has_any(self) -> bool:
+        return bool(self.values or self.role is not None or self.search_path or self.schema_translate_map)
 
     def merge(
         self,
@@ -83,7 +94,7 @@ class TransactionSettings:
         if role is not None:
             check_role_name(role)
         return TransactionSettings(
-            values=tuple(sorted((dict(self.values) | checked).items())),
+            values=tuple(sorted({**dict(self.values), **checked}.items())),
             role=self.role if role is None else role,
             search_path=tuple(search_path) or self.search_path,
             schema_translate_map=tuple(schema_translate_map.items()) or self.schema_translate_map,
@@ -214,7 +225,7 @@ async def run_in_transaction(
         result = await work(connection)
         await _send(connection, driver, "COMMIT")
     except BaseException as error:
-        await _end_failed(connection, driver, error)
+        await end_failed_transaction(connection, driver, error)
         raise
     return result
 
@@ -229,7 +240,7 @@ async def _send(connection: AsyncConnection, driver: Any, statement: str) -> Non
         await connection.run_sync(lambda sync: raise_for_statement(sync, statement.partition(";")[0], failed))
 
 
-async def _end_failed(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
+async def end_failed_transaction(connection: AsyncConnection, driver: Any, error: BaseException) -> None:
     """Roll back, or close the connection if that may fail: no setting may stay on the connection."""
     is_ended = False
     try:

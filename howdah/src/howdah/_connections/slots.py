@@ -36,6 +36,8 @@ class Priority(IntEnum):
 
 
 _PRIORITIES: Final = tuple(Priority)
+# The supplies from which a use of each priority may take, in the order in which it tries them.
+_ALLOWED: Final = {priority: tuple(reversed(_PRIORITIES[: priority + 1])) for priority in _PRIORITIES}
 
 
 class Slot:
@@ -171,8 +173,8 @@ class Slots:
 
     async def take(self, priority: Priority, timeout: float) -> Slot:  # noqa: ASYNC109
         """Take a slot. Raises `TimeoutError` after `timeout` seconds."""
-        for supply in reversed(Priority):
-            if supply <= priority and self._free[supply] > 0:
+        for supply in _ALLOWED[priority]:
+            if self._free[supply] > 0:
                 self._free[supply] -= 1
                 return _add_to_record(Slot(supply, priority))
         loop = asyncio.get_running_loop()
