@@ -31,11 +31,12 @@ import shop.tables  # noqa: F401 (tables refer to each other)
 from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM
 from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
+from shop.ledger.basic_posting import POST_BASIC, basic_parameters, plan_basic_posting
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
 from shop.ledger.repository import LOCK, STORED_ANSWERS
 from shop.ledger.requests import TransferRequest
-from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE, WRITE_IF_UNCHANGED
+from shop.ledger.writing import LOCK_WAIT_MS, TRANSFER_PARAMETERS, WRITE
 from shop.memory import collect_less_often, freeze_loaded_objects
 from shop.users.models import User
 
@@ -204,30 +205,16 @@ async def with_same_statements(url: str, window: Window) -> Load:
 
 
 async def with_one_statement(url: str, window: Window) -> Load:
-    """The statement of optimistic posting, sent through asyncpg, with an account cache.
-
-    This works only for one task. With several tasks the cache would be stale, and there is no second attempt with
-    locks.
-    """
-    write = _Statement(WRITE_IF_UNCHANGED)
-    entry_counts: dict[UUID, int] = {}
-
+    """The statement of `Ledger.submit`, sent through asyncpg for one transfer."""
     async with _pool(url, window.task_count) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
+            plan = plan_basic_posting([TransferRequest(source, target, 1, key=str(uuid7()))])
+            assert plan is not None
             async with pool.acquire() as connection:
-                if missing := [each for each in (source, target) if each not in entry_counts]:
-                    rows = await connection.fetch("SELECT id, entry_count FROM accounts WHERE id = ANY($1)", missing)
-                    entry_counts.update({row["id"]: row["entry_count"] for row in rows})
-                ids = sorted((source, target))
-                values = _parameters(source, target, entry_counts, str(uuid7()))
-                values |= {"a_id": ids, "a_entry_count": [entry_counts[each] for each in ids], "a_revision": []}
-                if not await connection.fetchval(write.text, *write.values(values)):
-                    raise AssertionError(
-                        "the statement was not applied: another process has changed one of these accounts"
-                    )
-                for each in ids:
-                    entry_counts[each] += 1
+                row = await connection.fetchrow(POST_BASIC, *basic_parameters(plan, lock_timeout_ms=LOCK_WAIT_MS))
+            if not row["is_posted"]:
+                raise AssertionError("the transfer was declined: do both accounts exist?")
 
         return await load(transfer, window)
 

@@ -183,8 +183,8 @@ class Transfers(LedgerComparison):
         "transfers between two random accounts out of 1,000 (uniform), out of 100,000 by Zipf's law (zipf), or between "
         "one fixed account and a random other one (hot). A task gets its result when the transfer is durable, with two "
         "entries and an idempotency key. `for customers` compares the owner of each debited account with the customer "
-        "of the request. The name of a contender has the number of concurrent tasks. `in 2 processes` divides the tasks "
-        "between two processes that post on the same accounts"
+        "of the request. The name of a contender has the number of concurrent tasks. In 2 or 4 processes they are "
+        "divided between processes that post on the same accounts"
     )
 
     async def set_up(self) -> None:

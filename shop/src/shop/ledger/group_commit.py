@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from copy import copy
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import (
     BatchAbandoned,
@@ -17,36 +16,35 @@ from howdah import (
     CoalescerStatus,
     ConnectionLost,
     Database,
-    DatabaseClock,
     HowdahError,
     LockTimeout,
     QueueTimeout,
     run_transaction,
 )
-from shop.ledger.account_cache import AccountCache
-from shop.ledger.ownership import owns
-from shop.ledger.posting import PostingContext
-from shop.ledger.repository import AccountsAt, read_accounts
-from shop.ledger.requests import Refusal, TransferRequest, TransferResult
+from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
+from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
     Blocked,
     collect_account_ids,
     group_results,
     post_skip_locked,
-    post_with_locks,
+    post_transfers,
     void_expired_skip_locked,
 )
-from shop.ledger.snapshots import PostingAccount
 from shop.ledger.validation import check_request, validate_requests
-from shop.ledger.writing import KeyInUse, KeyLocked, expected_values, values_to_write, write_if_unchanged
+from shop.ledger.writing import LOCK_WAIT_MS, KeyInUse, KeyLocked
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
 # Short, because `Ledger.aclose` waits for the submitted requests before it closes the blocked queue.
 _BLOCKED_CLOSE_SECONDS: Final = 1.0
-# Refusals that a held amount can cause. They may be wrong if the cached amount includes an expired hold.
-_REFUSALS_BY_HOLDS: Final = frozenset({Refusal.INSUFFICIENT_FUNDS, Refusal.BALANCE_OUT_OF_RANGE})
+# The first attempt finds the accounts that refuse. If others refuse in the second one, all that is left is decided under
+# locks.
+_BASIC_ATTEMPTS: Final = 2
+# While an account is known to be locked for long, posting doesn't wait for it. PostgreSQL has no shorter timeout.
+_SHORT_LOCK_WAIT_MS: Final = 1
+_DECLINED: Final = Declined(frozenset())
 
 ResultT = TypeVar("ResultT")
 _Item: TypeAlias = Sequence[TransferRequest]
@@ -57,15 +55,15 @@ _Answer: TypeAlias = list[TransferResult] | Exception
 class Ledger:
     """Posts transfers and commits them before it returns the result. Concurrent requests share a transaction.
 
-    Account states are cached. A batch is decided on the cached states while the previous batch is being written. Then
-    it is posted optimistically, by one statement that writes nothing if an account's entry count or revision has
-    changed (a version conflict). After a version conflict the batch is decided again, under locks. After consecutive
-    conflicts the next 1, 3, 7 … 63 batches use locks, too. A batch with a request that isn't basic always uses locks.
+    A batch of basic transfers is posted by one statement (see `shop.ledger.basic_posting`). It locks the accounts, so
+    several processes may post on the same accounts: they wait for each other in PostgreSQL. If one of the transfers is
+    refused, or its key was used before, the transfers of the refusing accounts are decided under locks, and the others
+    are posted by the statement. Requests that aren't basic are always decided under locks.
 
     All times are those of the database's clock. The wall clock of this process isn't used.
 
-    If another transaction has locked an account, only the transfers of that account wait. They raise `LockTimeout`
-    after the session's `lock_timeout`.
+    If another transaction has locked an account for more than 0.2 s, only the transfers of that account go on waiting.
+    They raise `LockTimeout` after the session's `lock_timeout`.
 
     If the connection breaks during a commit, the idempotency keys are looked up, and the requests that were not
     committed are posted. Requests without keys raise the error.
@@ -115,8 +113,7 @@ class Ledger:
         )
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
-        self._account_cache = AccountCache()
-        self._clock = DatabaseClock()
+        self._blocked_items = 0
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
 
@@ -202,7 +199,11 @@ class Ledger:
             results = await self._coalescer.submit(item, timeout=timeout)
             if not isinstance(results, Blocked):
                 return results
-            return await self._blocked_queue.submit(item, timeout=deadline - loop.time())
+            self._blocked_items += 1
+            try:
+                return await self._blocked_queue.submit(item, timeout=deadline - loop.time())
+            finally:
+                self._blocked_items -= 1
         finally:
             self._active_submits -= 1
             if not self._active_submits:
@@ -211,15 +212,42 @@ class Ledger:
     async def _post_batch(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
         """Post a batch of the first queue. The result of an item is `BLOCKED` if another transaction has locked one of
         its accounts. `_submit` then moves it to the blocked queue, so that it doesn't delay other items."""
-        requests = _flatten(items)
+        answers: dict[int, _Answer | Blocked] = {}
+        places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
+        for _ in range(_BASIC_ATTEMPTS):
+            if not places:
+                break
+            basic = [items[n] for n in places]
+            posted = await self._post_basic(basic)
+            if not isinstance(posted, Declined):
+                answers.update(zip(places, posted, strict=True))
+                break
+            # The accounts that refused go on to the locks, which decide who is refused. The other items are sent again.
+            allowed = [n for n in places if posted.refusing.isdisjoint(collect_account_ids(items[n]))]
+            if len(allowed) == len(places):
+                break
+            places = allowed
+        remaining = [n for n in range(len(items)) if n not in answers]
+        if remaining:
+            under_locks = await self._post_unblocked([items[n] for n in remaining])
+            answers.update(zip(remaining, under_locks, strict=True))
+        return [answers[n] for n in range(len(items))]
+
+    async def _post_basic(self, items: Sequence[_Item]) -> Sequence[_Answer] | Declined:
+        """Post basic transfers by one statement. If it posted nothing, the items must be decided under locks."""
+        plan = plan_basic_posting(_flatten(items))
+        if plan is None:
+            return _DECLINED
+        # While items wait in the blocked queue, their accounts are known to be locked for long.
+        timeout_ms = _SHORT_LOCK_WAIT_MS if self._blocked_items else LOCK_WAIT_MS
         try:
-            if self._account_cache.take_optimistic_slot() and all(request.is_basic for request in requests):
-                results = await self._post_optimistic(requests)
-                if results is not None:
-                    return group_results(items, results)
+            async with self.database.autocommit() as connection:
+                results = await post_basic(connection, plan, lock_timeout_ms=timeout_ms)
+        except (KeyInUse, KeyLocked):
+            return _DECLINED
         except ConnectionLost as lost:
             return await self._recover(items, lost)
-        return await self._post_unblocked(items)
+        return results if isinstance(results, Declined) else group_results(items, results)
 
     async def _post_blocked(self, items: Sequence[_Item]) -> Sequence[_Answer]:
         """Post a batch of the blocked queue. Items whose accounts are still locked wait for the locks."""
@@ -252,7 +280,7 @@ class Ledger:
         if not items:
             return []
         requests = _flatten(items)
-        return group_results(items, await self._commit(lambda session: post_with_locks(session, requests)))
+        return group_results(items, await self._commit(lambda session: post_transfers(session, requests)))
 
     async def _recover(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
         """Find the results of a batch whose connection broke during the commit. If all requests of an item have keys,
@@ -272,118 +300,14 @@ class Ledger:
             answers[position] = answer
         return answers
 
-    async def _post_optimistic(self, requests: Sequence[TransferRequest]) -> list[TransferResult] | None:
-        """Post the requests optimistically. Return None if nothing was written: the cache is incomplete or stale, or
-        another transaction has locked an account or used a key."""
-        ids = collect_account_ids(requests)
-        async with self.database.autocommit() as connection:
-            ids -= await self._load_accounts(connection, ids, requests)
+    async def _commit(self, work: Callable[[AsyncSession], Awaitable[ResultT]]) -> ResultT:
+        """Do the work in a transaction, again if another one has used one of its keys in the meantime."""
+        for _ in range(_MAX_KEY_ATTEMPTS - 1):
             try:
-                # Nothing may be awaited between the decision and the request for the write lock. Each decision assumes
-                # that the decisions before it are written, so the statements must be sent in the order of decision.
-                decision = self._decide_on_cache(requests, ids)
-                if decision is None:
-                    return None
-                async with self._write_lock:
-                    return decision.results if await self._write(connection, decision) else None
-            except BaseException:
-                self._account_cache.invalidate()
-                self._clock.forget()  # after a failover the server may have another clock
-                raise
-
-    async def _load_accounts(
-        self, connection: AsyncConnection, ids: Collection[UUID], requests: Iterable[TransferRequest]
-    ) -> set[UUID]:
-        """Load the accounts that are not in the cache, and return the ids of accounts that don't exist. Read the
-        database's clock if its last reading is too old.
-
-        An account that a customer names and doesn't own is loaded, too, so that its refusal takes as long as that of an
-        unknown account.
-        """
-        cached = self._account_cache.find(ids)
-        to_load = {id_ for id_ in ids if id_ not in cached} if len(cached) < len(ids) else set()
-        to_load.update(
-            request.from_account_id
-            for request in requests
-            if request.posted_by is not None and not owns(request.posted_by, cached.get(request.from_account_id))
-        )
-        if not to_load and self._clock.now() is not None:
-            return set()
-        loaded, at = await read_accounts(connection, list(to_load))
-        self._clock.learn(at)
-        self._account_cache.add(loaded)
-        return to_load - loaded.keys()
-
-    def _decide_on_cache(self, requests: Sequence[TransferRequest], ids: Collection[UUID]) -> _Decision | None:
-        """Decide the requests on the cached accounts, and store the new states in the cache. `ids` are those of the
-        accounts that exist. Return None, without a change of the cache, if one of them is missing, or if an expired
-        hold may have caused a refusal."""
-        accounts, now = self._account_cache.find(ids), self._clock.now()
-        if len(accounts) < len(ids) or now is None:  # the cache was invalidated
-            return None
-        expected = expected_values(accounts.values())
-        has_holds = any(account.held for account in accounts.values())
-        if has_holds:  # on copies, so that a dropped decision doesn't change the cache
-            accounts = {id_: copy(account) for id_, account in accounts.items()}
-        context = PostingContext(accounts=accounts, at=now)
-        results = context.decide(requests)
-        if has_holds and _may_be_refused_by_expired_hold(requests, results, accounts):
-            return None
-        self._account_cache.replace(accounts)
-        return _Decision(results=results, values=expected | values_to_write(context), epoch=self._account_cache.epoch)
-
-    async def _write(self, connection: AsyncConnection, decision: _Decision) -> bool:
-        """Write the decision, and return whether it was written. The caller must hold the write lock."""
-        if decision.epoch != self._account_cache.epoch:  # the decision depends on an earlier one that was not written
-            return False
-        try:
-            is_written, at = await write_if_unchanged(connection, decision.values)
-        except (KeyInUse, KeyLocked):
-            is_written = False
-        else:
-            if not is_written:  # the estimated time may have been wrong
-                self._clock.forget()
-            self._clock.learn(at)
-        # This is recorded while the caller holds the write lock. So the next decision, which waits for the lock, is not
-        # sent after a conflict.
-        if is_written:
-            self._account_cache.record_success()
-        else:
-            self._account_cache.record_conflict()
-        return is_written
-
-    async def _commit(self, work: Callable[[AsyncSession], Awaitable[tuple[ResultT, AccountsAt]]]) -> ResultT:
-        """Do the work in a transaction, and cache the accounts that it returns."""
-        for attempt in range(1, _MAX_KEY_ATTEMPTS + 1):
-            try:
-                result, locked = await run_transaction(self.database, work)
+                return await run_transaction(self.database, work)
             except KeyInUse:  # the other transaction has ended, so its keys are now stored or unused
-                if attempt == _MAX_KEY_ATTEMPTS:
-                    raise
-            else:
-                self._account_cache.replace(locked.accounts)
-                self._clock.learn(locked.at)
-                return result
-        raise AssertionError
-
-
-class _Decision(NamedTuple):
-    """A decision on cached accounts: the results, the parameters of the statement, and the epoch of the cache."""
-
-    results: list[TransferResult]
-    values: dict[str, Any]
-    epoch: int
-
-
-def _may_be_refused_by_expired_hold(
-    requests: Sequence[TransferRequest], results: Sequence[TransferResult], accounts: Mapping[UUID, PostingAccount]
-) -> bool:
-    """Whether a held amount may have caused a refusal. The cache doesn't know whether a hold has expired."""
-    return any(
-        result.refusal in _REFUSALS_BY_HOLDS and accounts[request.from_account_id].held
-        for request, result in zip(requests, results, strict=True)
-        if result.refusal is not None
-    )
+                continue
+        return await run_transaction(self.database, work)
 
 
 def _flatten(items: Sequence[_Item]) -> list[TransferRequest]:

@@ -114,11 +114,6 @@ class TransferRepository(AsyncRepository[Transfer]):
         return {row.id: Reversible(**row._asdict()) for row in rows}
 
 
-async def read_accounts(connection: AsyncConnection, ids: Sequence[UUID]) -> AccountsAt:
-    """The current states of the accounts that exist, without locks. Another transaction may change them at any time."""
-    return _accounts_at(await connection.execute(_ACCOUNTS_AT, {"ids": list(ids)}))
-
-
 def _accounts_at(rows: Result[Any]) -> AccountsAt:
     """The accounts and the time. Each row has the time at which its account was locked; the last one is returned."""
     accounts: dict[UUID, PostingAccount] = {}
@@ -148,7 +143,6 @@ _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in
     Account.id == _ids
 )
 _OWNERS: Final = select(Account.id, Account.user_id).where(Account.id == _ids)
-_ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
 _LOCK_SKIP_LOCKED: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
 

@@ -55,22 +55,17 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
 
     Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself.
     """
-    return (await post_with_locks(session, requests))[0] if requests else []
-
-
-async def post_with_locks(
-    session: AsyncSession, requests: Sequence[TransferRequest]
-) -> tuple[list[TransferResult], AccountsAt]:
-    """Like `post_transfers`, but also return the accounts as they are after the commit."""
+    if not requests:
+        return []
     validated = validate_requests(requests)
     locked = await TransferRepository(session).lock_accounts(collect_account_ids(validated))
-    return await _post(session, locked, validated), locked
+    return await _post(session, locked, validated)
 
 
 async def post_skip_locked(
     session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
-) -> tuple[list[list[TransferResult] | Blocked], AccountsAt]:
-    """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
+) -> list[list[TransferResult] | Blocked]:
+    """Like `post_transfers`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
     another transaction has locked one of its accounts. Raises `KeyLocked` if another transaction uses a key."""
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
     repository = TransferRepository(session)
@@ -86,7 +81,7 @@ async def post_skip_locked(
     results: list[list[TransferResult] | Blocked] = [BLOCKED] * len(lists)
     for n, group in zip(free, group_results(free_lists, posted), strict=True):
         results[n] = group
-    return results, locked
+    return results
 
 
 def _find_foreign_accounts(lists: Sequence[Sequence[TransferRequest]], locked: AccountsAt) -> set[UUID]:
@@ -130,11 +125,9 @@ def group_results(
     return [[next(remaining) for _ in requests] for requests in lists]
 
 
-async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
-    """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds,
-    and these accounts."""
-    locked = await TransferRepository(session).lock_accounts_skip_locked(account_ids)
-    return await _void_expired(session, locked), locked
+async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> int:
+    """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds."""
+    return await _void_expired(session, await TransferRepository(session).lock_accounts_skip_locked(account_ids))
 
 
 async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:
