@@ -36,7 +36,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
 from shop.ledger.repository import LOCK, STORED_ANSWERS
 from shop.ledger.requests import TransferRequest
-from shop.ledger.writing import LOCK_WAIT_MS, TRANSFER_PARAMETERS, WRITE
+from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE
 from shop.memory import collect_less_often, freeze_loaded_objects
 from shop.users.models import User
 
@@ -212,7 +212,7 @@ async def with_one_statement(url: str, window: Window) -> Load:
             plan = plan_basic_posting([TransferRequest(source, target, 1, key=str(uuid7()))])
             assert plan is not None
             async with pool.acquire() as connection:
-                row = await connection.fetchrow(POST_BASIC, *basic_parameters(plan, lock_timeout_ms=LOCK_WAIT_MS))
+                row = await connection.fetchrow(POST_BASIC, *basic_parameters(plan))
             if not row["is_posted"]:
                 raise AssertionError("the transfer was declined: do both accounts exist?")
 

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from howdah import uuid7
+from shop.ledger.lock_waits import LOCK_WAIT_MS, raise_key_in_use, raise_locked_for_long
 from shop.ledger.posting import stored_metadata, to_utc
 from shop.ledger.requests import (
     MAX_AMOUNT,
@@ -32,7 +33,7 @@ from shop.ledger.requests import (
     compute_fingerprints,
     split_into_chains,
 )
-from shop.ledger.writing import omit_nulls, raise_key_in_use, raise_key_locked, to_json
+from shop.ledger.writing import omit_nulls, to_json
 
 # The statement adds a change to a balance of at most this size. Both together are less than the largest bigint.
 _MAX_CHANGE: Final = 2**62 - 1
@@ -41,7 +42,8 @@ _Record: Final = TransferRecord
 
 
 class Declined(NamedTuple):
-    """Nothing was posted. `refusing` has the accounts that don't exist or that don't allow their transfers.
+    """Nothing was posted. `refusing` has the accounts that don't exist, don't allow their
+    transfers, or were skipped.
 
     It is empty if the reason is another one, for example two accounts with different currencies.
     """
@@ -116,7 +118,8 @@ def plan_basic_posting(requests: Sequence[TransferRequest]) -> BasicPlan | None:
 def _add_step(plan: BasicPlan, request: TransferRequest, group_id: UUID | None) -> bool:
     """Add a request to the plan. Returns False if it is surely refused."""
     amount, accounts = request.amount, plan.accounts
-    if amount is None or not 1 <= amount <= MAX_AMOUNT or request.from_account_id == request.to_account_id:
+    # The driver would silently convert another type.
+    if type(amount) is not int or not 1 <= amount <= MAX_AMOUNT or request.from_account_id == request.to_account_id:
         return False
     source = accounts.get(request.from_account_id)
     if source is None:
@@ -156,16 +159,18 @@ def _add_step(plan: BasicPlan, request: TransferRequest, group_id: UUID | None) 
 
 
 async def post_basic(
-    connection: AsyncConnection, plan: BasicPlan, *, lock_timeout_ms: int
+    connection: AsyncConnection, plan: BasicPlan, *, skips_locked: bool = False
 ) -> list[TransferResult] | Declined:
     """Post the transfers of the plan in one transaction, and return their results. The connection must commit each
     statement.
 
-    The statement waits for accounts that other transactions have locked, and for their keys. Raises `KeyLocked` after
-    `lock_timeout_ms`, and `KeyInUse` if a key was used before.
+    The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
+    `LockedForLong`. With `skips_locked` it doesn't wait for accounts, and counts the locked ones as refusing. Raises
+    `KeyInUse` if a key was used before.
     """
-    with raise_key_in_use(), raise_key_locked():
-        rows = await connection.exec_driver_sql(POST_BASIC, basic_parameters(plan, lock_timeout_ms=lock_timeout_ms))
+    statement = _POST_BASIC_SKIP_LOCKED if skips_locked else POST_BASIC
+    with raise_key_in_use(), raise_locked_for_long():
+        rows = await connection.exec_driver_sql(statement, basic_parameters(plan))
     row = rows.one()
     if not row.is_posted:
         allowing = set(row.allowing or ())
@@ -214,12 +219,12 @@ def build_results(plan: BasicPlan, at: datetime, states: _States) -> list[Transf
     return results
 
 
-def basic_parameters(plan: BasicPlan, *, lock_timeout_ms: int) -> tuple[Any, ...]:
+def basic_parameters(plan: BasicPlan) -> tuple[Any, ...]:
     """The parameters of `POST_BASIC`."""
     accounts, steps = plan.accounts.values(), plan.steps
     requests = [step.request for step in steps]
     values = {
-        "lock_timeout": str(lock_timeout_ms),
+        "lock_timeout": str(LOCK_WAIT_MS),
         "a_id": list(plan.accounts),
         "a_lowest_change": [each.lowest_change for each in accounts],
         "a_highest_change": [each.highest_change for each in accounts],
@@ -271,4 +276,7 @@ _STATEMENT: Final = text(Path(__file__).with_name("post_basic.sql").read_text(en
 )
 _COMPILED: Final = _STATEMENT.compile(dialect=dialect())  # type: ignore[no-untyped-call]
 POST_BASIC: Final = str(_COMPILED)
+_WAITING: Final = "FOR NO KEY UPDATE OF account"
+assert POST_BASIC.count(_WAITING) == 1
+_POST_BASIC_SKIP_LOCKED: Final = POST_BASIC.replace(_WAITING, f"{_WAITING} SKIP LOCKED")
 _NAMES: Final = tuple(_COMPILED.positiontup or ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from enum import Enum
 from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -22,29 +23,35 @@ from howdah import (
     run_transaction,
 )
 from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
+from shop.ledger.lock_waits import KeyInUse, KeyLocked, LockedForLong
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
     Blocked,
     collect_account_ids,
     group_results,
-    post_skip_locked,
     post_transfers,
+    post_unblocked,
     void_expired_skip_locked,
 )
 from shop.ledger.validation import check_request, validate_requests
-from shop.ledger.writing import LOCK_WAIT_MS, KeyInUse, KeyLocked
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
-# Short, because `Ledger.aclose` waits for the submitted requests before it closes the blocked queue.
-_BLOCKED_CLOSE_SECONDS: Final = 1.0
-# The first attempt finds the accounts that refuse. If others refuse in the second one, all that is left is decided under
-# locks.
+# Short, because `Ledger.aclose` waits for the submitted requests before it closes the other queues.
+_SECOND_CLOSE_SECONDS: Final = 1.0
+# The first attempt finds the accounts that refuse. If others refuse in the second one, the rest is decided under locks.
 _BASIC_ATTEMPTS: Final = 2
-# While an account is known to be locked for long, posting doesn't wait for it. PostgreSQL has no shorter timeout.
-_SHORT_LOCK_WAIT_MS: Final = 1
 _DECLINED: Final = Declined(frozenset())
+
+
+class Undecided(Enum):
+    """The result if one statement can't decide the item: it must be decided under locks. Nothing was posted."""
+
+    UNDECIDED = "undecided"
+
+
+UNDECIDED: Final = Undecided.UNDECIDED
 
 ResultT = TypeVar("ResultT")
 _Item: TypeAlias = Sequence[TransferRequest]
@@ -92,8 +99,8 @@ class Ledger:
         self.database: Final = database
         self._submit_timeout = submit_timeout
         self._close_timeout = close_timeout
-        self._coalescer: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
-            self._post_batch,
+        self._coalescer: Coalescer[_Item, list[TransferResult] | Undecided] = Coalescer(
+            self._post_basic,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
@@ -102,13 +109,22 @@ class Ledger:
             bisect_on_error=True,
             split_between_workers=True,
         )
+        self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
+            self._post_unblocked,
+            workers=workers,
+            max_batch_size=max_batch_size,
+            max_waiting=max_waiting,
+            submit_timeout=submit_timeout,
+            close_timeout=min(close_timeout, _SECOND_CLOSE_SECONDS),
+            bisect_on_error=True,
+        )
         self._blocked_queue: Coalescer[_Item, list[TransferResult]] = Coalescer(
             self._post_blocked,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             submit_timeout=submit_timeout,
-            close_timeout=min(close_timeout, _BLOCKED_CLOSE_SECONDS),
+            close_timeout=min(close_timeout, _SECOND_CLOSE_SECONDS),
             bisect_on_error=True,
         )
         self._bulk_slots = asyncio.Semaphore(workers)
@@ -126,13 +142,14 @@ class Ledger:
     async def aclose(self) -> None:
         """Accept no more requests, and finish those in the queues.
 
-        This takes at most `close_timeout` seconds, and one second more for the blocked queue.
+        This takes at most `close_timeout` seconds, and one second more for each of the other queues.
         """
         until = asyncio.get_running_loop().time() + self._close_timeout
         await self._coalescer.aclose()
-        with suppress(TimeoutError):  # then closing the blocked queue fails the remaining requests
+        with suppress(TimeoutError):  # then closing the other queues fails the remaining requests
             async with asyncio.timeout_at(until):
-                await self._has_no_submits.wait()  # a request may be on its way to the blocked queue
+                await self._has_no_submits.wait()  # a request may be on its way to another queue
+        await self._locks_queue.aclose()
         await self._blocked_queue.aclose()
 
     def status(self) -> CoalescerStatus:
@@ -196,9 +213,12 @@ class Ledger:
         self._active_submits += 1
         self._has_no_submits.clear()
         try:
-            results = await self._coalescer.submit(item, timeout=timeout)
-            if not isinstance(results, Blocked):
-                return results
+            posted = await self._coalescer.submit(item, timeout=timeout)
+            if not isinstance(posted, Undecided):
+                return posted
+            decided = await self._locks_queue.submit(item, timeout=deadline - loop.time())
+            if not isinstance(decided, Blocked):
+                return decided
             self._blocked_items += 1
             try:
                 return await self._blocked_queue.submit(item, timeout=deadline - loop.time())
@@ -209,72 +229,100 @@ class Ledger:
             if not self._active_submits:
                 self._has_no_submits.set()
 
-    async def _post_batch(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post a batch of the first queue. The result of an item is `BLOCKED` if another transaction has locked one of
-        its accounts. `_submit` then moves it to the blocked queue, so that it doesn't delay other items."""
-        answers: dict[int, _Answer | Blocked] = {}
+    async def _post_basic(self, items: Sequence[_Item]) -> Sequence[_Answer | Undecided]:
+        """Post a batch of the first queue by one statement. The result of an item is `UNDECIDED` if it isn't basic, or
+        if the statement can't post it.
+
+        The batch is posted by one transaction at most. So if this method raises, nothing was posted, and the coalescer
+        may call it again with a part of the batch.
+        """
+        answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
         places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
         for _ in range(_BASIC_ATTEMPTS):
-            if not places:
+            results = await self._post_all([items[n] for n in places])
+            if not isinstance(results, Declined):
+                for place, answer in zip(places, results, strict=True):
+                    answers[place] = answer
                 break
-            basic = [items[n] for n in places]
-            posted = await self._post_basic(basic)
-            if not isinstance(posted, Declined):
-                answers.update(zip(places, posted, strict=True))
-                break
-            # The accounts that refused go on to the locks, which decide who is refused. The other items are sent again.
-            allowed = [n for n in places if posted.refusing.isdisjoint(collect_account_ids(items[n]))]
+            # Send the items again that need no account which has refused.
+            allowed = [n for n in places if results.refusing.isdisjoint(collect_account_ids(items[n]))]
             if len(allowed) == len(places):
                 break
             places = allowed
-        remaining = [n for n in range(len(items)) if n not in answers]
-        if remaining:
-            under_locks = await self._post_unblocked([items[n] for n in remaining])
-            answers.update(zip(remaining, under_locks, strict=True))
-        return [answers[n] for n in range(len(items))]
+        return answers
 
-    async def _post_basic(self, items: Sequence[_Item]) -> Sequence[_Answer] | Declined:
-        """Post basic transfers by one statement. If it posted nothing, the items must be decided under locks."""
-        plan = plan_basic_posting(_flatten(items))
+    async def _post_all(self, items: Sequence[_Item]) -> Sequence[_Answer] | Declined:
+        """Post all of these basic transfers, or none."""
+        plan = plan_basic_posting(_flatten(items)) if items else None
         if plan is None:
             return _DECLINED
-        # While items wait in the blocked queue, their accounts are known to be locked for long.
-        timeout_ms = _SHORT_LOCK_WAIT_MS if self._blocked_items else LOCK_WAIT_MS
         try:
             async with self.database.autocommit() as connection:
-                results = await post_basic(connection, plan, lock_timeout_ms=timeout_ms)
-        except (KeyInUse, KeyLocked):
+                results = await post_basic(connection, plan, skips_locked=self._has_blocked_items)
+        except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
             return await self._recover(items, lost)
         return results if isinstance(results, Declined) else group_results(items, results)
 
+    @property
+    def _has_blocked_items(self) -> bool:
+        """Whether an account is known to be locked for long. Then the other queues don't wait for locked accounts."""
+        return self._blocked_items > 0
+
+    async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
+        """Post the items under locks. Return `BLOCKED` for those whose accounts or keys another transaction has locked
+        for longer than a batch of the ledger takes.
+
+        The items are posted by one transaction at most, as in `_post_basic`.
+        """
+        try:
+            if not self._has_blocked_items:
+                try:
+                    return await self._commit(lambda session: post_unblocked(session, items, waits=True))
+                except KeyLocked:
+                    raise
+                except LockedForLong:  # an account: without the wait, only its own requests are blocked
+                    pass
+            async with self._write_lock:  # otherwise two batches of this process could block each other
+                return await self._commit(lambda session: post_unblocked(session, items, waits=False))
+        except KeyLocked:
+            if len(items) > 1:
+                raise  # PostgreSQL doesn't say which key, so the coalescer bisects to find it
+            return [BLOCKED]
+        except ConnectionLost as lost:
+            return await self._recover(items, lost)
+
     async def _post_blocked(self, items: Sequence[_Item]) -> Sequence[_Answer]:
         """Post a batch of the blocked queue. Items whose accounts are still locked wait for the locks."""
         answers = await self._post_unblocked(items)
         blocked = [item for item, answer in zip(items, answers, strict=True) if answer is BLOCKED]
+        if not blocked:
+            return _replace_blocked(answers, ())
         try:
             waited: Sequence[_Answer] = await self._post_with_locks(blocked)
         except ConnectionLost as lost:
             waited = await self._recover(blocked, lost)
-        except LockTimeout as timeout:
-            # The batch waited too long for one lock. Items that don't need this lock must not fail.
-            retried = await self._post_unblocked(blocked)
-            waited = [timeout if isinstance(answer, Blocked) else answer for answer in retried]
+        except Exception as error:
+            if len(blocked) == len(items) and not isinstance(error, LockTimeout):
+                raise  # nothing was posted, so the coalescer may call this again with a part of the batch
+            waited = await self._post_each(blocked, error)
         return _replace_blocked(answers, waited)
 
-    async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
-        """Post the items whose accounts and keys no other transaction has locked. Return `BLOCKED` for the others."""
-        try:
-            async with self._write_lock:  # otherwise two batches of this process could block each other
-                return await self._commit(lambda session: post_skip_locked(session, items))
-        except KeyLocked:  # PostgreSQL doesn't say which key, so bisect to find it
-            if len(items) == 1:
-                return [BLOCKED]
-            half = len(items) // 2
-            return [*await self._post_unblocked(items[:half]), *await self._post_unblocked(items[half:])]
-        except ConnectionLost as lost:
-            return await self._recover(items, lost)
+    async def _post_each(self, items: Sequence[_Item], error: Exception) -> list[_Answer]:
+        """Post each item by its own transaction, after they failed together. This method must not raise: other items of
+        the batch were posted.
+
+        An item that would have to wait again fails with this error, because the batch has waited long enough.
+        """
+        answers: list[_Answer] = []
+        for item in items:
+            try:
+                [answer] = await self._post_unblocked([item])
+                answers.append(error if isinstance(answer, Blocked) else answer)
+            except Exception as own_error:
+                answers.append(own_error)
+        return answers
 
     async def _post_with_locks(self, items: Sequence[_Item]) -> list[list[TransferResult]]:
         if not items:

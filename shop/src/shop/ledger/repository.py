@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -27,10 +27,10 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
+from shop.ledger.lock_waits import LOCK_WAIT_MS, raise_locked_for_long
 from shop.ledger.models import Account, AnswerKind, Entry, IdempotencyKey, PendingTransfer, Transfer
 from shop.ledger.requests import NamedTransfer, ScopedKey, TransferRecord
 from shop.ledger.snapshots import Hold, PostingAccount, Reversible
@@ -54,9 +54,16 @@ class AccountsAt(NamedTuple):
 
 
 class TransferRepository(AsyncRepository[Transfer]):
-    async def lock_accounts(self, ids: Iterable[UUID]) -> AccountsAt:
-        """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
-        return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
+    async def lock_accounts(self, ids: Iterable[UUID], *, is_wait_short: bool = False) -> AccountsAt:
+        """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock.
+
+        With `is_wait_short` it waits for each lock for up to `LOCK_WAIT_MS`, then raises `LockedForLong`. This limit
+        holds for the rest of the transaction.
+        """
+        if not is_wait_short:
+            return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
+        with raise_locked_for_long():
+            return _accounts_at(await self.session.execute(_LOCK_BRIEFLY, {"ids": list(ids)}))
 
     async def lock_accounts_skip_locked(self, ids: Iterable[UUID]) -> AccountsAt:
         """Lock the accounts that exist and that no other transaction has locked. Waits for no lock."""
@@ -144,6 +151,11 @@ _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in
 )
 _OWNERS: Final = select(Account.id, Account.user_id).where(Account.id == _ids)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
+_LOCK_BRIEFLY: Final = _with_time(
+    _ACCOUNTS.where(select(func.set_config("lock_timeout", str(LOCK_WAIT_MS), True)).scalar_subquery().is_not(None))
+    .order_by(Account.id)
+    .with_for_update(key_share=True)
+)
 _LOCK_SKIP_LOCKED: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
 
 _HOLDS: Final = select(

@@ -5,9 +5,7 @@ PostgreSQL creates the entries and the balances from the new transfers.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -17,19 +15,12 @@ from sqlalchemy.orm import attributes
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
-from howdah import Base, LockTimeout, UniqueViolation
+from howdah import Base
+from shop.ledger.lock_waits import LOCK_WAIT_MS, KeyLocked, raise_key_in_use, raise_locked_for_long
 from shop.ledger.models import Account, AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.posting import PostingContext
 from shop.ledger.requests import TransferRecord, TransferResult
 from shop.ledger.snapshots import Hold
-
-
-class KeyInUse(Exception):
-    """Another transaction has used one of the idempotency keys. Roll back this transaction, and repeat it."""
-
-
-class KeyLocked(Exception):
-    """Another transaction has written one of the idempotency keys and hasn't ended. Nothing was written."""
 
 
 async def write(session: AsyncSession, context: PostingContext, *, waits_for_keys: bool = True) -> None:
@@ -49,7 +40,7 @@ async def write(session: AsyncSession, context: PostingContext, *, waits_for_key
         with raise_key_in_use():
             await session.execute(WRITE, values_to_write(context))
     else:
-        with raise_key_in_use(), raise_key_locked():
+        with raise_key_in_use(), raise_locked_for_long(KeyLocked):
             await session.execute(WRITE_WITHOUT_WAIT, values_to_write(context))
     if context.holds:  # last, because a new hold may reserve amounts of the new transfers
         await _write_holds(session, context, context.holds, _INSERT_HOLDS, _hold_values(context.holds))
@@ -94,32 +85,6 @@ async def _write_holds(
     for row in await session.execute(statement, {**values, **account_values, "at": context.at}):
         account = context.accounts[row.id]
         account.revision, account.updated_at = row.revision, max(account.updated_at, row.updated_at)
-
-
-@contextmanager
-def raise_key_in_use() -> Iterator[None]:
-    """Raise `KeyInUse` instead of a unique violation of the idempotency keys."""
-    try:
-        yield
-    except UniqueViolation as error:
-        if error.constraint != "pk_idempotency_keys":
-            raise
-        raise KeyInUse from error
-
-
-@contextmanager
-def raise_key_locked() -> Iterator[None]:
-    """Raise `KeyLocked` instead of the `LockTimeout` of `LOCK_WAIT_MS`.
-
-    If a whole table is locked, `LockTimeout` is raised too, but only after the longer `lock_timeout` of the session.
-    """
-    started = time.monotonic()
-    try:
-        yield
-    except LockTimeout as error:
-        if time.monotonic() - started > _MAX_LOCK_WAIT_SECONDS:
-            raise
-        raise KeyLocked from error
 
 
 class _ArrayParameters:
@@ -241,12 +206,6 @@ _KEY_STORED_AS: Final = {
         answer, CASE WHEN refusal IS NULL THEN '{AnswerKind.POSTED.value}' ELSE '{AnswerKind.REFUSED.value}' END
     )""",
 }
-
-# How long a batch of the ledger waits for one lock of another transaction: for a key here, and for an account in
-# `shop.ledger.basic_posting`. After that, its requests wait in the blocked queue, with the session's `lock_timeout`.
-LOCK_WAIT_MS: Final = 200
-# A `LockTimeout` after this time isn't caused by `LOCK_WAIT_MS`.
-_MAX_LOCK_WAIT_SECONDS: Final = 1.5
 
 
 def _write_statement(*, waits_for_keys: bool) -> Any:
