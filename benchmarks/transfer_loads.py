@@ -1,5 +1,8 @@
 """The contenders of `transfers`. Each runs in a new process, in a database with Shop's tables:
-`python -m benchmarks.transfer_loads URL KIND DISTRIBUTION TASKS SECONDS`."""
+`python -m benchmarks.transfer_loads URL KIND DISTRIBUTION TASKS SECONDS [PROCESSES]`.
+
+With PROCESSES the tasks are divided evenly between so many processes, whose figures are summed.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import sys
 import time
 from bisect import bisect
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
-from itertools import accumulate, count
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain, count
+from multiprocessing import get_context
 from typing import Any, Final
 from uuid import UUID
 
@@ -25,15 +31,39 @@ import shop.tables  # noqa: F401 (tables refer to each other)
 from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM
 from howdah import Database, bulk, utcnow, uuid7
 from shop import migrations
+from shop.ledger.basic_posting import POST_BASIC, basic_parameters, plan_basic_posting
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
 from shop.ledger.repository import LOCK, STORED_ANSWERS
 from shop.ledger.requests import TransferRequest
-from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE, WRITE_IF_UNCHANGED
+from shop.ledger.writing import TRANSFER_PARAMETERS, WRITE
 from shop.memory import collect_less_often, freeze_loaded_objects
 from shop.users.models import User
 
 Transfer = Callable[[UUID, UUID], Awaitable[None]]
+
+_START_SECONDS: Final = 60
+"""The time limit for the start of all processes of one contender."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """When a process measures, and with which random accounts."""
+
+    distribution: str
+    task_count: int
+    seconds: float
+    seed: int = 7
+    wait_for_others: Callable[[], object] = int
+    """Called after the first transfers. It blocks until all processes are ready, so that their windows are the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a process has measured: the length of its window, and the time of each transfer in it, in seconds."""
+
+    seconds: float
+    latencies: list[float]
 
 
 def account(number: int) -> UUID:
@@ -87,52 +117,50 @@ async def fill(url: str, account_count: int) -> None:
         await bulk.insert_many(session, Account, accounts, keys=False)
 
 
-async def load(transfer: Transfer, distribution: str, task_count: int, seconds: float) -> None:
-    """Run `task_count` tasks for `seconds`, and print the figures. Each task posts one transfer after the other."""
-    choose = account_chooser(distribution, seed=7)
+async def load(transfer: Transfer, window: Window) -> Load:
+    """Run the tasks of the window. Each task posts one transfer after the other."""
+    choose = account_chooser(window.distribution, window.seed)
     # The first transfers open connections, compile statements and prepare them.
-    await asyncio.gather(*(transfer(*choose()) for _ in range(min(task_count, 10))))
+    await asyncio.gather(*(transfer(*choose()) for _ in range(min(window.task_count, 10))))
     freeze_loaded_objects()
     collect_less_often()
+    window.wait_for_others()
     latencies: list[float] = []
     started = time.perf_counter()
 
     async def work() -> None:
-        while (sent := time.perf_counter()) < started + seconds:
+        while (sent := time.perf_counter()) < started + window.seconds:
             await transfer(*choose())
             latencies.append(time.perf_counter() - sent)
 
-    await asyncio.gather(*(work() for _ in range(task_count)))
-    seconds_per_transfer = (time.perf_counter() - started) / len(latencies)
-    latencies.sort()
-    p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
-    print(json.dumps({"seconds": seconds_per_transfer, "latency": [p50, p99]}))
+    await asyncio.gather(*(work() for _ in range(window.task_count)))
+    return Load(time.perf_counter() - started, latencies)
 
 
-async def with_ledger(url: str, distribution: str, task_count: int, seconds: float) -> None:
+async def with_ledger(url: str, window: Window) -> Load:
     keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
     async with Database(url) as database, Ledger(database) as ledger:
 
         async def transfer(source: UUID, target: UUID) -> None:
             (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
 
-        await load(transfer, distribution, task_count, seconds)
+        return await load(transfer, window)
 
 
-async def with_ledger_for_customers(url: str, distribution: str, task_count: int, seconds: float) -> None:
+async def with_ledger_for_customers(url: str, window: Window) -> Load:
     """As `with_ledger`, but each transfer is posted for the owner of the debited account."""
     keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
-    owners = {account(number): customer(account(number)) for number in range(1, ACCOUNTS[distribution] + 1)}
+    owners = {account(number): customer(account(number)) for number in range(1, ACCOUNTS[window.distribution] + 1)}
     async with Database(url) as database, Ledger(database) as ledger:
 
         async def transfer(source: UUID, target: UUID) -> None:
             request = TransferRequest(source, target, 1, key=next(keys), posted_by=owners[source])
             (await ledger.submit(request)).unwrap()
 
-        await load(transfer, distribution, task_count, seconds)
+        return await load(transfer, window)
 
 
-async def with_reference(url: str, distribution: str, task_count: int, seconds: float) -> None:
+async def with_reference(url: str, window: Window) -> Load:
     """The code of the reference, except that the accounts are locked in key order. Otherwise it would deadlock."""
     engine = create_async_engine(
         url,
@@ -154,15 +182,16 @@ async def with_reference(url: str, distribution: str, task_count: int, seconds: 
             accounts[target].balance += 1
             await db.flush()
 
-    await load(transfer, distribution, task_count, seconds)
+    measured = await load(transfer, window)
     await engine.dispose()
+    return measured
 
 
-async def with_same_statements(url: str, distribution: str, task_count: int, seconds: float) -> None:
+async def with_same_statements(url: str, window: Window) -> Load:
     """The statements that `post_transfers` runs for one transfer, in a transaction of asyncpg."""
     lock, outcomes, write = (_Statement(each) for each in (LOCK, STORED_ANSWERS, WRITE))
 
-    async with _pool(url, task_count) as pool:
+    async with _pool(url, window.task_count) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
             key = str(uuid7())
@@ -172,36 +201,22 @@ async def with_same_statements(url: str, distribution: str, task_count: int, sec
                 await connection.fetch(outcomes.text, *outcomes.values({"scopes": [""], "keys": [key]}))
                 await connection.fetch(write.text, *write.values(_parameters(source, target, entry_counts, key)))
 
-        await load(transfer, distribution, task_count, seconds)
+        return await load(transfer, window)
 
 
-async def with_one_statement(url: str, distribution: str, task_count: int, seconds: float) -> None:
-    """The statement of optimistic posting, sent through asyncpg, with an account cache.
-
-    This works only for one task. With several tasks the cache would be stale, and there is no second attempt with
-    locks.
-    """
-    write = _Statement(WRITE_IF_UNCHANGED)
-    entry_counts: dict[UUID, int] = {}
-
-    async with _pool(url, task_count) as pool:
+async def with_one_statement(url: str, window: Window) -> Load:
+    """The statement of `Ledger.submit`, sent through asyncpg for one transfer."""
+    async with _pool(url, window.task_count) as pool:
 
         async def transfer(source: UUID, target: UUID) -> None:
+            plan = plan_basic_posting([TransferRequest(source, target, 1, key=str(uuid7()))])
+            assert plan is not None
             async with pool.acquire() as connection:
-                if missing := [each for each in (source, target) if each not in entry_counts]:
-                    rows = await connection.fetch("SELECT id, entry_count FROM accounts WHERE id = ANY($1)", missing)
-                    entry_counts.update({row["id"]: row["entry_count"] for row in rows})
-                ids = sorted((source, target))
-                values = _parameters(source, target, entry_counts, str(uuid7()))
-                values |= {"a_id": ids, "a_entry_count": [entry_counts[each] for each in ids], "a_revision": []}
-                if not await connection.fetchval(write.text, *write.values(values)):
-                    raise AssertionError(
-                        "the statement was not applied: another process has changed one of these accounts"
-                    )
-                for each in ids:
-                    entry_counts[each] += 1
+                row = await connection.fetchrow(POST_BASIC, *basic_parameters(plan))
+            if not row["is_posted"]:
+                raise AssertionError("the transfer was declined: do both accounts exist?")
 
-        await load(transfer, distribution, task_count, seconds)
+        return await load(transfer, window)
 
 
 @asynccontextmanager
@@ -245,7 +260,7 @@ class _Statement:
         return [parameters[name] for name in self._names]
 
 
-KINDS: Final = {
+KINDS: Final[dict[str, Callable[[str, Window], Awaitable[Load]]]] = {
     "ledger": with_ledger,
     "ledger-for-customers": with_ledger_for_customers,
     "reference": with_reference,
@@ -254,14 +269,52 @@ KINDS: Final = {
 }
 
 
+def run(kind: str, url: str, window: Window) -> Load:
+    return uvloop.run(KINDS[kind](url, window))  # type: ignore[arg-type]  # all kinds are coroutine functions
+
+
+def run_in_processes(kind: str, url: str, window: Window, processes: int) -> list[Load]:
+    """Divide the tasks between new processes. Each of them measures the same window, with other random accounts."""
+    spawning = get_context("spawn")
+    barrier = spawning.Barrier(processes, timeout=_START_SECONDS)
+    with ProcessPoolExecutor(processes, spawning, initializer=_set_barrier, initargs=(barrier,)) as pool:
+        share = replace(window, task_count=window.task_count // processes)
+        running = [
+            pool.submit(_run_with_others, kind, url, replace(share, seed=window.seed + number))
+            for number in range(processes)
+        ]
+        return [each.result() for each in running]
+
+
+_barriers: Final[list[Any]] = []
+
+
+def _set_barrier(barrier: Any) -> None:
+    """A barrier can be passed to a new process only when it starts."""
+    _barriers.append(barrier)
+
+
+def _run_with_others(kind: str, url: str, window: Window) -> Load:
+    return run(kind, url, replace(window, wait_for_others=_barriers[-1].wait))
+
+
+def print_figures(loads: Sequence[Load]) -> None:
+    """Print the figures of all processes as one contender: their transfers per second are added."""
+    latencies = sorted(chain.from_iterable(each.latencies for each in loads))
+    p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
+    per_second = sum(len(each.latencies) / each.seconds for each in loads)
+    print(json.dumps({"seconds": 1 / per_second, "latency": [p50, p99]}))
+
+
 def main() -> None:
     _, url, kind, *rest = sys.argv
     if kind == "fill":
         asyncio.run(fill(url, int(rest[0])))
         print(json.dumps({"seconds": 0}))
-    else:
-        distribution, task_count, seconds = rest
-        uvloop.run(KINDS[kind](url, distribution, int(task_count), float(seconds)))
+        return
+    distribution, task_count, seconds, *processes = rest
+    window = Window(distribution, int(task_count), float(seconds))
+    print_figures(run_in_processes(kind, url, window, int(processes[0])) if processes else [run(kind, url, window)])
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ _BATCH_TIMEOUT_SECONDS: Final = 120
 
 _LEDGER: Final = "howdah Ledger.submit"
 _FOR_CUSTOMERS: Final = f"{_LEDGER} for customers"
+_IN_PROCESSES: Final = {(UNIFORM, 2): 0.8, (HOT, 2): 0.8, (UNIFORM, 4): 0.7, (HOT, 4): 0.7}
+"""Distributions and numbers of processes, and the goal for each: compared with one process."""
 _SAME_STATEMENTS: Final = "asyncpg, same statements"
 _ONE_STATEMENT: Final = "asyncpg, one statement"
 _NO_ENTRIES: Final = "it writes no transfers, entries or idempotency keys"
@@ -165,9 +167,14 @@ class LedgerComparison(Comparison):
     async def measure_ledger(self, distribution: str, tasks: int, seconds: int) -> Measured:
         return await self.measure_load("ledger", distribution, tasks, seconds)
 
-    async def measure_load(self, kind: str, distribution: str, tasks: int, seconds: int) -> Measured:
+    async def measure_load(
+        self, kind: str, distribution: str, tasks: int, seconds: int, processes: int | None = None
+    ) -> Measured:
+        """Run a contender in a new process, or divide its tasks between several processes."""
         arguments = (self.url, kind, distribution, str(tasks), str(seconds))
-        return await run_module("benchmarks.transfer_loads", *arguments)
+        return await run_module(
+            "benchmarks.transfer_loads", *arguments, *([] if processes is None else [str(processes)])
+        )
 
 
 class Transfers(LedgerComparison):
@@ -176,7 +183,8 @@ class Transfers(LedgerComparison):
         "transfers between two random accounts out of 1,000 (uniform), out of 100,000 by Zipf's law (zipf), or between "
         "one fixed account and a random other one (hot). A task gets its result when the transfer is durable, with two "
         "entries and an idempotency key. `for customers` compares the owner of each debited account with the customer "
-        "of the request. The name of a contender has the number of concurrent tasks"
+        "of the request. The name of a contender has the number of concurrent tasks. In 2 or 4 processes they are "
+        "divided between processes that post on the same accounts"
     )
 
     async def set_up(self) -> None:
@@ -195,6 +203,10 @@ class Transfers(LedgerComparison):
                 Contender(_name(_FOR_CUSTOMERS, *case), "howdah", self._load("ledger-for-customers", *case), 1)
                 for case in cases
                 if case[1] in {1, 256}
+            ),
+            *(
+                Contender(_processes_name(*case), "howdah", self._load("ledger", case[0], 256, case[1]), 1)
+                for case in _IN_PROCESSES
             ),
             *(
                 Contender(
@@ -244,11 +256,17 @@ class Transfers(LedgerComparison):
                 Goal(_name(_FOR_CUSTOMERS, *case), "times as fast", 0.9, ledger(*case))
                 for case in ((UNIFORM, 256), (HOT, 256))
             ),
+            *(
+                Goal(_processes_name(distribution, processes), "times as fast", bound, ledger(distribution, 256))
+                for (distribution, processes), bound in _IN_PROCESSES.items()
+            ),
             Goal(ledger(UNIFORM, 1), "of the p50", 1.3, _name(_SAME_STATEMENTS, UNIFORM, 1)),
         ]
 
-    def _load(self, kind: str, distribution: str, tasks: int) -> Callable[[], Awaitable[Measured]]:
-        return lambda: self.measure_load(kind, distribution, tasks, self.seconds)
+    def _load(
+        self, kind: str, distribution: str, tasks: int, processes: int | None = None
+    ) -> Callable[[], Awaitable[Measured]]:
+        return lambda: self.measure_load(kind, distribution, tasks, self.seconds, processes)
 
     def _pgbench_load(self, distribution: str, script: str) -> Callable[[], Awaitable[Measured]]:
         """A run of pgbench with the number of clients that was fastest in short trials."""
@@ -374,6 +392,10 @@ class TransfersOverHttp(LedgerComparison):
 
 def _name(contender: str, distribution: str, tasks: int) -> str:
     return f"{contender}, {distribution}, {tasks:,} task{'' if tasks == 1 else 's'}"
+
+
+def _processes_name(distribution: str, processes: int) -> str:
+    return f"{_name(_LEDGER, distribution, 256)} in {processes} processes"
 
 
 def _pgbench_program() -> Path:

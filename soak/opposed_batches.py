@@ -32,7 +32,7 @@ from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import post_transfers
-from shop.ledger.writing import KeyInUse
+from shop.ledger.lock_waits import KeyInUse
 from soak.ledger_state import read_ledger_state
 from soak.server import shop_server
 

@@ -19,7 +19,7 @@ from howdah import Database, InvalidStatement, paginate
 from howdah.fastapi import AccessRule
 from howdah.tenancy import grants_of, policies_of, role_in
 from shop import migrations
-from shop.ledger import group_commit, posting
+from shop.ledger import posting
 from shop.ledger.account_queries import select_entries
 from shop.ledger.http.rules import CustomerFields, OwnTransfers
 from shop.ledger.transfer_queries import select_transfers
@@ -106,8 +106,7 @@ def disable_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OwnTransfers, "find_customer", lambda *_: None)
     monkeypatch.setattr(CustomerFields, "find_excluded", lambda *_: [])
     monkeypatch.setattr(Permission, "check", lambda *_: None)
-    for module in (group_commit, posting):
-        monkeypatch.setattr(module, "owns", lambda *_: True)
+    monkeypatch.setattr(posting, "owns", lambda *_: True)
 
 
 @pytest.fixture

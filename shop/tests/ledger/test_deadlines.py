@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from howdah import Database, LockTimeout, OutcomeUnknown, QueueTimeout, Unavailable
-from shop.ledger import writing
+from shop.ledger import lock_waits
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account
@@ -123,7 +123,7 @@ async def test_a_key_that_another_transaction_holds_delays_only_its_own_request(
     accounts = await open_accounts(stored, *([100] * 22))
     pairs = list(zip(accounts[2::2], accounts[3::2], strict=True))
     if not is_limited:
-        monkeypatch.setattr(writing, "_MAX_KEY_WAIT_SECONDS", -1)
+        monkeypatch.setattr(lock_waits, "_MAX_WAIT_SECONDS", -1)
     async with Ledger(stored, workers=1) as ledger, stored.session() as holder:
         for source, target in pairs:
             await ledger.submit(TransferRequest(source, target, 1))

@@ -100,33 +100,32 @@ async def test_an_expired_hold_is_available_to_every_kind_of_request(
     await assert_ledger_is_correct(stored)
 
 
-async def test_a_hold_that_expires_while_its_account_is_cached_is_available(stored: Database) -> None:
-    """The cache still has the held amount: the refusal is decided again with locks, without a version conflict."""
+async def test_an_expired_hold_is_voided_when_its_amount_is_needed(stored: Database) -> None:
+    """The statement declines the transfers of that account, and the locks decide: the hold is voided first."""
     a, b, c, d = await open_accounts(stored, 100, 0, 100, 100)
     async with Ledger(stored) as ledger, log_statements(stored) as seen:
         pending = (await ledger.submit(TransferRequest(a, b, 60, pending_seconds=60))).unwrap()
         (await ledger.submit(TransferRequest(c, d, 1))).unwrap()
         seen.take()
         (await ledger.submit(TransferRequest(a, b, 10))).unwrap()
-        assert seen.take() == ["write if"]
+        assert seen.take() == ["post"]
         await expire(stored, pending.id)
         seen.take()
-        [fitting, more, other] = await ledger.submit_many(
-            [TransferRequest(a, b, 80, key="k"), TransferRequest(a, b, 11, key="l"), TransferRequest(c, d, 1)]
-        )
+        requests = [TransferRequest(a, b, 80, key="k"), TransferRequest(a, b, 11, key="l"), TransferRequest(c, d, 1)]
+        [fitting, more, other] = await asyncio.gather(*map(ledger.submit, requests))
         assert (fitting.refusal, more.refusal, other.refusal) == (None, Refusal.INSUFFICIENT_FUNDS, None)
-        assert seen.take() == ["lock", "write"]
+        assert seen.take() == ["post", "post", "lock", "write"]
         for source, target, amount in ((a, b, 10), (b, a, 1), (c, d, 1)):
             (await ledger.submit(TransferRequest(source, target, amount))).unwrap()
-            assert seen.take() == ["write if"]
+            assert seen.take() == ["post"]
         assert (await ledger.submit(TransferRequest(a, b, 100))).refusal is Refusal.INSUFFICIENT_FUNDS
-        assert seen.take() == ["write if"]  # no amount is held, so the cached balance decides
+        assert seen.take() == ["post", "lock"]
     assert await balances_and_held_amounts(stored, a, b) == [(1, 0), (99, 0)]
     await assert_ledger_is_correct(stored)
 
 
-async def test_a_refusal_because_of_an_active_hold_leaves_the_account_cache_correct(stored: Database) -> None:
-    """Many requests at the same time: a dropped decision doesn't change the account cache."""
+async def test_refusals_because_of_an_active_hold_are_exact(stored: Database) -> None:
+    """Many requests at the same time, some of them in declined batches."""
     a, b, c = await open_accounts(stored, 1_000, 1_000, 0)
     async with Ledger(stored, max_batch_size=5) as ledger:
         (await ledger.submit(TransferRequest(a, c, 700, pending_seconds=60))).unwrap()

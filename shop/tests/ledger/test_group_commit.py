@@ -1,4 +1,4 @@
-"""`Ledger`: the account cache, version conflicts, and locked accounts."""
+"""`Ledger`: the number of statements, changes by other sessions, and locked accounts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import text, update
 
 from howdah import CoalescerClosed, Database, LockTimeout
 from shop.ledger.account_schemas import AccountChange
@@ -20,7 +20,7 @@ from shop.ledger.requests import Refusal, TransferRequest, TransferResult
 from shop.ledger.service import transfer_funds
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.statement_log import log_statements
-from shop_tests.support.waiting import until, until_waiting
+from shop_tests.support.waiting import until_waiting
 
 
 async def balance(database: Database, account: UUID) -> int:
@@ -28,15 +28,28 @@ async def balance(database: Database, account: UUID) -> int:
         return (await session.get_one(Account, account)).balance
 
 
-async def test_a_transfer_of_cached_accounts_is_one_statement(stored: Database) -> None:
+async def test_basic_transfers_are_one_statement(stored: Database) -> None:
     a, b = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger, log_statements(stored) as seen:
-        await ledger.submit(TransferRequest(a, b, 1))
-        assert seen.take() == ["read", "write if"]
         for _ in range(3):
             await ledger.submit(TransferRequest(a, b, 1, key=str(uuid4())))
-        assert seen.take() == ["write if"] * 3
-    assert await balance(stored, b) == 4
+        assert seen.take() == ["post"] * 3
+    assert await balance(stored, b) == 3
+
+
+async def test_a_refusal_sends_only_the_transfers_of_its_accounts_to_the_locks(stored: Database) -> None:
+    a, b, c, d = await open_accounts(stored, 100, 0, 100, 0)
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
+        requests = [TransferRequest(c, d, 1), TransferRequest(b, c, 1), TransferRequest(a, c, 1)]
+        results = await asyncio.gather(*map(ledger.submit, requests))
+        assert seen.take() == ["post", "post", "lock"]
+        assert [result.refusal for result in results] == [None, Refusal.INSUFFICIENT_FUNDS, None]
+        chain = [TransferRequest(c, d, 1, linked=True), TransferRequest(b, d, 9), TransferRequest(d, a, 1)]
+        results = await ledger.submit_many(chain)
+        assert seen.take() == ["post", "lock", "write"]
+    refusals = [Refusal.LINKED_TRANSFER_FAILED, Refusal.INSUFFICIENT_FUNDS, None]
+    assert [result.refusal for result in results] == refusals
+    assert [await balance(stored, each) for each in (a, b, c, d)] == [100, 0, 100, 0]
 
 
 async def elsewhere(database: Database, a: UUID, b: UUID) -> None:
@@ -78,7 +91,7 @@ async def test_a_change_by_another_session_is_noticed(
         await meanwhile(stored, a, b)
         seen.take()
         assert (await ledger.submit(TransferRequest(a, b, 60))).refusal is refusal
-        assert seen.take() == ["write if", "lock"]
+        assert seen.take() == ["post", "lock"]
     c, d = await open_accounts(stored, 100, 0)
     async with Ledger(stored) as ledger:
         (await ledger.submit(TransferRequest(c, d, 10))).unwrap()
@@ -86,34 +99,12 @@ async def test_a_change_by_another_session_is_noticed(
 
 
 async def test_a_refusal_is_decided_on_current_balances(stored: Database) -> None:
-    """The cached balance is too low, and another session has raised the balance."""
     a, b = await open_accounts(stored, 100, 100)
     async with Ledger(stored) as ledger:
         assert (await ledger.submit(TransferRequest(a, b, 150))).refusal is Refusal.INSUFFICIENT_FUNDS
         await elsewhere(stored, b, a)
         assert (await ledger.submit(TransferRequest(a, b, 150))).refusal is None
     assert await balance(stored, b) == 200
-
-
-async def test_consecutive_conflicts_use_locks_for_more_and_more_batches(stored: Database) -> None:
-    a, b = await open_accounts(stored, 10_000, 10_000)
-    async with Ledger(stored) as ledger:
-
-        async def post_one(*, disturbed: bool) -> str:
-            if disturbed:
-                await elsewhere(stored, a, b)
-            async with log_statements(stored) as seen:
-                (await ledger.submit(TransferRequest(b, a, 1))).unwrap()
-                taken = [each for each in seen.take() if each != "read"]
-            return {"write if": "optimistic", "write if, lock, write": "conflict", "lock, write": "locks"}[
-                ", ".join(taken)
-            ]
-
-        assert [await post_one(disturbed=False) for _ in range(3)] == ["optimistic"] * 3
-        conflicts = [await post_one(disturbed=True) for _ in range(14)]
-        assert conflicts == ["conflict", "locks", "conflict", *["locks"] * 3, "conflict", *["locks"] * 7]
-        assert [await post_one(disturbed=False) for _ in range(3)] == ["optimistic"] * 3
-        assert [await post_one(disturbed=True) for _ in range(3)] == ["conflict", "locks", "conflict"]
 
 
 async def test_a_locked_account_delays_only_its_own_transfers(stored: Database) -> None:
@@ -181,14 +172,11 @@ async def test_closing_finishes_transfers_that_wait_for_a_locked_account(stored:
         await ledger.submit(TransferRequest(a, b, 1))
 
 
-async def test_a_decision_that_assumes_a_failed_one_is_decided_again(stored: Database) -> None:
-    """Two batches at a time: the second one spends the money of the first, which is rolled back."""
+async def test_money_of_a_batch_that_was_not_posted_can_not_be_spent(stored: Database) -> None:
+    """Two batches at a time: the second one would spend the money of the first, whose key was used before."""
     a, b, c = await open_accounts(stored, 100, 0, 0)
     async with Ledger(stored, max_batch_size=1) as ledger:
-        for source, target in ((a, b), (b, c), (c, a)):
-            await ledger.submit(TransferRequest(source, target, 1))
         async with stored.begin() as session:
-            # the first waits for its key, then finds it used; the second has been decided in the meantime
             await session.execute(
                 text(
                     "INSERT INTO idempotency_keys (scope, key, fingerprint, refusal, answer, created_at)"
@@ -196,39 +184,15 @@ async def test_a_decision_that_assumes_a_failed_one_is_decided_again(stored: Dat
                 )
             )
             first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50, key="k")))
-            second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 50)))
             await until_waiting(stored, 1)
+            second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 50)))
         assert (await first).refusal is Refusal.KEY_REUSED
         assert (await second).refusal is Refusal.INSUFFICIENT_FUNDS
     assert [await balance(stored, each) for each in (a, b, c)] == [100, 0, 0]
 
 
-async def test_another_process_entry_with_the_same_number_is_a_conflict(stored: Database) -> None:
-    """The decision assumes an entry that was not written. Another session has created one with the same number."""
-    a, b, c = await open_accounts(stored, 100, 0, 0)
-    async with Ledger(stored, max_batch_size=1) as ledger:
-        for source, target in ((a, b), (b, c), (c, a)):
-            await ledger.submit(TransferRequest(source, target, 1))
-        async with ledger._write_lock:  # both are decided, and wait for the write lock
-            first = asyncio.create_task(ledger.submit(TransferRequest(a, b, 50)))
-            second = asyncio.create_task(ledger.submit(TransferRequest(b, c, 10)))
-            await until(lambda: two_wait(ledger))
-            async with stored.session() as session:
-                await transfer_funds(session, a, b, 20)
-            session = stored.session()
-            await session.execute(select(Account.id).where(Account.id == a).with_for_update())  # the first has to wait
-        async with session:
-            (await second).unwrap()
-        (await first).unwrap()
-    assert [await balance(stored, each) for each in (a, b, c)] == [30, 60, 10]
-
-
-async def two_wait(ledger: Ledger) -> bool:
-    return len(ledger._write_lock._waiters or ()) == 2
-
-
-async def test_cached_accounts_are_not_refused_as_unknown_during_conflicts(stored: Database) -> None:
-    """Many batches with and without conflicts at the same time. All accounts exist."""
+async def test_accounts_are_not_refused_as_unknown_while_others_change_them(stored: Database) -> None:
+    """Many batches at the same time. All accounts exist."""
     accounts = await open_accounts(stored, *[10_000] * 12)
     async with Ledger(stored, max_batch_size=3, workers=4, submit_timeout=60) as ledger:
 

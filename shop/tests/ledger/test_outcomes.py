@@ -124,7 +124,7 @@ async def test_a_transfer_whose_backend_was_killed_in_commit_is_posted_by_anothe
         assert await count_transfers(committed_database) == 2
 
 
-@pytest.mark.parametrize("pending", [False, True], ids=["optimistic posting", "posting with locks"])
+@pytest.mark.parametrize("pending", [False, True], ids=["one statement", "under locks"])
 async def test_a_commit_whose_response_is_lost_is_found_by_its_key(
     committed_url: str, committed_database: Database, socket_folder: Path, pending: bool
 ) -> None:

@@ -13,10 +13,10 @@ from sqlalchemy import func, select
 from howdah import Database, DeadlockDetected
 from shop.ledger.check import check_ledger
 from shop.ledger.group_commit import Ledger
+from shop.ledger.lock_waits import KeyInUse
 from shop.ledger.models import Account, Transfer
 from shop.ledger.requests import Refusal, TransferRequest
 from shop.ledger.service import post_transfers, transfer_funds
-from shop.ledger.writing import KeyInUse
 from shop_tests.support import reference
 from shop_tests.support.funded_accounts import open_accounts
 from shop_tests.support.reversals import reversal_request

@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import shop.orders.routes
 from howdah import Database, bulk, uuid7
 from shop.ledger.account_schemas import AccountIn
+from shop.ledger.lock_waits import KeyInUse
 from shop.ledger.models import Account
 from shop.ledger.opening import OpeningRequest, open_account_once
-from shop.ledger.writing import KeyInUse
 from shop.orders.models import Order, OrderStatus
 from shop.orders.service import bulk_update_status, change_status
 from shop.users.models import User

@@ -270,7 +270,7 @@ class PostingContext:
             return TransferResult(refusal=refusal)
         if request.pending_seconds is not None:
             return self._hold(request, amount, debit, group_id, request.pending_seconds)
-        effective_at = (_to_utc(request.effective_at) if hold is None else hold.effective_at) or self.at
+        effective_at = (to_utc(request.effective_at) if hold is None else hold.effective_at) or self.at
         reversed_total = None
         if original is not None:
             effective_at = max(effective_at, original.effective_at)
@@ -291,7 +291,7 @@ class PostingContext:
             amount=amount,
             currency=debit.currency,
             description=request.description if hold is None else hold.description,
-            details=_stored_metadata(request.metadata) if hold is None else hold.details,
+            details=stored_metadata(request.metadata) if hold is None else hold.details,
             effective_at=effective_at,
             reverses_id=request.reverses,
             reversed_total=reversed_total,
@@ -321,8 +321,8 @@ class PostingContext:
             amount=amount,
             currency=debit.currency,
             description=request.description,
-            details=_stored_metadata(request.metadata),
-            effective_at=_to_utc(request.effective_at),
+            details=stored_metadata(request.metadata),
+            effective_at=to_utc(request.effective_at),
             group_id=group_id,
             state=TransferState.PENDING,
             expires_at=self.at + timedelta(seconds=seconds),
@@ -363,9 +363,9 @@ def _copy_rows(rows: Mapping[UUID, RowT], ids: Iterable[UUID | None]) -> dict[UU
     return {id_: copy(rows[id_]) for id_ in ids if id_ is not None and id_ in rows}
 
 
-def _stored_metadata(metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
+def stored_metadata(metadata: Mapping[str, str] | None) -> Mapping[str, str] | None:
     return sort_like_jsonb(metadata) if metadata else None
 
 
-def _to_utc(moment: datetime | None) -> datetime | None:
+def to_utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -27,10 +27,10 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
+from shop.ledger.lock_waits import LOCK_WAIT_MS, raise_locked_for_long
 from shop.ledger.models import Account, AnswerKind, Entry, IdempotencyKey, PendingTransfer, Transfer
 from shop.ledger.requests import NamedTransfer, ScopedKey, TransferRecord
 from shop.ledger.snapshots import Hold, PostingAccount, Reversible
@@ -54,9 +54,16 @@ class AccountsAt(NamedTuple):
 
 
 class TransferRepository(AsyncRepository[Transfer]):
-    async def lock_accounts(self, ids: Iterable[UUID]) -> AccountsAt:
-        """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock."""
-        return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
+    async def lock_accounts(self, ids: Iterable[UUID], *, is_wait_short: bool = False) -> AccountsAt:
+        """Lock the accounts that exist, in key order, until the transaction ends. `at` is read after the last lock.
+
+        With `is_wait_short` it waits for each lock for up to `LOCK_WAIT_MS`, then raises `LockedForLong`. This limit
+        holds for the rest of the transaction.
+        """
+        if not is_wait_short:
+            return _accounts_at(await self.session.execute(LOCK, {"ids": list(ids)}))
+        with raise_locked_for_long():
+            return _accounts_at(await self.session.execute(_LOCK_BRIEFLY, {"ids": list(ids)}))
 
     async def lock_accounts_skip_locked(self, ids: Iterable[UUID]) -> AccountsAt:
         """Lock the accounts that exist and that no other transaction has locked. Waits for no lock."""
@@ -114,11 +121,6 @@ class TransferRepository(AsyncRepository[Transfer]):
         return {row.id: Reversible(**row._asdict()) for row in rows}
 
 
-async def read_accounts(connection: AsyncConnection, ids: Sequence[UUID]) -> AccountsAt:
-    """The current states of the accounts that exist, without locks. Another transaction may change them at any time."""
-    return _accounts_at(await connection.execute(_ACCOUNTS_AT, {"ids": list(ids)}))
-
-
 def _accounts_at(rows: Result[Any]) -> AccountsAt:
     """The accounts and the time. Each row has the time at which its account was locked; the last one is returned."""
     accounts: dict[UUID, PostingAccount] = {}
@@ -148,8 +150,12 @@ _ACCOUNTS: Final[Select[Any]] = select(*(getattr(Account, each.name) for each in
     Account.id == _ids
 )
 _OWNERS: Final = select(Account.id, Account.user_id).where(Account.id == _ids)
-_ACCOUNTS_AT: Final = _with_time(_ACCOUNTS)
 LOCK: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True))
+_LOCK_BRIEFLY: Final = _with_time(
+    _ACCOUNTS.where(select(func.set_config("lock_timeout", str(LOCK_WAIT_MS), True)).scalar_subquery().is_not(None))
+    .order_by(Account.id)
+    .with_for_update(key_share=True)
+)
 _LOCK_SKIP_LOCKED: Final = _with_time(_ACCOUNTS.order_by(Account.id).with_for_update(key_share=True, skip_locked=True))
 
 _HOLDS: Final = select(

@@ -55,26 +55,28 @@ async def post_transfers(session: AsyncSession, requests: Sequence[TransferReque
 
     Raises `TypeError` or `ValueError` if a request can't be stored exactly or contradicts itself.
     """
-    return (await post_with_locks(session, requests))[0] if requests else []
-
-
-async def post_with_locks(
-    session: AsyncSession, requests: Sequence[TransferRequest]
-) -> tuple[list[TransferResult], AccountsAt]:
-    """Like `post_transfers`, but also return the accounts as they are after the commit."""
+    if not requests:
+        return []
     validated = validate_requests(requests)
     locked = await TransferRepository(session).lock_accounts(collect_account_ids(validated))
-    return await _post(session, locked, validated), locked
+    return await _post(session, locked, validated)
 
 
-async def post_skip_locked(
-    session: AsyncSession, lists: Sequence[Sequence[TransferRequest]]
-) -> tuple[list[list[TransferResult] | Blocked], AccountsAt]:
-    """Like `post_with_locks`, but post several lists, and don't wait for locks. The result of a list is `BLOCKED` if
-    another transaction has locked one of its accounts. Raises `KeyLocked` if another transaction uses a key."""
+async def post_unblocked(
+    session: AsyncSession, lists: Sequence[Sequence[TransferRequest]], *, waits: bool
+) -> list[list[TransferResult] | Blocked]:
+    """Like `post_transfers`, but post several lists, and don't wait for long.
+
+    With `waits` it waits for each account for up to `LOCK_WAIT_MS`, then raises `LockedForLong`. Without it, the result
+    of a list is `BLOCKED` if another transaction has locked one of its accounts. Raises `KeyLocked` if another
+    transaction uses a key.
+    """
     ids = {id_ for requests in lists for id_ in collect_account_ids(requests)}
     repository = TransferRepository(session)
-    locked = await repository.lock_accounts_skip_locked(ids)
+    if waits:
+        locked = await repository.lock_accounts(ids - await _find_foreign_only(repository, lists), is_wait_short=True)
+    else:
+        locked = await repository.lock_accounts_skip_locked(ids)
     # The owners of foreign accounts are read, too, so that a refusal takes as long as that of an unknown account.
     unlocked = (ids - locked.accounts.keys()) | _find_foreign_accounts(lists, locked)
     owners = await repository.find_owners(unlocked) if unlocked else {}
@@ -86,7 +88,25 @@ async def post_skip_locked(
     results: list[list[TransferResult] | Blocked] = [BLOCKED] * len(lists)
     for n, group in zip(free, group_results(free_lists, posted), strict=True):
         results[n] = group
-    return results, locked
+    return results
+
+
+async def _find_foreign_only(repository: TransferRepository, lists: Sequence[Sequence[TransferRequest]]) -> set[UUID]:
+    """The accounts that these requests name only to debit them for a customer who doesn't own them. They aren't locked:
+    if the request waited, that would show that the account exists."""
+    debited: set[tuple[UUID, UUID]] = set()
+    needed: set[UUID] = set()
+    for request in (request for requests in lists for request in requests):
+        needed.add(request.to_account_id)
+        if request.posted_by is None or request.posts or request.voids or request.reverses:
+            needed.add(request.from_account_id)
+        else:
+            debited.add((request.from_account_id, request.posted_by))
+    candidates = {id_ for id_, _ in debited} - needed
+    if not candidates:
+        return set()
+    owners = await repository.find_owners(candidates)
+    return candidates - {id_ for id_, customer in debited if owners.get(id_) == customer}
 
 
 def _find_foreign_accounts(lists: Sequence[Sequence[TransferRequest]], locked: AccountsAt) -> set[UUID]:
@@ -130,11 +150,9 @@ def group_results(
     return [[next(remaining) for _ in requests] for requests in lists]
 
 
-async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> tuple[int, AccountsAt]:
-    """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds,
-    and these accounts."""
-    locked = await TransferRepository(session).lock_accounts_skip_locked(account_ids)
-    return await _void_expired(session, locked), locked
+async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> int:
+    """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds."""
+    return await _void_expired(session, await TransferRepository(session).lock_accounts_skip_locked(account_ids))
 
 
 async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:

@@ -5,39 +5,22 @@ PostgreSQL creates the entries and the balances from the new transfers.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import orjson
-from sqlalchemy import ARRAY, JSON, BigInteger, Boolean, Column, DateTime, String, Uuid, bindparam, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy import ARRAY, JSON, BigInteger, Column, DateTime, String, Uuid, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import attributes
 from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import TypeEngine
 
-from howdah import Base, LockTimeout, UniqueViolation
+from howdah import Base
+from shop.ledger.lock_waits import LOCK_WAIT_MS, KeyLocked, raise_key_in_use, raise_locked_for_long
 from shop.ledger.models import Account, AnswerKind, IdempotencyKey, PendingTransfer, Transfer, TransferState
 from shop.ledger.posting import PostingContext
 from shop.ledger.requests import TransferRecord, TransferResult
-from shop.ledger.snapshots import Hold, PostingAccount
-
-
-class KeyInUse(Exception):
-    """Another transaction has used one of the idempotency keys. Roll back this transaction, and repeat it."""
-
-
-class KeyLocked(Exception):
-    """Another transaction has written one of the idempotency keys and hasn't ended. Nothing was written."""
-
-
-class WriteResult(NamedTuple):
-    """Whether the statement wrote the decision, and the time by the database's clock."""
-
-    is_written: bool
-    at: datetime
+from shop.ledger.snapshots import Hold
 
 
 async def write(session: AsyncSession, context: PostingContext, *, waits_for_keys: bool = True) -> None:
@@ -54,26 +37,15 @@ async def write(session: AsyncSession, context: PostingContext, *, waits_for_key
         }
         await _write_holds(session, context, settled, _SETTLE_HOLDS, values)
     if waits_for_keys:
-        with _raise_key_in_use():
+        with raise_key_in_use():
             await session.execute(WRITE, values_to_write(context))
     else:
-        with _raise_key_in_use(), _raise_key_locked():
+        with raise_key_in_use(), raise_locked_for_long(KeyLocked):
             await session.execute(WRITE_WITHOUT_WAIT, values_to_write(context))
     if context.holds:  # last, because a new hold may reserve amounts of the new transfers
         await _write_holds(session, context, context.holds, _INSERT_HOLDS, _hold_values(context.holds))
     for account in context.changed_accounts():
         update_loaded_account(session, account, ("balance", "held", "entry_count", "revision", "updated_at"))
-
-
-def expected_values(accounts: Collection[PostingAccount]) -> dict[str, Any]:
-    """The parameters of `write_if_unchanged` with the expected entry counts and revisions. Call this before the
-    decision, which changes the accounts."""
-    fields: dict[str, Sequence[Any]] = {
-        "id": [account.id for account in accounts],
-        "entry_count": [account.entry_count for account in accounts],
-        "revision": [account.revision or None for account in accounts],  # nearly all are 0; see `_omit_nulls`
-    }
-    return _EXPECTED.values(fields)
 
 
 def values_to_write(context: PostingContext) -> dict[str, Any]:
@@ -88,26 +60,12 @@ def values_to_write(context: PostingContext) -> dict[str, Any]:
         fields = dict(zip(TransferRecord._fields, zip(*context.transfers, strict=True), strict=True))
     for name in ("effective_at", "created_at"):
         fields[name] = [None if moment is context.at else moment for moment in fields[name]]
-    fields["details"] = [_to_json(details) for details in fields["details"]]
+    fields["details"] = [to_json(details) for details in fields["details"]]
     currencies = set(fields["currency"])
     if len(currencies) == 1:
         fields["currency"] = []
     shared = {"currency": currencies.pop() if currencies else None, "at": context.at}
     return TRANSFER_PARAMETERS.values(fields) | _key_values(context) | shared
-
-
-async def write_if_unchanged(connection: AsyncConnection, values: Mapping[str, Any]) -> WriteResult:
-    """Write an optimistic decision by one statement, which doesn't wait for locks. The statement writes only if
-
-    - all accounts still have the expected entry counts and revisions,
-    - no other transaction has locked one of them,
-    - the time of the decision is at most ten seconds behind the database's clock, and not ahead of it.
-
-    Raises `KeyInUse` and `KeyLocked`.
-    """
-    with _raise_key_in_use(), _raise_key_locked():
-        row = (await connection.execute(WRITE_IF_UNCHANGED, values)).one()
-    return WriteResult(is_written=row.is_written, at=row.at)
 
 
 def update_loaded_account(session: AsyncSession, account: Any, names: Iterable[str]) -> None:
@@ -127,32 +85,6 @@ async def _write_holds(
     for row in await session.execute(statement, {**values, **account_values, "at": context.at}):
         account = context.accounts[row.id]
         account.revision, account.updated_at = row.revision, max(account.updated_at, row.updated_at)
-
-
-@contextmanager
-def _raise_key_in_use() -> Iterator[None]:
-    """Raise `KeyInUse` instead of a unique violation of the idempotency keys."""
-    try:
-        yield
-    except UniqueViolation as error:
-        if error.constraint != "pk_idempotency_keys":
-            raise
-        raise KeyInUse from error
-
-
-@contextmanager
-def _raise_key_locked() -> Iterator[None]:
-    """Raise `KeyLocked` instead of the `LockTimeout` of `_LIMIT_OF_KEY_WAIT`.
-
-    If a whole table is locked, `LockTimeout` is raised too, but only after the longer `lock_timeout` of the session.
-    """
-    started = time.monotonic()
-    try:
-        yield
-    except LockTimeout as error:
-        if time.monotonic() - started > _MAX_KEY_WAIT_SECONDS:
-            raise
-        raise KeyLocked from error
 
 
 class _ArrayParameters:
@@ -179,7 +111,7 @@ class _ArrayParameters:
 
     def values(self, arrays: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """The parameters, from a list for each attribute. Lists of other attributes are ignored."""
-        return {parameter: _omit_nulls(arrays[name]) for name, parameter in self._parameters.items()}
+        return {parameter: omit_nulls(arrays[name]) for name, parameter in self._parameters.items()}
 
 
 def _attribute_names(model: type[Base]) -> list[str]:
@@ -196,14 +128,13 @@ def _element_type(column: Column[Any]) -> TypeEngine[Any]:
     return String() if isinstance(column.type, String | JSON) else column.type
 
 
-def _omit_nulls(values: Sequence[Any]) -> list[Any]:
+def omit_nulls(values: Sequence[Any]) -> list[Any]:
     """Replace a list of None by an empty list. `unnest` pads it with NULLs, and the driver has fewer values to
     encode."""
     return list(values) if values.count(None) < len(values) else []
 
 
 TRANSFER_PARAMETERS: Final = _ArrayParameters("t", Transfer, _attribute_names(Transfer))
-_EXPECTED: Final = _ArrayParameters("a", Account, ("id", "entry_count", "revision"))
 _KEY: Final = _ArrayParameters("k", IdempotencyKey, ("scope", "key", "fingerprint", "transfer_id", "refusal", "answer"))
 # The statement sets `state` and `created_at`. `settled_at` and `settled_by` of a new hold are NULL. So no values are
 # sent for them.
@@ -253,11 +184,11 @@ def _unusual_answer(result: TransferResult) -> str | None:
 
 def _hold_values(holds: Sequence[Hold]) -> dict[str, list[Any]]:
     fields: dict[str, Sequence[Any]] = {name: [getattr(hold, name) for hold in holds] for name in _NEW_HOLD.names}
-    fields["details"] = [_to_json(hold.details) for hold in holds]
+    fields["details"] = [to_json(hold.details) for hold in holds]
     return _NEW_HOLD.values(fields)
 
 
-def _to_json(details: Mapping[str, str] | None) -> str | None:
+def to_json(details: Mapping[str, str] | None) -> str | None:
     return orjson.dumps(dict(details)).decode() if details else None
 
 
@@ -276,40 +207,21 @@ _KEY_STORED_AS: Final = {
     )""",
 }
 
-# Nothing is written unless the accounts are unchanged and the decision's time is close to the database's clock. Locked
-# accounts are skipped: waiting for their transaction could deadlock, or take long.
-# A transaction waits for another one that has inserted the same key. The caller holds the write lock of its process, so
-# all transfers would wait. This shortens the wait of the statement (and of the rest of its transaction) to 0.2 s. After
-# that, the request waits in the blocked queue, without the write lock and with the session's `lock_timeout`. The same
-# happens if another lock has caused the wait.
-_LIMIT_OF_KEY_WAIT: Final = "set_config('lock_timeout', '200', true) IS NOT NULL"
-# A `LockTimeout` after this time isn't caused by `_LIMIT_OF_KEY_WAIT`.
-_MAX_KEY_WAIT_SECONDS: Final = 1.5
 
-_COMPARISON: Final = f"""
-        locked AS MATERIALIZED (
-            SELECT id, entry_count, revision FROM {Account.__tablename__}
-            WHERE id = ANY (:a_id) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-        ), comparison AS MATERIALIZED (
-            SELECT count(*) = cardinality(:a_id)
-                AND :at BETWEEN clock_timestamp() - interval '10 seconds' AND clock_timestamp()
-                AND {_LIMIT_OF_KEY_WAIT} AS is_unchanged
-            FROM locked JOIN {_EXPECTED.unnest("expected")} ON locked.id = expected.id
-                AND locked.entry_count = expected.entry_count AND locked.revision = coalesce(expected.revision, 0)
-        ),"""  # noqa: S608  # built from constants
+def _write_statement(*, waits_for_keys: bool) -> Any:
+    """The statement that writes transfers and keys. A trigger creates the entries and balances.
 
-
-def _write_statement(*, if_unchanged: bool, waits_for_keys: bool = False) -> Any:
-    """The statement that writes transfers and keys. A trigger creates the entries and balances."""
+    A transaction waits for another one that has inserted the same key. The caller holds the write lock of its process,
+    so all transfers would wait. Without `waits_for_keys`, the wait of the statement (and of the rest of its
+    transaction) is short.
+    """
     condition, first = "true", ""
-    if if_unchanged:
-        condition, first = "(SELECT is_unchanged FROM comparison)", _COMPARISON
-    elif not waits_for_keys:
-        condition, first = (
-            "(SELECT is_limited FROM wait)",
-            f"wait AS MATERIALIZED (SELECT {_LIMIT_OF_KEY_WAIT} AS is_limited),",
-        )
-    statement = text(f"""
+    if not waits_for_keys:
+        condition = "(SELECT is_limited FROM wait)"
+        first = f"""wait AS MATERIALIZED (
+            SELECT set_config('lock_timeout', '{LOCK_WAIT_MS}', true) IS NOT NULL AS is_limited
+        ),"""  # built from constants
+    return text(f"""
         WITH {first} new_transfers AS (
             INSERT INTO {Transfer.__tablename__} ({", ".join(TRANSFER_PARAMETERS.columns)})
             SELECT {", ".join(_STORED_AS.get(name, name) for name in TRANSFER_PARAMETERS.columns)}
@@ -319,20 +231,17 @@ def _write_statement(*, if_unchanged: bool, waits_for_keys: bool = False) -> Any
             SELECT {", ".join(_KEY_STORED_AS.get(name, name) for name in _KEY.columns)}, :at
             FROM {_KEY.unnest("input")} WHERE {condition}
         )
-        SELECT {condition} AS is_written, clock_timestamp() AS at
+        SELECT 1
         """).bindparams(  # noqa: S608  # built from constants
         *TRANSFER_PARAMETERS.bindparams,
         *_KEY.bindparams,
-        *(_EXPECTED.bindparams if if_unchanged else ()),
         bindparam("currency", type_=String()),
         bindparam("at", type_=DateTime(timezone=True)),
     )
-    return statement.columns(is_written=Boolean(), at=DateTime(timezone=True))
 
 
-WRITE: Final = _write_statement(if_unchanged=False, waits_for_keys=True)
-WRITE_WITHOUT_WAIT: Final = _write_statement(if_unchanged=False)
-WRITE_IF_UNCHANGED: Final = _write_statement(if_unchanged=True)
+WRITE: Final = _write_statement(waits_for_keys=True)
+WRITE_WITHOUT_WAIT: Final = _write_statement(waits_for_keys=False)
 
 
 def _hold_statement(change: str, *, condition: str, parameters: Sequence[Any]) -> Any:

@@ -25,7 +25,7 @@ from shop.audit.dependencies import CurrentAuditTrail
 from shop.audit.models import AuditAction
 from shop.ledger.http.dependencies import RequiredIdempotencyKey
 from shop.ledger.http.problems import refusal_response
-from shop.ledger.writing import KeyInUse
+from shop.ledger.lock_waits import KeyInUse
 from shop.orders.dependencies import BuyerId, OrderReader, OrderWithItemsReader, buyer_id
 from shop.orders.models import Order
 from shop.orders.rules import (

@@ -22,7 +22,7 @@ class StatementLog:
     def take(self) -> list[str]:
         """The names of the statements since the last call."""
         names = {
-            "is_unchanged": "write if",
+            "needed_currency": "post",
             "FOR NO KEY UPDATE": "lock",
             "new_transfers": "write",
             "accounts.id": "read",

@@ -9,8 +9,8 @@ from fastapi import FastAPI, Request, Response
 
 from howdah.fastapi import problem_response
 from shop.ledger.accounts import AccountUnchangeable
+from shop.ledger.lock_waits import KeyInUse
 from shop.ledger.requests import Refusal, TransferRefused
-from shop.ledger.writing import KeyInUse
 
 # 409 for a refusal that depends on the state of the ledger, 422 for a request that can never be posted.
 REFUSAL_STATUS: Final[dict[Refusal, HTTPStatus]] = {

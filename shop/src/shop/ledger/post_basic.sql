@@ -1,0 +1,65 @@
+-- Post basic transfers, all of them or none. See basic_posting.py. (This is a statement, and no function.)
+--
+-- The arrays a_… have an element for each account, and the arrays t_… and k_… one for each transfer. t_source and
+-- t_target are the positions of its accounts in a_id, from 1. An empty array stands for NULLs only.
+WITH wait AS MATERIALIZED (
+    -- before the locks are requested; until the end of the transaction, so also for the wait for a key
+    SELECT set_config('lock_timeout', :lock_timeout, true) IS NOT NULL AS is_limited
+), locked AS MATERIALIZED (
+    -- In key order, so that two transactions can't deadlock. The debited account of another customer isn't locked: if
+    -- the statement waited for it, the time would show that it exists.
+    SELECT position, lowest_change, highest_change, needed_currency, account.*
+    FROM unnest(:a_id, :a_lowest_change, :a_highest_change, :a_owner, :a_currency) WITH ORDINALITY
+        AS needed (id, lowest_change, highest_change, owner, needed_currency, position)
+    JOIN accounts AS account ON account.id = needed.id
+    WHERE (SELECT is_limited FROM wait) AND (needed.owner IS NULL OR needed.owner = account.user_id)
+    ORDER BY account.id FOR NO KEY UPDATE OF account
+), checked AS MATERIALIZED (
+    SELECT *, state = 'open' AND currency = coalesce(needed_currency, currency)
+        -- no sum below is out of range: `plan_basic_posting` limits the changes to 2^62, too
+        AND balance - held >= -4611686018427387904 AND balance <= 4611686018427387904
+        -- held may include an expired hold: then the requests are decided under locks, after the hold was voided
+        AND (allows_negative OR balance - held + lowest_change >= -overdraft_limit)
+        AND (balance_limit IS NULL OR balance + highest_change <= balance_limit)
+        -- false if the clock was set back: no entry may be older than the one before it
+        AND updated_at <= clock_timestamp() AS allows_all
+    FROM locked ORDER BY position
+), states AS MATERIALIZED (
+    -- the time is read after the last lock
+    SELECT clock_timestamp() AS at, count(*) AS found, array_agg(position) FILTER (WHERE allows_all) AS allowing,
+        array_agg(balance) AS balances, array_agg(entry_count) AS entry_counts, array_agg(user_id) AS owners,
+        array_agg(currency) AS currencies, min(currency) AS first_currency, max(currency) AS last_currency
+    FROM checked
+), decision AS MATERIALIZED (
+    SELECT *, found = cardinality(:a_id) AND cardinality(allowing) = found AND (
+        first_currency = last_currency OR NOT EXISTS (
+            SELECT FROM unnest(:t_source, :t_target) AS pair (source, target)
+            WHERE currencies[source] <> currencies[target]
+        )
+    ) AS is_accepted
+    FROM states
+), accepted AS MATERIALIZED (
+    SELECT input.*, decision.at, balances, entry_counts,
+        CASE WHEN first_currency = last_currency THEN first_currency ELSE currencies[source] END AS currency
+    FROM decision CROSS JOIN unnest(
+        :t_id, :t_source, :t_source_entry, :t_target, :t_target_entry, :t_amount, :t_description, :t_metadata,
+        :t_effective_at, :t_group_id, :t_posted_by, :k_scope, :k_key, :k_fingerprint
+    ) AS input (
+        id, source, source_entry, target, target_entry, amount, description, metadata,
+        effective_at, group_id, posted_by, scope, key, fingerprint
+    )
+    WHERE is_accepted
+), new_transfers AS (
+    INSERT INTO transfers (
+        id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
+        description, metadata, effective_at, group_id, posted_by, created_at
+    )
+    SELECT id, (:a_id)[source], entry_counts[source] + source_entry, (:a_id)[target],
+        entry_counts[target] + target_entry, amount, currency,
+        description, metadata::jsonb, coalesce(effective_at, at), group_id, posted_by, at
+    FROM accepted
+), new_keys AS (
+    INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, answer, created_at)
+    SELECT coalesce(scope, ''), key, fingerprint, id, 'posted', at FROM accepted WHERE key IS NOT NULL
+)
+SELECT coalesce(is_accepted, false) AS is_posted, at, allowing, balances, entry_counts, owners, currencies FROM decision

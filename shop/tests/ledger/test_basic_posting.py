@@ -1,0 +1,210 @@
+"""`post_basic.sql`: PostgreSQL decides as `PostingContext` does, also if several ledgers use the same accounts."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from itertools import permutations
+from random import Random
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from howdah import CheckViolation, Database
+from shop.ledger import basic_posting
+from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
+from shop.ledger.group_commit import Ledger
+from shop.ledger.models import Account, AccountState
+from shop.ledger.posting import PostingContext
+from shop.ledger.repository import TransferRepository
+from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRecord, TransferRequest, TransferResult
+from shop.ledger.service import post_transfers
+from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
+from shop_tests.support.waiting import until_waiting
+
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+ACCOUNT = st.fixed_dictionaries(
+    {
+        "currency": st.sampled_from(["GBP"] * 5 + ["EUR"]),
+        "allows_negative": st.booleans(),
+        "overdraft_limit": st.sampled_from([0, 20]),
+        "balance_limit": st.sampled_from([None, None, 60]),
+        "state": st.sampled_from([AccountState.OPEN] * 5 + [AccountState.FROZEN]),
+    }
+)
+REQUEST = st.builds(
+    TransferRequest,
+    st.integers(0, 4),  # the place of an account; the last one doesn't exist
+    st.integers(0, 4),
+    st.integers(1, 30) | st.sampled_from([0, MAX_AMOUNT, MAX_AMOUNT + 1]),
+    currency=st.sampled_from([None, None, "GBP", "EUR"]),
+    description=st.none() | st.just("rent"),
+    metadata=st.none() | st.just({"b": "1", "a": "2"}),
+    effective_at=st.none() | st.just(datetime(2024, 1, 1, tzinfo=UTC)),
+    key=st.none() | st.integers(0, 9).map(str),
+    linked=st.booleans(),
+    **dict.fromkeys(("reverses", "pending_seconds", "posts", "voids", "posted_by"), st.none()),
+)
+
+
+def without_ids(result: TransferResult) -> TransferRecord:
+    """What both decisions have in common: ids are random, and each has its own time."""
+    record = result.unwrap()
+    effective_at = NOW if record.effective_at == record.created_at else record.effective_at
+    return record._replace(id=UUID(int=0), group_id=None, created_at=NOW, effective_at=effective_at)
+
+
+@pytest.mark.timeout(300)
+@settings(
+    max_examples=settings().max_examples // 4,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    drawn=st.lists(ACCOUNT, min_size=4, max_size=4),
+    funded=st.sets(st.integers(0, 3)),
+    requests=st.lists(REQUEST, min_size=1, max_size=8),
+)
+async def test_postgresql_decides_as_python_does(
+    session: AsyncSession, drawn: list[dict[str, Any]], funded: set[int], requests: list[TransferRequest]
+) -> None:
+    savepoint = await session.begin_nested()
+    try:
+        ids = [*await open_drawn(session, drawn, funded), uuid4()]
+        places: list[Any] = requests
+        batch = [
+            each._replace(
+                from_account_id=ids[each.from_account_id],
+                to_account_id=ids[each.to_account_id],
+                linked=each.linked and n < len(places) - 1 and (each.key is None) is (places[n + 1].key is None),
+            )
+            for n, each in enumerate(places)
+        ]
+        locked = await TransferRepository(session).lock_accounts(ids)
+        context = PostingContext(accounts=locked.accounts, at=locked.at)
+        expected = context.decide(batch)
+        plan = plan_basic_posting(batch)
+        posted = None if plan is None else await post_basic(await session.connection(), plan)
+        if any(each.refusal is not None or each.replayed for each in expected):
+            assert posted is None or isinstance(posted, Declined)
+            return
+        assert isinstance(posted, list)
+        assert list(map(without_ids, posted)) == list(map(without_ids, expected))
+        stored = await TransferRepository(session).find_posted([each.unwrap().id for each in posted])
+        assert [stored[each.unwrap().id] for each in posted] == [each.unwrap() for each in posted]
+        session.expire_all()
+        for id_, account in context.accounts.items():
+            row = await session.get_one(Account, id_)
+            assert (row.balance, row.entry_count) == (account.balance, account.entry_count)
+        replays = await post_transfers(session, batch)
+        assert [each.unwrap().id for each in replays if each.replayed] == [
+            each.unwrap().id for each, request in zip(posted, batch, strict=True) if request.key is not None
+        ]
+    finally:
+        session.expunge_all()
+        await savepoint.rollback()
+
+
+async def open_drawn(session: AsyncSession, drawn: list[dict[str, Any]], funded: set[int]) -> list[UUID]:
+    """Accounts with these columns. Those in `funded` get money before they are frozen or limited."""
+    world = {"id": uuid4(), "name": "World", "allows_negative": True}
+    ids = [uuid4() for _ in drawn]
+    for currency in ("GBP", "EUR"):
+        await session.execute(insert(Account).values(**world | {"id": uuid4(), "currency": currency}))
+    worlds = {each.currency: each.id for each in (await session.scalars(select(Account))).all() if each.name == "World"}
+    for id_, columns in zip(ids, drawn, strict=True):
+        await session.execute(insert(Account).values(id=id_, name="Account", **columns | {"state": AccountState.OPEN}))
+    await post_transfers(session, [TransferRequest(worlds[drawn[n]["currency"]], ids[n], 25) for n in funded])
+    for id_, columns in zip(ids, drawn, strict=True):
+        await session.execute(update(Account).where(Account.id == id_).values(state=columns["state"]))
+    return ids
+
+
+async def test_an_account_of_another_customer_is_declined_without_a_lock(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    plan = plan_basic_posting([TransferRequest(a, b, 1, posted_by=uuid4())])
+    assert plan is not None
+    async with stored.begin() as session:
+        await session.execute(select(Account.id).where(Account.id == a).with_for_update())
+        async with stored.autocommit() as connection:
+            assert await post_basic(connection, plan) == Declined(frozenset({a}))
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement waits for 10 s, because a busy machine may take long to end the other transaction."""
+    monkeypatch.setattr(basic_posting, "LOCK_WAIT_MS", 10_000)
+
+
+async def post_during_another_transaction(stored: Database) -> list[TransferResult] | Declined:
+    """Post the last 40 of an account, while another transaction that isn't committed has posted 60."""
+    a, b = await open_accounts(stored, 100, 0)
+    plan = plan_basic_posting([TransferRequest(a, b, 40)])
+    assert plan is not None
+    async with stored.autocommit() as connection:
+        async with stored.begin() as session:
+            await post_transfers(session, [TransferRequest(a, b, 60)])
+            waiting = asyncio.create_task(post_basic(connection, plan))
+            await until_waiting(stored, 1)
+        return await waiting
+
+
+@pytest.mark.usefixtures("patient")
+async def test_the_statement_waits_for_the_accounts_and_reads_their_new_states(stored: Database) -> None:
+    results = await post_during_another_transaction(stored)
+    assert isinstance(results, list)
+    assert (results[0].unwrap().from_balance, results[0].unwrap().from_entry_number) == (0, 3)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_without_the_locks_the_statement_reads_old_states(
+    stored: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control for the test above: the trigger rejects the entries, because their numbers are used."""
+    without_locks = basic_posting.POST_BASIC.replace("FOR NO KEY UPDATE OF account", "")
+    monkeypatch.setattr(basic_posting, "POST_BASIC", without_locks)
+    with pytest.raises(CheckViolation, match="does not continue the entries"):
+        await post_during_another_transaction(stored)
+
+
+async def post_with_two_ledgers(stored: Database, accounts: list[UUID]) -> list[list[TransferResult]]:
+    """Two ledgers with their own connections post on the same accounts: transfers, refusals, holds, and equal keys."""
+    pairs = list(permutations(accounts, 2))
+
+    async def run(number: int) -> list[TransferResult]:
+        dice = Random(number)
+        async with Database(stored.engine.url) as database, Ledger(database) as ledger:
+            requests = [
+                TransferRequest(
+                    *dice.choice(pairs),
+                    dice.choice((1, 2, 3, 90)),
+                    key=f"own-{number}-{n}",
+                    pending_seconds=None if dice.random() < 0.9 else 60,
+                )
+                for n in range(150)
+            ]
+            shared = [TransferRequest(*pairs[0], 1, key=f"shared-{n}") for n in range(10)]
+            results = await asyncio.gather(*map(ledger.submit, [*requests, *shared]))
+            return list(results)
+
+    return list(await asyncio.gather(run(1), run(2)))
+
+
+async def test_two_ledgers_on_the_same_accounts_conserve_everything(stored: Database) -> None:
+    accounts = await open_accounts(stored, *[150] * 5)
+    one, other = await post_with_two_ledgers(stored, accounts)
+    assert {each.refusal for each in (*one, *other)} == {None, Refusal.INSUFFICIENT_FUNDS}
+    for mine, theirs in zip(one[-10:], other[-10:], strict=True):
+        assert sorted((mine.replayed, theirs.replayed)) == [False, True]
+        assert (mine.refusal, mine.transfer and mine.transfer.id) == (
+            theirs.refusal,
+            theirs.transfer and theirs.transfer.id,
+        )
+    async with stored.session() as session:
+        assert sum((await session.scalars(select(Account.balance).where(Account.id.in_(accounts)))).all()) == 750
+    await assert_ledger_is_correct(stored)
