@@ -109,7 +109,7 @@ class LedgerComparison(Comparison):
         self.database = f"{url.database}_ledger"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
         self.seconds = _QUICK_SECONDS if is_quick else _SECONDS
-        self.distributions = (UNIFORM, HOT) if is_quick else (UNIFORM, HOT, ZIPF)
+        self.distributions: tuple[str, ...] = (UNIFORM, HOT) if is_quick else (UNIFORM, HOT, ZIPF)
         self._totals: dict[str, Any] = {}
 
     async def set_up(self) -> None:
