@@ -79,7 +79,7 @@ class Measured:
     latency: tuple[float, float] | None = None
     """The p50 and the p99 of the time per unit, in seconds."""
     cpu: Mapping[str, float] | None = None
-    """The CPU time per unit of each part that takes part in the work, in seconds."""
+    """The CPU time of each part that takes part in the work, in seconds, as `seconds` is the time of the work."""
     batch_size: float | None = None
     """The mean number of units in a batch, for a contender that batches concurrent requests."""
 

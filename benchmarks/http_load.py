@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
+import psutil
+
 from benchmarks.comparison import ContenderFailed, Measured
 from benchmarks.processes import cpu_seconds, run_process
 from benchmarks.server_process import ServerProcess
@@ -230,13 +232,14 @@ class HttpServer:
                     await self._warm_up(prefix, connections, kind)
                 before = self._read_cpu_seconds()
                 summary = await self._run_wrk(prefix, connections, self._window_seconds, kind)
-                after = self._read_cpu_seconds()
                 if summary["status"]:
                     again = await self._run_wrk(prefix, connections, 1, kind, counts_statuses=True)
                     summary["statuses"] = again["statuses"]
                 measured = read_summary(summary, self._window_seconds, connections)
+                after = self._read_cpu_seconds()
+                parts = [part for part in before if part in after]
                 return replace(
-                    measured, cpu={part: (after[part] - before[part]) / summary["requests"] for part in before}
+                    measured, cpu={part: (after[part] - before[part]) / summary["requests"] for part in parts}
                 )
             except ContenderFailed as error:
                 await self._process.raise_if_ended(error)
@@ -244,11 +247,13 @@ class HttpServer:
 
     def _read_cpu_seconds(self) -> dict[str, float]:
         """The CPU time that each part has used so far. That of wrk is known when its process has ended."""
-        pids = {SERVICE: self._process.pid, DATABASE: self._database_pid}
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return {part: cpu_seconds(pid) for part, pid in pids.items() if pid is not None} | {
-            WRK: ended.ru_utime + ended.ru_stime
-        }
+        used = {WRK: ended.ru_utime + ended.ru_stime}
+        for part, pid in ((SERVICE, self._process.pid), (DATABASE, self._database_pid)):
+            if pid is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has crashed, so the requests fail
+                    used[part] = cpu_seconds(pid)
+        return used
 
     async def _warm_up(self, prefix: str, connections: int, kind: _Kind) -> None:
         """Wait until earlier requests are finished. Before the first measurement, send unmeasured requests."""

@@ -198,7 +198,8 @@ def _cpu(figures: Figures) -> dict[str, Any]:
     """The medians of the CPU time per unit, in seconds, by part."""
     if not figures.cpu:
         return {}
-    return {"cpu": {part: statistics.median(each[part] for each in figures.cpu) for part in figures.cpu[0]}}
+    seconds = {part: [each[part] for each in figures.cpu if part in each] for part in figures.cpu[0]}
+    return {"cpu": {part: statistics.median(values) / figures.units for part, values in seconds.items()}}
 
 
 def _version(name: str) -> str | None:
