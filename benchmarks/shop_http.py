@@ -36,9 +36,10 @@ _VERIFIED_PEER_USERS: Final = 100
 _VERIFIED_TRANSFERS: Final = 20
 _CONCURRENT_CHECKS: Final = 16
 
-_TRANSFERS_BEFORE: Final = 0.30
-"""The speed of Shop's `POST /transfers` in relation to the bare application on uvicorn, over 64 connections, on
-2026-11-27: before the library had direct routes."""
+_TRANSFERS_BEFORE: Final = 0.054
+"""The speed of Shop's `POST /transfers` in relation to the constant response, over 64 connections, on 2026-11-27, before
+the library had direct routes. It was 0.3 of the bare application's. That one is no yardstick for later figures, because
+a faster ledger makes it faster, too."""
 
 # Shop's limits for one client, because wrk is one client. Everything else is as `shop serve` has it by default.
 _UNLIMITED: Final = {
@@ -46,7 +47,7 @@ _UNLIMITED: Final = {
     **{f"SHOP_RATE_LIMIT_{name}": "999999999/60" for name in ("ADDRESS", "READ", "LIST", "WRITE", "MONEY")},
 }
 # The pools of all workers together must fit into `max_connections`.
-_SMALL_POOLS: Final = {"SHOP_POOL_SIZE": "4", "SHOP_STAFF_POOL_SIZE": "8", "SHOP_SYSTEM_POOL_SIZE": "8"}
+_SMALL_POOLS: Final = {"SHOP_POOL_SIZE": "4", "SHOP_STAFF_POOL_SIZE": "6", "SHOP_SYSTEM_POOL_SIZE": "6"}
 _SERVE: Final = ("-c", "from shop.cli import main; main()", "serve", "--port", "{port}")
 _SHOP, _BARE, _LIMITED_BARE, _PEERS = "Shop", "bare ASGI", "bare ASGI, howdah.serving", "peers"
 _WORKERS: Final = {f"Shop, {count} workers": count for count in (2, 4)}
@@ -238,7 +239,12 @@ class ShopHttp(LedgerComparison):
             at_least(_USER, 20, _REFERENCE),
             at_least(_TRANSFER, 0.7, _BARE),
             # 4 times as fast as before
-            at_least(_TRANSFER, round(4 * _TRANSFERS_BEFORE, 2), _BARE),
+            Goal(
+                name(_TRANSFER, _SHOP),
+                "times as fast",
+                round(4 * _TRANSFERS_BEFORE, 2),
+                name(_CONSTANT, _BARE),
+            ),
             at_least(_PAGE, 0.8, _BARE),
         ]
         if self.is_quick:
