@@ -37,9 +37,9 @@ _VERIFIED_TRANSFERS: Final = 20
 _CONCURRENT_CHECKS: Final = 16
 
 _TRANSFERS_BEFORE: Final = 0.054
-"""The speed of Shop's `POST /transfers` in relation to the constant response, over 64 connections, on 2026-11-27, before
-the library had direct routes. It was 0.3 of the bare application's. That one is no yardstick for later figures, because
-a faster ledger makes it faster, too."""
+"""The speed of Shop's `POST /transfers` in relation to the constant response, over 64 connections, on 2026-11-27:
+before the library had direct routes. It was 0.3 of the bare application's. That one is no yardstick for later figures,
+because a faster ledger makes it faster, too."""
 
 # Shop's limits for one client, because wrk is one client. Everything else is as `shop serve` has it by default.
 _UNLIMITED: Final = {
