@@ -30,6 +30,7 @@ SERVICE, DATABASE, WRK = "service", "database", "wrk"
 processes of PostgreSQL's server."""
 
 _WARM_UP_SECONDS: Final = 1
+_WARM_UP_CONNECTIONS: Final = 64
 
 # Each request uses new random ids. The summary is printed as one line of JSON.
 #
@@ -118,7 +119,8 @@ class HttpServer:
         self._process = ServerProcess(*command, url=url, environment=environment)
         self._window_seconds = window_seconds
         self._database_pid = database_pid
-        self._warm: set[tuple[int | None, str, int]] = set()
+        self._warm: dict[tuple[int | None, str], int] = {}
+        """The largest number of connections of a warm-up, by process and prefix."""
         self._set_requests(ids, authorization)
 
     def _set_requests(self, ids: Sequence[Any], authorization: str | Sequence[str] | None) -> None:
@@ -134,7 +136,7 @@ class HttpServer:
     def sending(self, ids: Sequence[Any], authorization: str | Sequence[str] | None) -> HttpServer:
         """The same process, with requests of other ids and credentials."""
         other = copy(self)
-        other._warm = set()
+        other._warm = {}
         other._set_requests(ids, authorization)
         return other
 
@@ -260,10 +262,11 @@ class HttpServer:
         if not await self.wait_until_idle():
             await self.stop_process()
             await self.start()
-        load = (self._process.pid, prefix, connections)
-        if load not in self._warm:
-            await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, kind)
-            self._warm.add(load)
+        warmed = self._process.pid, prefix
+        if self._warm.get(warmed, 0) < connections:
+            # Connections of the pool are opened now, as many as later windows need.
+            self._warm[warmed] = max(connections, _WARM_UP_CONNECTIONS)
+            await self._run_wrk(prefix, self._warm[warmed], _WARM_UP_SECONDS, kind)
             await self.wait_until_idle()
 
     async def _run_wrk(

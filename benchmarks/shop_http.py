@@ -92,7 +92,7 @@ def _shop_and_bare(operation: _Operation, prefix: str) -> list[_Route]:
     return [
         _Route(operation, _SHOP, "howdah", _SHOP, prefix, _CONNECTIONS),
         _Route(operation, _BARE, "baseline", _BARE, prefix, _CONNECTIONS),
-        _Route(operation, _LIMITED_BARE, "baseline", _LIMITED_BARE, prefix, (_ONE, _MANY)),
+        _Route(operation, _LIMITED_BARE, "baseline", _LIMITED_BARE, prefix),
     ]
 
 
@@ -126,7 +126,7 @@ class ShopHttp(LedgerComparison):
         "operators; post a transfer between two random accounts out of 1,000, as an admin. The bare ASGI application "
         "awaits the same view, page and ledger, without anything else, on uvicorn or on `howdah.serving`. The CPU time "
         "is that of one request, and in brackets the part of one core that was busy. A batch has this mean number of "
-        "requests"
+        "requests. Without a number of workers, Shop has one"
     )
     unit = "requests"
     size = 10_000
@@ -205,14 +205,20 @@ class ShopHttp(LedgerComparison):
 
     def contenders(self) -> list[Contender]:
         compared = {name for goal in self.goals() for name in (goal.contender, goal.against)}
+
+        def rounds(route: _Route, connections: int) -> int | None:
+            """A round takes minutes, so only Shop and the bare application are in all of them, and others in few."""
+            if route.named(connections) not in compared:
+                return 1
+            return None if connections == _MANY and route.server in {_SHOP, _BARE} else 2
+
         return [
             Contender(
                 route.named(connections),
                 route.role,
                 self._load(route, connections),
                 1,
-                # Every round takes minutes, so only the contenders of goals are in all of them.
-                rounds=None if route.named(connections) in compared else 1,
+                rounds=rounds(route, connections),
             )
             for route, connections in self._cases()
         ]
