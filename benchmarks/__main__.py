@@ -30,6 +30,7 @@ from benchmarks.rate_limits import RateLimitCosts
 from benchmarks.retail_import import RetailImport
 from benchmarks.roles import Roles
 from benchmarks.runner import Options, run_comparisons
+from benchmarks.shop_http import ShopHttp
 from benchmarks.sign_in import SignIn
 from benchmarks.slow_clients import SlowClients
 from benchmarks.summary import Summary
@@ -54,6 +55,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     RateLimitCosts,
     GetUser,
     Servers,
+    ShopHttp,
     Authentication,
     SignIn,
     Transfers,

@@ -78,6 +78,10 @@ class Measured:
     megabytes: float | None = None
     latency: tuple[float, float] | None = None
     """The p50 and the p99 of the time per unit, in seconds."""
+    cpu: Mapping[str, float] | None = None
+    """The CPU time of each part that takes part in the work, in seconds, as `seconds` is the time of the work."""
+    batch_size: float | None = None
+    """The mean number of units in a batch, for a contender that batches concurrent requests."""
 
 
 @dataclass(slots=True)
@@ -91,6 +95,8 @@ class Figures:
     megabytes: list[float] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)
     """The p50 and the p99 of each round, in seconds."""
+    cpu: list[Mapping[str, float]] = field(default_factory=list)
+    batch_sizes: list[float] = field(default_factory=list)
     failure: str | None = None
     """The reason why the contender has no further rounds. The rounds before the failure don't count for any goal."""
 
@@ -229,6 +235,10 @@ async def measure(
                 own.megabytes.append(measured.megabytes)
             if measured.latency is not None:
                 own.latencies.append(measured.latency)
+            if measured.cpu is not None:
+                own.cpu.append(measured.cpu)
+            if measured.batch_size is not None:
+                own.batch_sizes.append(measured.batch_size)
     return figures
 
 

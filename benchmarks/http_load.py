@@ -6,37 +6,31 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
-import socket
-import sys
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psutil
 
 from benchmarks.comparison import ContenderFailed, Measured
-from benchmarks.identity import SIGNING_KEYS
-from benchmarks.processes import run_process
-from shop.keyrings import new_key
-from shop.postgres import as_service_login
+from benchmarks.processes import cpu_seconds, run_process
+from benchmarks.server_process import ServerProcess
 
 WINDOW_SECONDS: Final = 5
 """The length of a measurement. Within one second, a slow contender would answer none of 256 concurrent requests."""
 QUICK_WINDOW_SECONDS: Final = 1
 
+SERVICE, DATABASE, WRK = "service", "database", "wrk"
+"""The parts of `Measured.cpu`. The service is the process of the server with its children. The database is all
+processes of PostgreSQL's server."""
+
 _WARM_UP_SECONDS: Final = 1
-_START_SECONDS: Final = 30.0
-_STOP_SECONDS: Final = 10.0
-_END_SECONDS: Final = 0.5
-"""Time to wait after a failure for the server's process to end, if it has crashed."""
-_IDLE_SECONDS: Final = 10.0
-"""Time for a server to finish the requests of the previous window. After that it is replaced."""
-_IDLE_SAMPLE_SECONDS: Final = 0.2
-_IDLE_CPU_SECONDS: Final = 0.02
-"""A server is idle if it uses at most this CPU time during a sample: two ticks of the kernel's clock."""
+_WARM_UP_CONNECTIONS: Final = 64
 
 # Each request uses new random ids. The summary is printed as one line of JSON.
 #
@@ -52,10 +46,12 @@ end
 math.randomseed(os.time())
 local prefix = os.getenv("PREFIX")
 wrk.headers["Authorization"] = os.getenv("AUTHORIZATION")
+local has_ids = os.getenv("KIND") == "GET id"
 local get = function()
     local n = math.random(#ids)
-    if authorizations[n] == "" then return wrk.format("GET", prefix .. ids[n]) end
-    return wrk.format("GET", prefix .. ids[n], {["Authorization"] = authorizations[n]})
+    local path = has_ids and prefix .. ids[n] or prefix
+    if authorizations[n] == "" then return wrk.format("GET", path) end
+    return wrk.format("GET", path, {["Authorization"] = authorizations[n]})
 end
 
 -- a transfer between two accounts, with a new idempotency key
@@ -70,7 +66,7 @@ local post = function()
     local body = '{"from_account_id":"' .. ids[a] .. '","to_account_id":"' .. ids[b] .. '","amount":1}'
     return wrk.format("POST", prefix, headers, body)
 end
-request = os.getenv("METHOD") == "POST" and post or get
+request = os.getenv("KIND") == "POST" and post or get
 
 local threads = {}
 setup = function(thread) threads[#threads + 1] = thread end
@@ -93,6 +89,8 @@ done = function(summary, latency)
 end
 """
 
+_Kind = Literal["GET", "GET id", "POST"]
+
 
 def skip_reason() -> str | None:
     """The reason why no load can be generated here, or None."""
@@ -102,10 +100,10 @@ def skip_reason() -> str | None:
 class HttpServer:
     """`python COMMAND …` in another process, and the requests to it.
 
-    `{url}` and `{port}` in the command are replaced. The URL of the database is also in the environment. The process
-    is started before the first request. After a failed measurement it is replaced by a new process. So a contender that
-    crashes the server, or keeps it busy, doesn't affect the next contender. `authorization` is the header of each
-    request, or a list with one header for each id.
+    The command and `environment` are those of `ServerProcess`. After a failed measurement the process is replaced by a
+    new one. So a contender that crashes the server, or keeps it busy, doesn't affect the next contender.
+    `authorization` is the header of each request, or a list with one header for each id. With `database_pid`, the
+    process of PostgreSQL's server, its CPU time is measured, too.
     """
 
     def __init__(
@@ -115,181 +113,167 @@ class HttpServer:
         ids: Sequence[Any],
         window_seconds: int = WINDOW_SECONDS,
         authorization: str | Sequence[str] | None = None,
+        environment: Mapping[str, str] | None = None,
+        database_pid: int | None = None,
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port: int = free.getsockname()[1]
-        self._url = url
-        self._command = [each.format(url=url, port=self._port) for each in command]
+        self._process = ServerProcess(*command, url=url, environment=environment)
         self._window_seconds = window_seconds
+        self._database_pid = database_pid
+        self._warm: dict[tuple[int | None, str], int] = {}
+        """The largest number of connections of a warm-up, by process and prefix."""
+        self._set_requests(ids, authorization)
+
+    def _set_requests(self, ids: Sequence[Any], authorization: str | Sequence[str] | None) -> None:
         self._authorization = authorization if isinstance(authorization, str) else None
         lines = [*map(str, ids)]
         if authorization is not None and self._authorization is None:
             lines = [f"{id} {each}" for id, each in zip(lines, authorization, strict=True)]
         self._folder = TemporaryDirectory()
-        self._ids, self._script, self._log = (Path(self._folder.name, name) for name in ("ids", "load.lua", "log"))
+        self._ids, self._script = (Path(self._folder.name, name) for name in ("ids", "load.lua"))
         self._ids.write_text("\n".join(lines))
         self._script.write_text(_SCRIPT)
-        self._process: asyncio.subprocess.Process | None = None
-        self._warm: set[tuple[str, int]] = set()
+
+    def sending(self, ids: Sequence[Any], authorization: str | Sequence[str] | None) -> HttpServer:
+        """The same process, with requests of other ids and credentials."""
+        other = copy(self)
+        other._warm = {}
+        other._set_requests(ids, authorization)
+        return other
 
     @property
     def port(self) -> int:
-        return self._port
+        return self._process.port
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """Start the process, unless it is running. Returns when it accepts connections."""
-        if self._process is not None and self._process.returncode is None:
-            return
-        self._warm.clear()
-        with self._log.open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, *self._command),
-                env=os.environ
-                | {
-                    "BENCHMARK_URL": self._url,
-                    "SHOP_DATABASE_URL": as_service_login(self._url),
-                    "SHOP_OWNER_DATABASE_URL": self._url,
-                    "SHOP_SIGNING_KEYS": SIGNING_KEYS,
-                    "SHOP_RATE_LIMITS": "off",
-                    "SHOP_ENCRYPTION_KEYS": new_key(),
-                    "SHOP_CONSOLE_MAILS": "on",
-                    "SHOP_LOG_FORMAT": "json",
-                    "SHOP_SHUTDOWN_PAUSE": "0",
-                },
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=log,
-            )
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._process.returncode is None:
-            with contextlib.suppress(OSError):
-                (await asyncio.open_connection("127.0.0.1", self._port))[1].close()
-                return
-            await asyncio.sleep(0.05)  # the server doesn't report when it listens
-        state = "doesn't listen" if self._process.returncode is None else "ended"
-        await self.stop_process()
-        raise ContenderFailed(f"the server {state}: {self._last_log_line()}")
+        await self._process.start()
 
     async def stop(self) -> None:
-        await self.stop_process()
+        await self._process.close()
         self._folder.cleanup()
 
     async def stop_process(self) -> None:
-        """End the process, by force if it doesn't end by itself. The next request starts a new one."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        # A server may be killed before it has stopped its child processes.
-        children = []
-        if process.returncode is None:
-            with contextlib.suppress(psutil.Error):
-                children = psutil.Process(process.pid).children(recursive=True)
-            process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-        for child in children:
-            with contextlib.suppress(psutil.Error):
-                child.kill()
+        """End the process. The next request starts a new one."""
+        await self._process.stop()
 
     @contextlib.asynccontextmanager
     async def replaced_on_failure(self) -> AsyncIterator[None]:
         """Start the process. If the block fails, end it, so that the next request starts a new one."""
-        await self.start()
-        try:
+        async with self._process.replaced_on_failure():
             yield
-        except BaseException:  # including the cancellation by a time limit
-            await self.stop_process()
-            raise
 
-    async def get_body(self, path: str) -> bytes:
+    async def wait_until_idle(self) -> bool:
+        """Wait until the server uses no CPU time. Returns false if it is still busy after 10 s."""
+        return await self._process.wait_until_idle()
+
+    async def get_body(self, path: str, *, authorization: str | None = None) -> bytes:
         """The body of one response. Raises `ContenderFailed` if its status isn't 200."""
+        return await self._send("GET", path, authorization)
+
+    async def post_json(self, path: str, content: Any, *, idempotency_key: str) -> bytes:
+        """The body of the response to a POST. Raises `ContenderFailed` if its status isn't 201."""
+        body = json.dumps(content).encode()
+        headers = (
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\nIdempotency-Key: {idempotency_key}\r\n"
+        )
+        return await self._send("POST", path, None, headers=headers, body=body, expected=201)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        authorization: str | None,
+        *,
+        headers: str = "",
+        body: bytes = b"",
+        expected: int = 200,
+    ) -> bytes:
+        """Send one request over a connection of its own, and return the body of the response."""
         async with self.replaced_on_failure():
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             try:
-                credentials = "" if self._authorization is None else f"Authorization: {self._authorization}\r\n"
+                sent = authorization or self._authorization
+                headers += "" if sent is None else f"Authorization: {sent}\r\n"
                 writer.write(
-                    f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{credentials}\r\n".encode()
+                    f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n".encode() + body
                 )
-                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
             finally:
                 writer.close()
             status_line = head.decode(errors="replace").partition("\r\n")[0]
-            if not status_line.startswith("HTTP/1.1 200"):
-                raise ContenderFailed(f"GET {path}: {status_line or 'no answer'}")
-            return body
+            if not status_line.startswith(f"HTTP/1.1 {expected}"):
+                raise ContenderFailed(f"{method} {path}: {status_line or 'no answer'}")
+            return answer
 
     async def measure_load(
-        self, prefix: str, connections: int, *, is_post: bool = False, is_shared: bool = False
+        self,
+        prefix: str,
+        connections: int,
+        *,
+        is_post: bool = False,
+        has_ids: bool = True,
+        is_shared: bool = False,
     ) -> Measured:
         """Send requests over this many connections for the length of the window: GET requests to `prefix` plus a random
-        id, or POST requests to `prefix` with a transfer between two random ids.
+        id, or POST requests to `prefix` with a transfer between two random ids. Without `has_ids`, a GET request has
+        only the credentials of the random id.
 
         With `is_shared` the server may be busy with other clients. Raises `ContenderFailed` if a request failed, or if
         there was no response.
         """
+        kind: _Kind = "POST" if is_post else "GET id" if has_ids else "GET"
         async with self.replaced_on_failure():
             try:
                 if is_shared:
-                    await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
+                    await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, kind)
                 else:
-                    await self._warm_up(prefix, connections, is_post=is_post)
-                summary = await self._run_wrk(prefix, connections, self._window_seconds, is_post=is_post)
+                    await self._warm_up(prefix, connections, kind)
+                before = self._read_cpu_seconds()
+                summary = await self._run_wrk(prefix, connections, self._window_seconds, kind)
                 if summary["status"]:
-                    again = await self._run_wrk(prefix, connections, 1, is_post=is_post, counts_statuses=True)
+                    again = await self._run_wrk(prefix, connections, 1, kind, counts_statuses=True)
                     summary["statuses"] = again["statuses"]
-                return read_summary(summary, self._window_seconds, connections)
+                measured = read_summary(summary, self._window_seconds, connections)
+                after = self._read_cpu_seconds()
+                parts = [part for part in before if part in after]
+                return replace(
+                    measured, cpu={part: (after[part] - before[part]) / summary["requests"] for part in parts}
+                )
             except ContenderFailed as error:
-                await self._raise_if_ended(error)
+                await self._process.raise_if_ended(error)
                 raise
 
-    async def _raise_if_ended(self, cause: ContenderFailed) -> None:
-        """If the server has crashed, raise a `ContenderFailed` with its exit code, which says more than `cause`."""
-        if self._process is None:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_SECONDS):
-                code = await self._process.wait()
-                raise ContenderFailed(f"the server ended with exit code {code}: {self._last_log_line()}") from cause
+    def _read_cpu_seconds(self) -> dict[str, float]:
+        """The CPU time that each part has used so far. That of wrk is known when its process has ended."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = {WRK: ended.ru_utime + ended.ru_stime}
+        for part, pid in ((SERVICE, self._process.pid), (DATABASE, self._database_pid)):
+            if pid is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has crashed, so the requests fail
+                    used[part] = cpu_seconds(pid)
+        return used
 
-    async def _warm_up(self, prefix: str, connections: int, *, is_post: bool) -> None:
+    async def _warm_up(self, prefix: str, connections: int, kind: _Kind) -> None:
         """Wait until earlier requests are finished. Before the first measurement, send unmeasured requests."""
         if not await self.wait_until_idle():
             await self.stop_process()
             await self.start()
-        if (prefix, connections) not in self._warm:
-            await self._run_wrk(prefix, connections, _WARM_UP_SECONDS, is_post=is_post)
-            self._warm.add((prefix, connections))
+        warmed = self._process.pid, prefix
+        if self._warm.get(warmed, 0) < connections:
+            # Connections of the pool are opened now, as many as later windows need.
+            self._warm[warmed] = max(connections, _WARM_UP_CONNECTIONS)
+            await self._run_wrk(prefix, self._warm[warmed], _WARM_UP_SECONDS, kind)
             await self.wait_until_idle()
 
-    async def wait_until_idle(self) -> bool:
-        """Wait until the server uses no CPU time. Returns whether that happened within `_IDLE_SECONDS`.
-
-        wrk drops its connections at the end of a window. The server still processes the requests that it has received,
-        and would slow down the next contender.
-        """
-        assert self._process is not None
-        deadline = time.monotonic() + _IDLE_SECONDS
-        with contextlib.suppress(psutil.Error):  # the process has ended; the next request will fail
-            while time.monotonic() < deadline:
-                before = _cpu_seconds(self._process.pid)
-                await asyncio.sleep(_IDLE_SAMPLE_SECONDS)
-                if _cpu_seconds(self._process.pid) - before <= _IDLE_CPU_SECONDS:
-                    return True
-        return False
-
     async def _run_wrk(
-        self, prefix: str, connections: int, seconds: int, *, is_post: bool, counts_statuses: bool = False
+        self, prefix: str, connections: int, seconds: int, kind: _Kind, *, counts_statuses: bool = False
     ) -> dict[str, Any]:
         """Run wrk for some seconds, and return its summary. Raises `ContenderFailed` if it fails."""
-        environment = {"IDS": str(self._ids), "PREFIX": prefix, "METHOD": "POST" if is_post else "GET"}
+        environment = {"IDS": str(self._ids), "PREFIX": prefix, "KIND": kind}
         if self._authorization is not None:
             environment["AUTHORIZATION"] = self._authorization
         if counts_statuses:
@@ -305,10 +289,6 @@ class HttpServer:
         except (ValueError, IndexError) as error:
             raise ContenderFailed("wrk printed no summary") from error
         return summary
-
-    def _last_log_line(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "nothing in its log"
 
 
 def read_summary(summary: Mapping[str, Any], seconds: int, connections: int) -> Measured:
@@ -327,10 +307,3 @@ def read_summary(summary: Mapping[str, Any], seconds: int, connections: int) -> 
         reasons = ", ".join(filter(None, (statuses, socket_errors)))
         raise ContenderFailed(f"{failed:,} of {sent:,} requests failed: {reasons}")
     return Measured(summary["us"] / 1e6 / answered, latency=(summary["p50"] / 1e6, summary["p99"] / 1e6))
-
-
-def _cpu_seconds(pid: int) -> float:
-    """The CPU time that a process and its children have used."""
-    process = psutil.Process(pid)
-    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-    return float(sum(each.user + each.system for each in times))

@@ -15,10 +15,10 @@ from shop.keyrings import new_key, parse_keyring
 SIGNING_KEYS: Final = os.environ.setdefault("BENCHMARKS_SIGNING_KEYS", new_key())
 """The environment variable `SHOP_SIGNING_KEYS` of the service."""
 
-_STAFF_ID: Final = UUID(int=0xAD)
+STAFF_ID: Final = UUID(int=0xAD)
 
 
-def create_authorization(role: Role, user_id: UUID = _STAFF_ID) -> str:
+def create_authorization(role: Role, user_id: UUID = STAFF_ID) -> str:
     """The header `Authorization` of a principal with this role. The token outlives every run."""
     signer = TokenSigner(parse_keyring(SIGNING_KEYS), lifetime=timedelta(days=2))
     return f"Bearer {signer.sign(Principal(user_id, role, session_id=uuid4()))}"

@@ -114,6 +114,11 @@ async def read_settings(connection: Any) -> dict[str, str]:
     return settings
 
 
+async def find_server_pid(connection: Any) -> int:
+    """The process id of the server, whose children are its other processes. It must run on this machine."""
+    return int(await connection.fetchval("SELECT split_part(pg_read_file('postmaster.pid'), chr(10), 1)"))
+
+
 async def _connect(url: str) -> Any:
     return await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(False))
 

@@ -58,6 +58,18 @@ async def run_module(module: str, *arguments: str) -> Measured:
         raise ContenderFailed(f"{module} printed no figures") from error
 
 
+def cpu_seconds(pid: int) -> float:
+    """The CPU time that a process and its children have used, with the children that have ended."""
+    process = psutil.Process(pid)
+    own = process.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in process.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ended just now: the next call has its time
+            times = child.cpu_times()
+            total += times.user + times.system
+    return float(total)
+
+
 @asynccontextmanager
 async def measure_block(*, from_zero: bool = False) -> AsyncIterator[Callable[[], None]]:
     """Print the seconds that the block takes, and the peak of resident memory. The memory at the start of the block is

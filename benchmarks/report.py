@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 QUICK_NOTE: Final = (
@@ -29,7 +30,7 @@ def goals_table(comparison: Mapping[str, Any]) -> TextTable:
 
 def contenders_table(comparison: Mapping[str, Any]) -> TextTable:
     """One row per contender. The column of the units is left out if all are 1. The columns of the peak, the
-    latencies and the failures are left out if they are empty."""
+    latencies, the CPU time, the batches and the failures are left out if they are empty."""
     contenders, unit = comparison["contenders"], comparison["unit"]
     columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "contender": lambda each: each["name"],
@@ -42,11 +43,15 @@ def contenders_table(comparison: Mapping[str, Any]) -> TextTable:
         "peak MB": lambda each: f"{each['peak']:.0f}" if "peak" in each else "",
         "p50": lambda each: duration(each["p50"]) if "p50" in each else "",
         "p99": lambda each: duration(each["p99"]) if "p99" in each else "",
+        "service CPU": partial(_cpu, "service"),
+        "database CPU": partial(_cpu, "database"),
+        "wrk CPU": partial(_cpu, "wrk"),
+        "batch": lambda each: f"{each['batch_size']:.1f}" if "batch_size" in each else "",
         "failure": lambda each: each["failure"] or "",
     }
     if all(each["units"] == 1 for each in contenders):
         del columns[unit]
-    for heading in ("peak MB", "p50", "p99", "failure"):
+    for heading in list(columns)[list(columns).index(f"{unit}/s") + 1 :]:
         if not any(columns[heading](each) for each in contenders):
             del columns[heading]
     rows = [[text_of(each) for text_of in columns.values()] for each in contenders]
@@ -112,6 +117,14 @@ def _of(goal: Mapping[str, Any]) -> str:
 def _spread(contender: Mapping[str, Any]) -> str:
     seconds = contender["seconds"]
     return f"{duration(min(seconds))} - {duration(max(seconds))}" if seconds else ""
+
+
+def _cpu(part: str, contender: Mapping[str, Any]) -> str:
+    """The CPU time of this part per unit, and its share of one core."""
+    seconds = contender.get("cpu", {}).get(part)
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e6:.0f} µs ({seconds * contender['per_second']:.0%})"
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,7 @@ from benchmarks.comparison import Comparison, Figures, GoalResult, evaluate_goal
 
 PACKAGES: Final = (
     *("howdah", "shop", "sqlalchemy", "asyncpg", "advanced-alchemy", "fastcrud", "sqlmodel", "fastapi", "uvicorn"),
-    *("granian", "pydantic", "polars"),
+    *("granian", "litestar", "pydantic", "polars"),
 )
 PUBLISHED: Final = Path("benchmarks/results")
 """The figures in the documentation are made from the files in this directory."""
@@ -178,6 +178,8 @@ def _comparison(result: Result) -> dict[str, Any]:
                 "seconds": each.seconds,
                 **({"megabytes": each.megabytes, "peak": statistics.median(each.megabytes)} if each.megabytes else {}),
                 **_latency(each),
+                **_cpu(each),
+                **({"batch_size": statistics.median(each.batch_sizes)} if each.batch_sizes else {}),
             }
             for name, each in result.figures.items()
         ],
@@ -190,6 +192,14 @@ def _latency(figures: Figures) -> dict[str, Any]:
         return {}
     p50s, p99s = zip(*figures.latencies, strict=True)
     return {"p50": statistics.median(p50s), "p99": statistics.median(p99s), "latencies": figures.latencies}
+
+
+def _cpu(figures: Figures) -> dict[str, Any]:
+    """The medians of the CPU time per unit, in seconds, by part."""
+    if not figures.cpu:
+        return {}
+    seconds = {part: [each[part] for each in figures.cpu if part in each] for part in figures.cpu[0]}
+    return {"cpu": {part: statistics.median(values) / figures.units for part, values in seconds.items()}}
 
 
 def _version(name: str) -> str | None:

@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks import report
 
 _COLOURS = {"met": "green", "not met": "red", "not measured": "yellow"}
-_WIDTH_OF_FILES = 140
+_WIDTH_OF_FILES = 200
 """The width of the output to a file or a pipe, which has no width of its own."""
 
 

@@ -1,7 +1,7 @@
 """transfers: post durable transfers by Shop's ledger, the reference, pgbench and asyncpg. Each transfer has two entries
 and an idempotency key, except with the reference and with the row locks of pgbench.
 
-transfers-http: post transfers over HTTP.
+transfers-http: post a batch of transfers over HTTP. `shop-http` has single transfers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy import make_url
 
 from benchmarks.comparison import Comparison, Contender, ContenderFailed, Goal, Measured, check_equal
 from benchmarks.distributions import ACCOUNTS, HOT, PLAIN_SCHEMA, UNIFORM, ZIPF
-from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
+from benchmarks.http_load import HttpServer
 from benchmarks.identity import AUTHORIZATION
 from benchmarks.postgres import connect_driver
 from benchmarks.processes import run_module, run_process
@@ -111,7 +111,7 @@ class LedgerComparison(Comparison):
         self.database = f"{url.database}_ledger"
         self.url = url.set(database=self.database).render_as_string(hide_password=False)
         self.seconds = _QUICK_SECONDS if is_quick else _SECONDS
-        self.distributions = (UNIFORM, HOT) if is_quick else (UNIFORM, HOT, ZIPF)
+        self.distributions: tuple[str, ...] = (UNIFORM, HOT) if is_quick else (UNIFORM, HOT, ZIPF)
         self._totals: dict[str, Any] = {}
 
     async def set_up(self) -> None:
@@ -317,18 +317,12 @@ class Transfers(LedgerComparison):
 class TransfersOverHttp(LedgerComparison):
     name = "transfers-http"
     description = (
-        "transfers between two random accounts out of 1,000, sent to `shop serve`: in single requests over 64 "
-        "connections, and {size} in one batch. They are compared with tasks in the ledger's own process, and with "
-        "requests to an empty route"
+        "{size} transfers between two random accounts out of 1,000, in one batch for `shop serve`, compared with tasks "
+        "in the ledger's own process"
     )
     size = 50_000
     quick_size = 5_000
-    _CONNECTIONS: Final = 64
-    _SINGLE, _EMPTY = "POST /transfers", "GET /healthz"
     _BATCH, _SUBMIT = "POST /transfers/batch", f"{_LEDGER}, 2,000 tasks"
-
-    async def skip_reason(self) -> str | None:
-        return skip_reason()
 
     async def set_up(self) -> None:
         await super().set_up()
@@ -338,7 +332,6 @@ class TransfersOverHttp(LedgerComparison):
             url=self.url,
             ids=self.ids,
             authorization=AUTHORIZATION,
-            window_seconds=QUICK_WINDOW_SECONDS if self.is_quick else WINDOW_SECONDS,
         )
 
     async def tear_down(self) -> None:
@@ -348,20 +341,12 @@ class TransfersOverHttp(LedgerComparison):
 
     def contenders(self) -> list[Contender]:
         return [
-            Contender(self._SINGLE, "howdah", self._load("/transfers", is_post=True), 1),
-            Contender(self._EMPTY, "baseline", self._load("/healthz?", is_post=False), 1),
             Contender(self._BATCH, "howdah", self._post_batch, self.count),
             Contender(self._SUBMIT, "howdah", lambda: self.measure_ledger(UNIFORM, 2_000, self.seconds), 1),
         ]
 
     def goals(self) -> list[Goal]:
-        return [
-            Goal(self._SINGLE, "times as fast", 0.5, self._EMPTY),
-            Goal(self._BATCH, "times as fast", 0.7, self._SUBMIT),
-        ]
-
-    def _load(self, prefix: str, *, is_post: bool) -> Callable[[], Awaitable[Measured]]:
-        return lambda: self.server.measure_load(prefix, self._CONNECTIONS, is_post=is_post)
+        return [Goal(self._BATCH, "times as fast", 0.7, self._SUBMIT)]
 
     async def _post_batch(self) -> Measured:
         """Send one request with all lines. The time until the last byte of the response is measured."""

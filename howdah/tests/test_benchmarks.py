@@ -256,6 +256,20 @@ async def test_the_tables_and_the_pages_show_the_failure(tmp_path: Path, monkeyp
     assert headline in docs.headline_figures(figures)
 
 
+async def test_the_tables_show_the_cpu_time_of_each_part_and_its_share_of_a_core(tmp_path: Path) -> None:
+    async def with_parts() -> Measured:
+        return Measured(0.0005, cpu={"service": 0.0004, "wrk": 0.00005}, batch_size=17.6)
+
+    file = tmp_path / "figures.json"
+    await run([comparison({"good": good, "parts": with_parts})], file=file)
+    (figures,) = results.read(file)["comparisons"]
+
+    table = report.contenders_table(figures)
+
+    assert list(table.headings)[-3:] == ["service CPU", "wrk CPU", "batch"]
+    assert [row[-3:] for row in table.rows] == [["", "", ""], ["40 µs (80%)", "5 µs (10%)", "17.6"]]
+
+
 async def test_the_terminal_prints_a_failed_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("rich", reason="only the dependency group of the benchmarks has rich")
     from benchmarks.terminal import Terminal

@@ -81,6 +81,29 @@ async def test_a_process_that_does_not_end_is_killed_with_the_time_limit(tmp_pat
     assert time.monotonic() - started < 30
 
 
+# Its child uses CPU time, and ends before the line is written.
+PARENT = """
+import subprocess, sys, time
+burn = "import time\\nwhile time.process_time() < 0.3: pass"
+subprocess.run([sys.executable, "-c", burn], check=True)
+print(time.process_time(), flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_the_cpu_time_of_a_server_includes_its_children_that_have_ended() -> None:
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    own_seconds = float(await asyncio.wait_for(server.stdout.readline(), 30))
+
+    used = processes.cpu_seconds(server.pid)
+
+    await server.communicate(b"")
+    assert used - own_seconds > 0.25
+
+
 # Responds to GET /ok/…, responds to /error/… with 500, ends at /crash/…, and never responds to other paths.
 SERVER = """
 import asyncio, os, sys
