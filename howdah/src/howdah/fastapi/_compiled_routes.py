@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable, Iterator
 from contextlib import asynccontextmanager
 from copy import copy
 from email.message import Message
-from functools import lru_cache
+from functools import lru_cache, partial
 from json import JSONDecodeError
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from howdah.fastapi import _fastapi_internals as internals
 from howdah.fastapi._fastapi_internals import FUNCTION_STACK, REQUEST_STACK
+from howdah.fastapi._json_responses import build_json_response
 from howdah.fastapi._route_parameters import build_reads
 from howdah.fastapi.access import AccessRule
 
@@ -270,12 +271,13 @@ def _build_respond(included: Any, describe: Callable[[Request], Any]) -> Callabl
                 raise ResponseValidationError(errors=errors, body=result, endpoint_ctx=describe(request))
             content = field.serialize_json(value, **options) if encodes_directly else field.serialize(value, **options)
         response: Response
-        if encodes_directly:
-            response = Response(content, media_type="application/json", **arguments)
+        if encodes_directly and (status is None or is_body_allowed_for_status_code(status)):
+            response = build_json_response(content, status=status or 200)
         else:
-            response = response_class(content, **arguments)
-        if not is_body_allowed_for_status_code(response.status_code):
-            response.body = b""
+            new = partial(Response, media_type="application/json") if encodes_directly else response_class
+            response = new(content, **arguments)
+            if not is_body_allowed_for_status_code(response.status_code):
+                response.body = b""
         if changed is not None:
             response.headers.raw.extend(changed.headers.raw)
         return response

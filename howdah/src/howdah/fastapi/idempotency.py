@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah.errors import IdempotencyKeyReused
 from howdah.fastapi._exchanges import NO_BACKGROUND_TASKS, Claim, Exchange
+from howdah.fastapi._routes import iterate_dependants
 from howdah.fastapi.headers import single_header
 from howdah.fastapi.problem import ProblemException
 from howdah.fastapi.sessions import find_dependant, get_db, is_committing_session
@@ -163,6 +164,7 @@ class IdempotentRoute(APIRoute):
         """FastAPI's handler, which stores the response or replaces it by a stored one."""
         handle = super().get_route_handler()
         _check_route(self.dependant, self)
+        has_key: bool | None = None
         is_checked = False
 
         def check(request: Request) -> None:
@@ -172,7 +174,17 @@ class IdempotentRoute(APIRoute):
                 _check_route(find_dependant(request) or self.dependant, self)
                 is_checked = True
 
+        def may_have_key(request: Request) -> bool:
+            """Whether the route has a key, or a function of a test that replaces a dependency may have one."""
+            nonlocal has_key
+            if has_key is None:
+                dependant = find_dependant(request) or self.dependant
+                has_key = any(is_idempotency_key(each.call) for each in iterate_dependants(dependant))
+            return has_key or bool(getattr(request.scope.get("app"), "dependency_overrides", None))
+
         async def handle_once(request: Request) -> Response:
+            if not may_have_key(request):
+                return await handle(request)
             exchange = Exchange(request, check)
             request.scope[_EXCHANGE] = exchange
             # Only `receive` is replaced. The object stays the same, because another class of routes may have read its

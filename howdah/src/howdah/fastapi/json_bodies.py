@@ -115,7 +115,9 @@ class _StrictRequest(Request):
             yield chunk
 
     async def body(self) -> bytes:
-        return await self._request.body()
+        if not hasattr(self, "_body"):
+            self._body = await self._request.body()
+        return self._body
 
     async def json(self) -> Any:
         if self._strict_json is _NO_VALUE:

@@ -24,7 +24,7 @@ def database_from_state(connection: HTTPConnection) -> Database:
 
     Raises `RuntimeError` if there is none.
     """
-    database = getattr(connection.state, "database", None)
+    database = connection.scope.get("state", {}).get("database")  # without `connection.state`, which takes longer
     if not isinstance(database, Database):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
             "the application has no open database: call configure_app(app, database=...), or yield "

@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 
 from howdah._reads.lookups import JsonBytes
 from howdah._reads.page import Page
+from howdah.fastapi._json_responses import build_json_response
 from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.preconditions import has_tag
 from howdah.views import JsonViewReader
@@ -28,10 +29,10 @@ def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Res
     FastAPI sends the response unchanged.
     """
     etag = body.etag
-    if_none_match = "" if request is None else ",".join(request.headers.getlist("if-none-match"))
-    if has_tag(if_none_match, etag):
+    if_none_match = [] if request is None else request.headers.getlist("if-none-match")
+    if if_none_match and has_tag(",".join(if_none_match), etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
-    return Response(bytes(body), headers={"ETag": etag}, media_type="application/json")
+    return build_json_response(bytes(body), headers=[(b"etag", etag.encode())])
 
 
 @overload
@@ -82,6 +83,4 @@ def page_response(page: Page[bytes]) -> Response:
     if page.total is not None:
         members |= {"total": page.total, "total_capped": page.total_capped}
     # The items are JSON already, so they are joined and not parsed. `[1:]` drops the `{` of the other members.
-    return Response(
-        b'{"items":[' + b",".join(page.items) + b"]," + orjson.dumps(members)[1:], media_type="application/json"
-    )
+    return build_json_response(b'{"items":[' + b",".join(page.items) + b"]," + orjson.dumps(members)[1:])

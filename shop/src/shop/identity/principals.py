@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
@@ -29,11 +29,12 @@ class Principal:
     scopes: frozenset[str] | None = None
     session_id: UUID | None = None
     api_key_id: UUID | None = None
+    key: str = field(init=False, repr=False, compare=False)
+    """The scope of idempotency keys and rate limits."""
 
-    @property
-    def key(self) -> str:
-        """The scope of idempotency keys and rate limits."""
-        return f"user:{self.user_id}"
+    def __post_init__(self) -> None:
+        # once for each principal, because several parts of a request use it
+        object.__setattr__(self, "key", f"user:{self.user_id}")
 
     @property
     def customer_id(self) -> UUID | None:
