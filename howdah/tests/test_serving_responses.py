@@ -88,15 +88,12 @@ ROUTES: dict[str, Route] = {
     "close": sending(start(LENGTH_5, (b"connection", b"Keep-Alive, Close")), part(b"hello")),
     "fails": sending(then=FAILURE),
     "fails after a part": sending(start(LENGTH_5), part(b"he", more=True), then=FAILURE),
-    "fails at the end": sending(start(LENGTH_5), part(b"hello"), then=FAILURE),
     "does nothing": sending(),
     "ends early": sending(start(LENGTH_5), part(b"he", more=True)),
-    "returns a value": sending(start(LENGTH_5), part(b"hello"), then=1),
     "body first": sending(part(b"hello")),
     "too long": sending(start(LENGTH_5), part(b"he", more=True), part(b"llo!")),
     "too short": sending(start(LENGTH_5), part(b"he", more=True), part(b"l")),
     "starts twice": sending(start(LENGTH_5), part(b"hello", more=True), start(LENGTH_5)),
-    "ends twice": sending(start(LENGTH_5), part(b"hello"), part(b"")),
     "ignore the body": ignore_body,
 }
 
@@ -208,6 +205,23 @@ async def test_a_response_that_fails_before_its_first_byte_is_a_500(
     failing = request("/failing")
     assert await exchange(ours, failing) == await exchange(uvicorns, request("/fails"))
     assert (await exchange(uvicorns, failing))[:12] == plain, "control: uvicorn has sent the head, or sends nothing"
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        pytest.param(sending(start(LENGTH_5), part(b"hello"), then=FAILURE), id="an error, as in a background task"),
+        pytest.param(sending(start(LENGTH_5), part(b"hello"), then=1), id="a value is returned"),
+        pytest.param(sending(start(LENGTH_5), part(b"hello"), part(b"")), id="another message"),
+    ],
+)
+async def test_an_error_after_the_response_does_not_concern_the_next_request(
+    ours: RunningServer, uvicorns: RunningServer, monkeypatch: pytest.MonkeyPatch, route: Route
+) -> None:
+    monkeypatch.setitem(ROUTES, "failing", route)
+    sent = request("/failing") + LAST
+    assert (await exchange(ours, sent)).count(b"HTTP/1.1 200") == 2
+    assert (await exchange(uvicorns, sent)).count(b"HTTP/1.1 200") == 1, "control"
 
 
 async def test_a_304_may_have_the_length_of_a_representation(

@@ -191,8 +191,13 @@ class RequestCycle:
         self._end_with_error()
 
     def _end_with_error(self) -> None:
-        """Send a response with the status 500, or close the connection if the application's response has begun."""
-        if self.response_complete or not self.withdraw():
+        """Send a response with the status 500, or close the connection if the application's response has begun.
+
+        After a complete response, for example in a background task, the connection may already have another request.
+        """
+        if self.response_complete:
+            return
+        if not self.withdraw():
             self._connection.finish()
         elif not self.disconnected:
             connection = self._connection
