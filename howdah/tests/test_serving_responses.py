@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, cast
 import pytest
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
@@ -18,7 +19,6 @@ from howdah.serving import ServerLimits
 from howdah_tests.support.raw_http import RunningServer, running_server, wait_until
 from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol
 
-Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
 Route: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 LENGTH_5 = (b"content-length", b"5")
@@ -88,15 +88,12 @@ ROUTES: dict[str, Route] = {
     "close": sending(start(LENGTH_5, (b"connection", b"Keep-Alive, Close")), part(b"hello")),
     "fails": sending(then=FAILURE),
     "fails after a part": sending(start(LENGTH_5), part(b"he", more=True), then=FAILURE),
-    "fails at the end": sending(start(LENGTH_5), part(b"hello"), then=FAILURE),
     "does nothing": sending(),
     "ends early": sending(start(LENGTH_5), part(b"he", more=True)),
-    "returns a value": sending(start(LENGTH_5), part(b"hello"), then=1),
     "body first": sending(part(b"hello")),
     "too long": sending(start(LENGTH_5), part(b"he", more=True), part(b"llo!")),
     "too short": sending(start(LENGTH_5), part(b"he", more=True), part(b"l")),
     "starts twice": sending(start(LENGTH_5), part(b"hello", more=True), start(LENGTH_5)),
-    "ends twice": sending(start(LENGTH_5), part(b"hello"), part(b"")),
     "ignore the body": ignore_body,
 }
 
@@ -131,8 +128,7 @@ def request(path: str, *, method: str = "GET", headers: str = "", body: bytes = 
 
 
 LAST = request("/last", headers="Connection: close\r\n")
-# With this body, the response to `/ignore-the-body` is complete before the request.
-LONG = request("/echo", method="POST", headers="Content-Length: 200000\r\n", body=b"z" * 200_000)
+LONG: Any = {"method": "POST", "headers": "Content-Length: 200000\r\n", "body": b"z" * 200_000}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +158,9 @@ LONG = request("/echo", method="POST", headers="Content-Length: 200000\r\n", bod
         pytest.param(request("/chunks", version="1.0"), id="HTTP/1.0 chunks"),
         pytest.param(request("/close") + LAST, id="a request after the last response"),
         pytest.param(request("/a") + request("/chunks") + request("/length") + LAST, id="pipelined"),
-        pytest.param(LONG + LAST, id="a long body"),
+        pytest.param(request("/a", **LONG) + LAST, id="a long body"),
+        # The response is complete before the request.
+        pytest.param(request("/ignore-the-body", **LONG) + LAST, id="a long body that isn't read"),
         pytest.param(
             request(
                 "/a", method="POST", headers="Transfer-Encoding: chunked\r\n", body=b"2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
@@ -208,6 +206,23 @@ async def test_a_response_that_fails_before_its_first_byte_is_a_500(
     failing = request("/failing")
     assert await exchange(ours, failing) == await exchange(uvicorns, request("/fails"))
     assert (await exchange(uvicorns, failing))[:12] == plain, "control: uvicorn has sent the head, or sends nothing"
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        pytest.param(sending(start(LENGTH_5), part(b"hello"), then=FAILURE), id="an error, as in a background task"),
+        pytest.param(sending(start(LENGTH_5), part(b"hello"), then=1), id="a value is returned"),
+        pytest.param(sending(start(LENGTH_5), part(b"hello"), part(b"")), id="another message"),
+    ],
+)
+async def test_an_error_after_the_response_does_not_concern_the_next_request(
+    ours: RunningServer, uvicorns: RunningServer, monkeypatch: pytest.MonkeyPatch, route: Route
+) -> None:
+    monkeypatch.setitem(ROUTES, "failing", route)
+    sent = request("/failing") + LAST
+    assert (await exchange(ours, sent)).count(b"HTTP/1.1 200") == 2
+    assert (await exchange(uvicorns, sent)).count(b"HTTP/1.1 200") == 1, "control"
 
 
 async def test_a_304_may_have_the_length_of_a_representation(
@@ -310,6 +325,17 @@ async def test_an_error_of_the_server_itself_is_logged(
     protocol.data_received(LAST)
     assert transport.is_closed
     assert [each.exc_info[1] for each in caplog.records if each.exc_info] == [FAILURE]
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step_is_forgotten() -> None:
+    protocol, _ = connect(PROTOCOLS["serving"], app)
+    assert isinstance(protocol, HttpToolsProtocol)
+    protocol.data_received(LAST)
+    (task,) = protocol.tasks
+    task.cancel()
+    await asyncio.wait([task])
+    protocol.connection_lost(None)
+    assert not protocol.tasks
 
 
 async def test_a_stream_begins_before_its_first_part(ours: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

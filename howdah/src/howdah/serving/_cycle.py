@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
@@ -26,8 +26,10 @@ _ERROR_BODY: Final = b"Internal Server Error"
 # Joining a head with a larger body would copy too much.
 _MAX_COPIED_BYTES: Final = 65_536
 
-Message = Any
-App = Callable[[Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+Message: TypeAlias = Any
+App: TypeAlias = Callable[
+    [Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+]
 
 
 class Connection(Protocol):
@@ -149,6 +151,8 @@ class RequestCycle:
         if not self.response_complete:
             self.disconnected = True
         self.notify()
+        if self._task is not None and self._task.done():  # cancelled before its first step, so `_run` never ended
+            self._connection.tasks.discard(self._task)
 
     def withdraw(self) -> bool:
         """Forget the response if no byte of it was sent. Returns whether another one may be sent instead."""
@@ -191,8 +195,13 @@ class RequestCycle:
         self._end_with_error()
 
     def _end_with_error(self) -> None:
-        """Send a response with the status 500, or close the connection if the application's response has begun."""
-        if self.response_complete or not self.withdraw():
+        """Send a response with the status 500, or close the connection if the application's response has begun.
+
+        After a complete response, for example in a background task, the connection may already have another request.
+        """
+        if self.response_complete:
+            return
+        if not self.withdraw():
             self._connection.finish()
         elif not self.disconnected:
             connection = self._connection
