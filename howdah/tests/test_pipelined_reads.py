@@ -16,7 +16,7 @@ from howdah._connections.prepared import PreparedSelect, ReadRows
 from howdah_tests.support.tenants import SETTING, TENANTS, Note, NoteView, create_notes, parse_tenant
 
 _KEY: Any = BindParameter("key", type_=Integer())
-NOTES = PreparedSelect(select(Note.tenant_id, Note.id).where(Note.id == _KEY))
+NOTES = PreparedSelect(select(Note.tenant_id, Note.id).where(Note.id == _KEY))  # type: ignore[arg-type]
 _SECONDS: Any = BindParameter("seconds", type_=Integer())
 SLEEP = PreparedSelect(select(Note.id).where(func.pg_sleep(_SECONDS).is_not(None)))
 DIVIDE = PreparedSelect(select(1 / _KEY))
