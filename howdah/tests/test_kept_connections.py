@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from sqlalchemy import Integer, Numeric, bindparam, func, literal, select, text
@@ -19,7 +20,9 @@ from howdah import (
     StatementTimeout,
 )
 from howdah._connections import kept
+from howdah._connections.kept import KeptConnections
 from howdah._connections.prepared import PreparedSelect
+from howdah._connections.slots import Slot
 from howdah.testing import assert_statements
 from howdah_tests.support.faulty_proxy import run_proxy
 from howdah_tests.support.sample_rows import new_user
@@ -68,6 +71,35 @@ async def test_a_session_that_finds_the_pool_empty_gets_a_kept_connection(databa
             with pytest.raises(PoolExhausted, match=r"all 4 connections \(1 more are reserved"):
                 await one_more.execute(PID)
             assert await database.read(pid) == kept
+
+
+async def test_reads_that_wait_for_a_connection_take_the_kept_ones(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the pool each read would need a ping. Sessions that wait get a connection, too."""
+    connects: list[object] = []
+    connect = KeptConnections._connect
+
+    async def count(self: KeptConnections, slot: Slot) -> Any:
+        connects.append(slot)
+        return await connect(self, slot)
+
+    monkeypatch.setattr(KeptConnections, "_connect", count)
+
+    async def read(database: Database) -> None:
+        for _ in range(10):
+            await database.read(pid)
+
+    async def use_session(database: Database) -> None:
+        async with database.session() as session:
+            await session.execute(PID)
+
+    async with Database(database_url, pool_size=6, max_overflow=0) as database:
+        await asyncio.gather(*(read(database) for _ in range(40)))
+        assert len(connects) <= 6
+        await asyncio.gather(*(read(database) for _ in range(40)), *(use_session(database) for _ in range(20)))
+        assert len(connects) <= 6 + 20 * 2
+        assert database.pool_status() == PoolStatus(size=6, max_overflow=0, in_use=0, idle=6)
 
 
 async def test_a_read_leaves_no_transaction_for_the_next_one(real_database: Database) -> None:

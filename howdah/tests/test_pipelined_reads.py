@@ -16,7 +16,7 @@ from howdah._connections.prepared import PreparedSelect, ReadRows
 from howdah_tests.support.tenants import SETTING, TENANTS, Note, NoteView, create_notes, parse_tenant
 
 _KEY: Any = BindParameter("key", type_=Integer())
-NOTES = PreparedSelect(select(Note.tenant_id, Note.id).where(Note.id == _KEY))
+NOTES = PreparedSelect(select(Note.tenant_id, Note.id).where(Note.id == _KEY))  # type: ignore[arg-type]
 _SECONDS: Any = BindParameter("seconds", type_=Integer())
 SLEEP = PreparedSelect(select(Note.id).where(func.pg_sleep(_SECONDS).is_not(None)))
 DIVIDE = PreparedSelect(select(1 / _KEY))
@@ -121,15 +121,27 @@ async def test_after_a_fault_the_connection_has_no_setting(one: Database, fault:
     assert one.pool_status().in_use == 0
 
 
-async def test_control_without_a_rollback_the_next_read_has_the_setting(
-    one: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_control", [False, True])
+async def test_the_next_statement_on_the_connection_has_no_setting(
+    one: Database, monkeypatch: pytest.MonkeyPatch, is_control: bool
 ) -> None:
+    """The control: without the rollback it would be executed in the transaction of the failed read."""
+
     async def nothing(*_arguments: object) -> None: ...
 
-    monkeypatch.setattr(pipelined, "end_failed_transaction", nothing)
-    await fail_before_the_statement_is_sent(one.with_settings({SETTING: 1}))
-    ((setting, _),) = await one.read(ReadRows(SEEN, {}))
-    assert setting == "1"
+    if is_control:
+        monkeypatch.setattr(pipelined, "end_failed_transaction", nothing)
+    settings = one.with_settings({SETTING: 1})._settings
+    assert settings is not None
+
+    async def fail_and_look(connection: Any) -> str | None:
+        await SEEN.rows(connection, {})  # now the driver has prepared it
+        with pytest.raises(InvalidValue):
+            await NOTES.rows_with_settings(connection, {"key": 2**40}, settings)
+        ((setting, _),) = await SEEN.rows(connection, {})
+        return setting or None
+
+    assert await one.read(fail_and_look) == ("1" if is_control else None)
 
 
 async def test_a_read_that_is_cancelled_at_any_time_leaves_nothing(one: Database) -> None:

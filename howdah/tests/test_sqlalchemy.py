@@ -297,6 +297,21 @@ async def test_copy_encodes_for_the_columns_of_a_prepared_statement(real_databas
         assert (await connection.execute(text("SELECT n, half FROM numbers"))).all() == [(1, 0.5), (2, 1.0)]
 
 
+async def test_messages_are_sent_with_the_next_statement_and_are_a_part_of_its_transaction(
+    real_database: Database,
+) -> None:
+    async with real_database.autocommit() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        set_it = await driver.prepare("SELECT WHERE set_config('app.sent', 'yes', true) IS NULL", name="set_it")
+        seen = await driver.prepare("SELECT current_setting('app.sent', true)")
+        bind = b"\x00set_it\x00" + bytes(6)
+        message = b"B" + (len(bind) + 4).to_bytes(4) + bind + b"E\x00\x00\x00\x09\x00\x00\x00\x00\x00"
+        private.write_before_next_message(driver, message)
+        assert [row[0] for row in await seen.fetch()] == ["yes"]
+        assert [row[0] or None for row in await seen.fetch()] == [None]
+        del set_it
+
+
 async def test_a_transaction_whose_begin_failed_can_be_forgotten(real_database: Database) -> None:
     async with real_database.autocommit() as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection

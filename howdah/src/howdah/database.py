@@ -293,7 +293,8 @@ class Database:
         read then checks out a connection in the context of its caller. If the application listens to the engine's
         `begin`, each read is a transaction.
 
-        With the settings of `with_settings`, each read is a transaction of three round trips.
+        With the settings of `with_settings`, each read is a transaction of three round trips. `get` and `get_many` of a
+        view usually need one: see `howdah._connections.pipelined`.
         """
         self._check_is_open()
         if self._bind is None:

@@ -46,7 +46,8 @@ class _KeptConnection:
 class KeptConnections:
     """The kept connections of an engine. Each statement on them is a transaction.
 
-    At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit).
+    At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit), and
+    one more for each task that waits for a connection.
 
     An idle connection has no slot. It is returned to the pool when another use finds the pool empty, and when the
     engine is disposed.
@@ -249,7 +250,7 @@ class KeptConnections:
             *(pool.checkout, pool.checkin, pool.reset),
             *(engine.engine_connect, engine.before_execute, engine.before_cursor_execute),
         )
-        return any([self._listeners.has_application_listener(each) for each in events if each])
+        return any(each and self._listeners.has_application_listener(each) for each in events)
 
     @property
     def _listeners(self) -> ListenerCheck:
@@ -281,7 +282,7 @@ def _run_with_settings(
 ) -> Callable[[AsyncConnection], Awaitable[ResultT]]:
     """A function that calls `work` in a transaction with the settings."""
     if isinstance(work, ReadRows):
-        return partial(work.with_settings, settings=settings)
+        return partial(work.with_settings, settings=settings)  # type: ignore[return-value]  # the rows are `ResultT`
     return partial(run_in_transaction, settings=settings, work=work)
 
 

@@ -3,8 +3,8 @@
 The settings and the SELECT are sent together. PostgreSQL executes the messages in order, as one transaction that ends
 at the Sync message after the SELECT
 (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-PIPELINING>). Until then it has the settings,
-which are local to the transaction. If PostgreSQL rejects a setting, it skips all messages before the Sync. So the SELECT
-is never executed without its settings.
+which are local to the transaction. If PostgreSQL rejects a setting, it skips all messages before the Sync. So the
+SELECT is never executed without its settings.
 
 The first read of a statement on a connection is a transaction of three round trips, because the statement must be
 prepared with the settings: they may choose the schema.
@@ -76,7 +76,9 @@ async def fetch_with_settings(
 
     SQLAlchemy must have the connection in AUTOCOMMIT. Raises the same errors as `run_in_transaction`.
     """
-    statements: _Statements = driver.__dict__.setdefault("pipelined_statements", _Statements())
+    statements: _Statements = driver.pipelined_statements
+    if statements is None:
+        statements = driver.pipelined_statements = _Statements()
     configs = settings.configs()
     select = statements.find(text, len(configs))
     # In an open transaction the settings would stay until its end.

@@ -133,6 +133,8 @@ class SettingsConnection(BoundedConnection):
     """The settings of every transaction: behind a pooler, the `server_settings` of the connection. Otherwise empty."""
     settings_sql = ""
     """The settings of SQLAlchemy's current transaction. During it, the driver may begin several transactions."""
+    pipelined_statements: Any = None
+    """The prepared statements of `howdah._connections.pipelined`."""
 
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str:  # noqa: ASYNC109
         settings = self.base_settings_sql + self.settings_sql

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -40,13 +41,20 @@ class Cursors:
     def __init__(
         self, statement: Select[Any], keys: Sequence[SortKey], parameters: Mapping[str, Any] | None = None
     ) -> None:
-        self._keys = keys
+        self._statement, self._keys, self._parameters = statement, keys, parameters or {}
+
+    @cached_property
+    def _digest(self) -> bytes:
+        """A digest of the list query. A list that has one page needs none, and compiling the statement takes long."""
+        keys = self._keys
         # the columns and relationships that are loaded don't matter for a cursor
-        bare = without_options(statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True))
+        bare = without_options(
+            self._statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
+        )
         compiled = bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
-        values = {**compiled.params, **(parameters or {})}
+        values = {**compiled.params, **self._parameters}
         parameter_texts = sorted((name, _format_parameter(values[name])) for name in compiled.params)
-        self._digest = hashlib.blake2b(repr((str(compiled), parameter_texts)).encode(), digest_size=9).digest()
+        return hashlib.blake2b(repr((str(compiled), parameter_texts)).encode(), digest_size=9).digest()
 
     def encode(self, position: Position) -> str:
         """The cursor for this position."""
