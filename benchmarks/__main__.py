@@ -20,6 +20,7 @@ from benchmarks.bulk_update_status import BulkUpdateStatus
 from benchmarks.comparison import Comparison
 from benchmarks.few_rows import FewRows
 from benchmarks.get_user import GetUser, Servers
+from benchmarks.log_and_metrics import LogAndMetrics
 from benchmarks.memory import Memory
 from benchmarks.overhead import Overhead
 from benchmarks.overload import Overload
@@ -50,6 +51,7 @@ COMPARISONS: Final[tuple[type[Comparison], ...]] = (
     Overhead,
     Roles,
     Access,
+    LogAndMetrics,
     Pool,
     PoolWaits,
     RateLimitCosts,

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uuid_utils import uuid7
 
 from howdah.errors import Unavailable
 from howdah.fastapi._shared_response import share_response
@@ -17,7 +18,6 @@ from howdah.fastapi.client_text import shorten
 from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.problem import problem_response
 from howdah.logs import format_exception, mark_as_logged, write_info
-from howdah.models import uuid7
 
 _REQUEST_ID_HEADER: Final = b"x-request-id"
 _REQUEST_ID_KEY: Final = "howdah.request_id"  # in the ASGI scope
