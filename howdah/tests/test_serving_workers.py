@@ -90,6 +90,17 @@ async def reload_under_load(service: WorkerService) -> Load:
     return load
 
 
+def test_after_a_reload_with_broken_code_the_old_workers_go_on(service: WorkerService) -> None:
+    old = service.list_workers()
+    service.broken.touch()
+    service.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "the new worker didn't start: the old ones go on" in service.log)
+    service.broken.unlink()
+    assert "RuntimeError: the new code is broken" in service.log
+    assert service.list_workers() == old
+    assert service.get()["pid"] in old
+
+
 async def test_a_reload_under_load_fails_no_request(service: WorkerService) -> None:
     before = service.count_requests()
     async with httpx.AsyncClient(base_url=service.url) as client:

@@ -28,6 +28,8 @@ class WorkerService:
     def __init__(self, *arguments: str) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.log_file = Path(self.folder.name, "log")
+        self.broken = Path(self.folder.name, "broken")
+        """New workers don't start if this file exists."""
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", worker_service.__name__, "--folder", self.folder.name, *arguments],

@@ -58,6 +58,8 @@ class PidApp:
 
 def create_service(options: argparse.Namespace) -> Any:
     configure_logging("json")
+    if Path(options.folder, "broken").exists():
+        raise RuntimeError("the new code is broken")
     app = PidApp(Path(options.folder), second_fails=options.second_fails)
     if not options.metrics:
         return app
