@@ -118,7 +118,7 @@ class Load:
                         self.failures.append(head[:12].decode())
                     self.answers += 1
                     is_open = b"connection: close" not in head
-                    await asyncio.sleep(0.002)  # leaves the processors to the workers that start
+                    await asyncio.sleep(0.01)  # leaves the processors to the workers that start
             except ConnectionRefusedError:
                 return  # the service has stopped
             except (OSError, EOFError) as error:
