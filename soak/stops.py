@@ -30,6 +30,7 @@ from soak.service import Service
 
 _LOAD_SECONDS = 1.0
 _END_SECONDS = 60.0
+_RELOAD_SECONDS = 300.0  # the clients and the new workers share the processors
 
 
 @dataclass

@@ -87,7 +87,8 @@ def run_worker(setup: WorkerSetup) -> None:
         # The parent decides. Handlers, unlike SIG_IGN, aren't inherited by programs that the application starts.
         signal.signal(each, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the parent has blocked them until here
-    faulthandler.register(STACK_SIGNAL, all_threads=True)
+    if sys.stderr is not None:
+        faulthandler.register(STACK_SIGNAL, all_threads=True)
     share_lines()
     threading.Thread(target=_end_after_parent, args=(setup.stop_timeout,), daemon=True).start()
     try:

@@ -28,6 +28,8 @@ class WorkerService:
     def __init__(self, *arguments: str) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.log_file = Path(self.folder.name, "log")
+        self.broken = Path(self.folder.name, "broken")
+        """New workers don't start if this file exists."""
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", worker_service.__name__, "--folder", self.folder.name, *arguments],
@@ -116,7 +118,7 @@ class Load:
                         self.failures.append(head[:12].decode())
                     self.answers += 1
                     is_open = b"connection: close" not in head
-                    await asyncio.sleep(0.002)  # leaves the processors to the workers that start
+                    await asyncio.sleep(0.01)  # leaves the processors to the workers that start
             except ConnectionRefusedError:
                 return  # the service has stopped
             except (OSError, EOFError) as error:

@@ -58,6 +58,8 @@ class PidApp:
 
 def create_service(options: argparse.Namespace) -> Any:
     configure_logging("json")
+    if Path(options.folder, "broken").exists():
+        raise RuntimeError("the new code is broken")
     app = PidApp(Path(options.folder), second_fails=options.second_fails)
     if not options.metrics:
         return app
@@ -80,16 +82,6 @@ def create_service(options: argparse.Namespace) -> Any:
     return configured
 
 
-def replace_abruptly() -> None:
-    """The control of a reload: SIGHUP kills the workers, and they are started again."""
-    from howdah.serving._supervisor import Supervisor
-
-    async def kill_workers(self: Supervisor) -> None:
-        self._kill_all()
-
-    Supervisor._replace_workers = kill_workers  # type: ignore[method-assign]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", required=True)
@@ -99,10 +91,7 @@ def main() -> None:
     parser.add_argument("--hang-timeout", type=float, default=30.0)
     parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--second-fails", action="store_true")
-    parser.add_argument("--abrupt", action="store_true")
     options = parser.parse_args()
-    if options.abrupt:
-        replace_abruptly()
     configure_logging("json")
     sockets = [bind_socket("127.0.0.1", 0), bind_socket("127.0.0.1", 0)]
     print(*(each.getsockname()[1] for each in sockets), flush=True)
