@@ -29,10 +29,10 @@ from sqlalchemy import select
 from howdah import Database, uuid7
 from shop import tables  # noqa: F401 (tables refer to each other)
 from shop.ledger.group_commit import Ledger
+from shop.ledger.lock_waits import KeyInUse
 from shop.ledger.models import Account
 from shop.ledger.requests import TransferRequest
 from shop.ledger.service import post_transfers
-from shop.ledger.lock_waits import KeyInUse
 from soak.ledger_state import read_ledger_state
 from soak.server import shop_server
 

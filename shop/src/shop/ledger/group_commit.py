@@ -108,8 +108,8 @@ class Ledger:
             submit_timeout=submit_timeout,
             close_timeout=close_timeout,
             bisect_on_error=True,
-            # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too, PostgreSQL has
-            # enough to do, and larger batches cost less.
+            # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too,
+            # PostgreSQL is never idle, and larger batches cost less.
             split_between_workers=lambda: not self._shared_accounts.has_others,
         )
         self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
