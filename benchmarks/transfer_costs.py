@@ -1,9 +1,9 @@
 """CPU time of a transfer in Python and in PostgreSQL: `python -m benchmarks.transfer_costs`.
 
 For several numbers of concurrent tasks it prints microseconds per transfer, medians of the rounds: the CPU time of this
-process (the ledger, the driver, and the tasks that submit), the CPU time of PostgreSQL's processes for its connections, and the time that
-passes. The first two don't depend much on what else runs on the machine. They bound the speed: with two cores, a
-transfer can't take less than half of their sum, nor less than the larger one if all transfers lock the same account.
+process (the ledger, the driver, and the tasks that submit), the CPU time of PostgreSQL's backends, and the time that
+passes. The first two bound the speed. With two cores, a transfer can't take less than half of their sum, nor less than
+the time in PostgreSQL if all transfers lock the same account.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else _ROUNDS
     # the server of the other benchmarks; `benchmarks.postgres` can't be imported, because it has models of its own
     with EmbeddedPostgres(default_data_dir().with_name("benchmarks"), settings={"autovacuum": "off"}) as server:
+        asyncio.run(_execute(server.url(), f"DROP DATABASE IF EXISTS {_DATABASE} WITH (FORCE)"))
         server.ensure_database(_DATABASE)
         try:
             uvloop.run(_measure(server, rounds))
