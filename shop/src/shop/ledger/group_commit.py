@@ -24,6 +24,7 @@ from howdah import (
 )
 from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
 from shop.ledger.lock_waits import KeyInUse, KeyLocked, LockedForLong
+from shop.ledger.refusing_accounts import RefusingAccounts
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
@@ -133,6 +134,7 @@ class Ledger:
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
         self._shared_accounts = SharedAccounts()
+        self._refusing_accounts = RefusingAccounts()
         self._blocked_items = 0
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
@@ -222,6 +224,8 @@ class Ledger:
                 return posted
             decided = await self._locks_queue.submit(item, timeout=deadline - loop.time())
             if not isinstance(decided, Blocked):
+                if all(result.refusal is None for result in decided):
+                    self._refusing_accounts.discard(collect_account_ids(item))
                 return decided
             self._blocked_items += 1
             try:
@@ -241,7 +245,12 @@ class Ledger:
         may call it again with a part of the batch.
         """
         answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
-        places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
+        places = [
+            n
+            for n, item in enumerate(items)
+            if all(request.is_basic for request in item)
+            and not self._refusing_accounts.has_any(collect_account_ids(item))
+        ]
         for _ in range(_BASIC_ATTEMPTS):
             results = await self._post_all([items[n] for n in places])
             if not isinstance(results, Declined):
@@ -249,6 +258,7 @@ class Ledger:
                     answers[place] = answer
                 break
             # Send the items again that need no account which has refused.
+            self._refusing_accounts.add(results.refusing)
             allowed = [n for n in places if results.refusing.isdisjoint(collect_account_ids(items[n]))]
             if len(allowed) == len(places):
                 break
