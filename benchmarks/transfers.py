@@ -41,7 +41,7 @@ _BATCH_TIMEOUT_SECONDS: Final = 120
 _LEDGER: Final = "howdah Ledger.submit"
 _FOR_CUSTOMERS: Final = f"{_LEDGER} for customers"
 _IN_PROCESSES: Final = {(UNIFORM, 2): 0.8, (HOT, 2): 0.8, (UNIFORM, 4): 0.7, (HOT, 4): 0.7}
-"""Distributions and numbers of processes, and the goal for each: compared with one process."""
+"""Distributions and numbers of processes, and the goal for each."""
 _SAME_STATEMENTS: Final = "asyncpg, same statements"
 _ONE_STATEMENT: Final = "asyncpg, one statement"
 _NO_ENTRIES: Final = "it writes no transfers, entries or idempotency keys"
@@ -170,11 +170,8 @@ class LedgerComparison(Comparison):
     async def measure_load(
         self, kind: str, distribution: str, tasks: int, seconds: int, processes: int | None = None
     ) -> Measured:
-        """Run a contender in a new process, or divide its tasks between several processes."""
-        arguments = (self.url, kind, distribution, str(tasks), str(seconds))
-        return await run_module(
-            "benchmarks.transfer_loads", *arguments, *([] if processes is None else [str(processes)])
-        )
+        arguments = (self.url, kind, distribution, str(tasks), str(seconds), *([str(processes)] if processes else []))
+        return await run_module("benchmarks.transfer_loads", *arguments)
 
 
 class Transfers(LedgerComparison):

@@ -51,7 +51,8 @@ async def test_batches_have_a_maximum_size_and_run_concurrently() -> None:
 
 async def test_with_split_between_workers_a_long_queue_is_divided() -> None:
     """Control: without the option, all items are in one batch."""
-    for split_between_workers, sizes in ((True, [50, 50]), (False, [100])):
+    choices = ((True, [50, 50]), (False, [100]), (lambda: True, [50, 50]), (lambda: False, [100]))
+    for split_between_workers, sizes in choices:
         recorder = BatchRecorder()
         async with Coalescer(recorder, workers=2, split_between_workers=split_between_workers) as coalescer:
             tasks = [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefghij" * 10]

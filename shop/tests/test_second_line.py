@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import UUID, uuid4
 
 import httpx
@@ -19,7 +20,7 @@ from howdah import Database, InvalidStatement, paginate
 from howdah.fastapi import AccessRule
 from howdah.tenancy import grants_of, policies_of, role_in
 from shop import migrations
-from shop.ledger import posting
+from shop.ledger import posting, service
 from shop.ledger.account_queries import select_entries
 from shop.ledger.http.rules import CustomerFields, OwnTransfers
 from shop.ledger.transfer_queries import select_transfers
@@ -107,6 +108,7 @@ def disable_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CustomerFields, "find_excluded", lambda *_: [])
     monkeypatch.setattr(Permission, "check", lambda *_: None)
     monkeypatch.setattr(posting, "owns", lambda *_: True)
+    monkeypatch.setattr(service, "_find_foreign_only", AsyncMock(return_value=set()))
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ class Coalescer(Generic[ItemT, ResultT]):
     it for reads.
 
     With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
-    while another one is being written. Use it if part of `apply` is serialized.
+    while another one is being written. Use it if part of `apply` is serialized. A function is called for each batch.
 
     Errors:
 
@@ -122,7 +122,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         workers: int = 1,
         key: Callable[[ItemT], Hashable] | None = None,
         bisect_on_error: bool = False,
-        split_between_workers: bool = False,
+        split_between_workers: bool | Callable[[], bool] = False,
         max_attempts: int = 3,
         submit_timeout: float = 10.0,
         batch_timeout: float | None = None,
@@ -140,7 +140,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._apply = apply
         self._max_batch_size, self._max_waiting, self._workers = max_batch_size, max_waiting, workers
         self._key, self._bisect_on_error = key, bisect_on_error
-        self._split_between_workers = split_between_workers
+        self._is_split = split_between_workers if callable(split_between_workers) else lambda: split_between_workers
         self._max_attempts = max_attempts
         self._submit_timeout, self._batch_timeout, self._close_timeout = submit_timeout, batch_timeout, close_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -347,7 +347,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
         # This worker is in `_running`, but it is idle.
-        idle = self._workers - len(self._running) + 1 if self._split_between_workers else 1
+        idle = self._workers - len(self._running) + 1 if self._is_split() else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
         now, waits, waited = loop.time(), self._figures.waits, 0.0

@@ -35,8 +35,8 @@ from shop.ledger.requests import (
 )
 from shop.ledger.writing import omit_nulls, to_json
 
-# The statement adds a change to a balance of at most this size. Both together are less than the largest bigint.
-_MAX_CHANGE: Final = 2**62 - 1
+# The statement adds a change to a balance within the same limits, so the sum is a bigint. Larger ones are declined.
+_MAX_CHANGE: Final = 2**62
 # See `_Record` in `shop.ledger.posting`.
 _Record: Final = TransferRecord
 
@@ -49,6 +49,13 @@ class Declined(NamedTuple):
     """
 
     refusing: frozenset[UUID]
+
+
+class Posted(NamedTuple):
+    """The results of a batch, and the entry counts of its accounts before it, in the order of the plan."""
+
+    results: list[TransferResult]
+    entry_counts: Sequence[int]
 
 
 @dataclass(slots=True)
@@ -158,10 +165,8 @@ def _add_step(plan: BasicPlan, request: TransferRequest, group_id: UUID | None) 
     return True
 
 
-async def post_basic(
-    connection: AsyncConnection, plan: BasicPlan, *, skips_locked: bool = False
-) -> list[TransferResult] | Declined:
-    """Post the transfers of the plan in one transaction, and return their results. The connection must commit each
+async def post_basic(connection: AsyncConnection, plan: BasicPlan, *, skips_locked: bool = False) -> Posted | Declined:
+    """Post the transfers of the plan in one transaction. The connection must commit each
     statement.
 
     The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
@@ -175,7 +180,8 @@ async def post_basic(
     if not row.is_posted:
         allowing = set(row.allowing or ())
         return Declined(frozenset(id_ for id_, each in plan.accounts.items() if each.position not in allowing))
-    return build_results(plan, row.at, _States(row.balances, row.entry_counts, row.owners, row.currencies))
+    states = _States(row.balances, row.entry_counts, row.owners, row.currencies)
+    return Posted(_build_results(plan, row.at, states), states.entry_counts)
 
 
 class _States(NamedTuple):
@@ -187,7 +193,7 @@ class _States(NamedTuple):
     currencies: Sequence[str]
 
 
-def build_results(plan: BasicPlan, at: datetime, states: _States) -> list[TransferResult]:
+def _build_results(plan: BasicPlan, at: datetime, states: _States) -> list[TransferResult]:
     """The results of a plan that was posted at this time."""
     balances, entry_counts, owners, currencies = states
     results: list[TransferResult] = []

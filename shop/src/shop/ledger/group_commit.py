@@ -24,6 +24,7 @@ from howdah import (
 )
 from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
 from shop.ledger.lock_waits import KeyInUse, KeyLocked, LockedForLong
+from shop.ledger.refusing_accounts import RefusingAccounts
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
@@ -34,6 +35,7 @@ from shop.ledger.service import (
     post_unblocked,
     void_expired_skip_locked,
 )
+from shop.ledger.sharing import SharedAccounts
 from shop.ledger.validation import check_request, validate_requests
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
@@ -107,7 +109,9 @@ class Ledger:
             submit_timeout=submit_timeout,
             close_timeout=close_timeout,
             bisect_on_error=True,
-            split_between_workers=True,
+            # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too,
+            # PostgreSQL is never idle, and larger batches cost less.
+            split_between_workers=lambda: not self._shared_accounts.has_others,
         )
         self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
             self._post_unblocked,
@@ -129,6 +133,8 @@ class Ledger:
         )
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
+        self._shared_accounts = SharedAccounts()
+        self._refusing_accounts = RefusingAccounts()
         self._blocked_items = 0
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
@@ -218,6 +224,8 @@ class Ledger:
                 return posted
             decided = await self._locks_queue.submit(item, timeout=deadline - loop.time())
             if not isinstance(decided, Blocked):
+                if all(result.refusal is None for result in decided):
+                    self._refusing_accounts.discard(collect_account_ids(item))
                 return decided
             self._blocked_items += 1
             try:
@@ -237,7 +245,12 @@ class Ledger:
         may call it again with a part of the batch.
         """
         answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
-        places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
+        places = [
+            n
+            for n, item in enumerate(items)
+            if all(request.is_basic for request in item)
+            and not self._refusing_accounts.has_any(collect_account_ids(item))
+        ]
         for _ in range(_BASIC_ATTEMPTS):
             results = await self._post_all([items[n] for n in places])
             if not isinstance(results, Declined):
@@ -245,6 +258,7 @@ class Ledger:
                     answers[place] = answer
                 break
             # Send the items again that need no account which has refused.
+            self._refusing_accounts.add(results.refusing)
             allowed = [n for n in places if results.refusing.isdisjoint(collect_account_ids(items[n]))]
             if len(allowed) == len(places):
                 break
@@ -257,13 +271,19 @@ class Ledger:
         if plan is None:
             return _DECLINED
         try:
-            async with self.database.autocommit() as connection:
-                results = await post_basic(connection, plan, skips_locked=self._has_blocked_items)
+            async with self.database.autocommit() as connection, self._write_lock:
+                posted = await post_basic(connection, plan, skips_locked=self._has_blocked_items)
+                if isinstance(posted, Declined):
+                    return posted
+                self._shared_accounts.record(
+                    (id_, before, before + each.entries)
+                    for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)
+                )
         except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
             return await self._recover(items, lost)
-        return results if isinstance(results, Declined) else group_results(items, results)
+        return group_results(items, posted.results)
 
     @property
     def _has_blocked_items(self) -> bool:

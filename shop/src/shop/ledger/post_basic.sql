@@ -17,7 +17,7 @@ WITH wait AS MATERIALIZED (
 ), checked AS MATERIALIZED (
     SELECT *, state = 'open' AND currency = coalesce(needed_currency, currency)
         -- no sum below is out of range: `plan_basic_posting` limits the changes to 2^62, too
-        AND balance - held >= -4611686018427387904 AND balance <= 4611686018427387904
+        AND balance - held >= -4611686018427387904 AND balance < 4611686018427387904
         -- held may include an expired hold: then the requests are decided under locks, after the hold was voided
         AND (allows_negative OR balance - held + lowest_change >= -overdraft_limit)
         AND (balance_limit IS NULL OR balance + highest_change <= balance_limit)
