@@ -115,7 +115,7 @@ _ROUTES: Final = (
     *_shop_and_bare(_TRANSFER, "/transfers"),
     *(_Route(_TRANSFER, name, "howdah", name, "/transfers") for name in _WORKERS),
     _Route(_TRANSFER, _FASTAPI, "peer", _PEERS, "/transfers"),
-    _Route(_CONSTANT, _BARE, "baseline", _BARE, "/constant"),
+    *(_Route(_CONSTANT, name, "baseline", name, "/constant") for name in (_BARE, _LIMITED_BARE)),
 )
 
 
