@@ -7,28 +7,45 @@ import json
 import random
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
-from benchmarks.comparison import Contender, ContenderFailed, Goal, Measured, Role, check_equal, failure_text
+from benchmarks.comparison import Contender, ContenderFailed, Goal, Measured, check_equal, failure_text
 from benchmarks.distributions import ACCOUNTS, UNIFORM
 from benchmarks.http_load import QUICK_WINDOW_SECONDS, WINDOW_SECONDS, HttpServer, skip_reason
 from benchmarks.identity import AUTHORIZATION, OPERATOR_AUTHORIZATION, create_authorization
 from benchmarks.postgres import connect_driver, find_server_pid
+from benchmarks.shop_contenders import (
+    ASYNCPG,
+    BARE,
+    CONSTANT,
+    FASTAPI,
+    LIMITED_BARE,
+    MANY,
+    ONE,
+    PAGE,
+    PAGE_SIZE,
+    PEERS,
+    REFERENCE,
+    ROUTES,
+    SHOP,
+    TRANSFER,
+    USER,
+    WORKERS,
+    Operation,
+    Route,
+)
 from benchmarks.transfers import LedgerComparison
-from shop.identity.principals import Role as ShopRole
+from shop.identity.principals import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from benchmarks.postgres import Connections
 
-_CONNECTIONS: Final = (1, 16, 64, 256)
-_ONE, _MANY = 1, 64
 _ORDERS_PER_USER: Final = 10
-_PAGE_SIZE: Final = 50
 _CUSTOMERS: Final = 1_000
 _OPERATORS: Final = 1_000
 _VERIFIED_USERS: Final = 1_000
@@ -49,74 +66,6 @@ _UNLIMITED: Final = {
 # The pools of all workers together must fit into `max_connections`.
 _SMALL_POOLS: Final = {"SHOP_POOL_SIZE": "4", "SHOP_STAFF_POOL_SIZE": "6", "SHOP_SYSTEM_POOL_SIZE": "6"}
 _SERVE: Final = ("-c", "from shop.cli import main; main()", "serve", "--port", "{port}")
-_SHOP, _BARE, _LIMITED_BARE, _PEERS = "Shop", "bare ASGI", "bare ASGI, howdah.serving", "peers"
-_WORKERS: Final = {f"Shop, {count} workers": count for count in (2, 4)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    name: str
-    queue: str
-    """The label of its batches in Shop's metrics."""
-    is_post: bool = False
-    has_ids: bool = False
-
-
-_USER: Final = _Operation("GET /users/{id}", queue="user", has_ids=True)
-_PAGE: Final = _Operation(f"GET /users?limit={_PAGE_SIZE}", queue="user_list")
-_TRANSFER: Final = _Operation("POST /transfers", queue="transfer", is_post=True)
-_CONSTANT: Final = _Operation("constant response", queue="")
-
-
-@dataclass(frozen=True, slots=True)
-class _Route:
-    """A contender without a number of connections."""
-
-    operation: _Operation
-    name: str
-    role: Role
-    server: str
-    prefix: str
-    connections: tuple[int, ...] = (_MANY,)
-    is_for_customers: bool = False
-
-    def named(self, connections: int) -> str:
-        return f"{self.operation.name}, {self.name}, {connections} connection{'' if connections == 1 else 's'}"
-
-    @property
-    def is_shop(self) -> bool:
-        return self.role == "howdah"
-
-
-def _shop_and_bare(operation: _Operation, prefix: str, connections: tuple[int, ...] = _CONNECTIONS) -> list[_Route]:
-    return [
-        _Route(operation, _SHOP, "howdah", _SHOP, prefix, connections),
-        _Route(operation, _BARE, "baseline", _BARE, prefix, connections),
-        _Route(operation, _LIMITED_BARE, "baseline", _LIMITED_BARE, prefix),
-    ]
-
-
-_FASTAPI: Final = "FastAPI"
-_ASYNCPG: Final = "asyncpg with json_agg, FastAPI"
-_REFERENCE: Final = "reference"
-_FEW_AND_MANY: Final = (_ONE, _MANY)
-_ROUTES: Final = (
-    *_shop_and_bare(_USER, "/users/"),
-    _Route(_USER, f"{_SHOP}, customers", "howdah", _SHOP, "/users/", is_for_customers=True),
-    *(_Route(_USER, name, "howdah", name, "/users/") for name in _WORKERS),
-    _Route(_USER, _FASTAPI, "peer", _PEERS, "/view/", _FEW_AND_MANY),
-    _Route(_USER, _ASYNCPG, "baseline", _PEERS, "/asyncpg/", _FEW_AND_MANY),
-    _Route(_USER, _REFERENCE, "reference", _PEERS, "/reference/", _FEW_AND_MANY),
-    _Route(_USER, "advanced-alchemy, FastAPI", "peer", _PEERS, "/advanced-alchemy/", _FEW_AND_MANY),
-    _Route(_USER, "advanced-alchemy, Litestar", "peer", _PEERS, "/litestar/", _FEW_AND_MANY),
-    # 256 pages at once take longer than the service lets requests wait: its load limit rejects some of them.
-    *_shop_and_bare(_PAGE, f"/users?limit={_PAGE_SIZE}", _CONNECTIONS[:-1]),
-    _Route(_PAGE, _FASTAPI, "peer", _PEERS, f"/page?limit={_PAGE_SIZE}"),
-    *_shop_and_bare(_TRANSFER, "/transfers"),
-    *(_Route(_TRANSFER, name, "howdah", name, "/transfers") for name in _WORKERS),
-    _Route(_TRANSFER, _FASTAPI, "peer", _PEERS, "/transfers"),
-    _Route(_CONSTANT, _BARE, "baseline", _BARE, "/constant"),
-)
 
 
 class ShopHttp(LedgerComparison):
@@ -147,13 +96,13 @@ class ShopHttp(LedgerComparison):
             self._users = [row["id"] for row in await connection.fetch("SELECT id FROM users ORDER BY id")]
             self._accounts = [row["id"] for row in await connection.fetch("SELECT id FROM accounts ORDER BY id")]
             database_pid = await find_server_pid(connection)
-        self._verification_failures: dict[_Route, str | None] = {}
+        self._verification_failures: dict[Route, str | None] = {}
         commands = {
-            _SHOP: _SERVE,
-            **{name: (*_SERVE, "--workers", str(count)) for name, count in _WORKERS.items()},
-            _BARE: ("-m", "benchmarks.shop_routes", "bare", "{port}"),
-            _LIMITED_BARE: ("-m", "benchmarks.shop_routes", "bare-limited", "{port}"),
-            _PEERS: ("-m", "benchmarks.shop_routes", "peers", "{port}"),
+            SHOP: _SERVE,
+            **{name: (*_SERVE, "--workers", str(count)) for name, count in WORKERS.items()},
+            BARE: ("-m", "benchmarks.shop_routes", "bare", "{port}"),
+            LIMITED_BARE: ("-m", "benchmarks.shop_routes", "bare-limited", "{port}"),
+            PEERS: ("-m", "benchmarks.shop_routes", "peers", "{port}"),
         }
         self._servers = {
             name: HttpServer(
@@ -162,7 +111,7 @@ class ShopHttp(LedgerComparison):
                 ids=self._users,
                 authorization=OPERATOR_AUTHORIZATION,
                 window_seconds=QUICK_WINDOW_SECONDS if self.is_quick else WINDOW_SECONDS,
-                environment=_UNLIMITED | (_SMALL_POOLS if name in _WORKERS else {}),
+                environment=_UNLIMITED | (_SMALL_POOLS if name in WORKERS else {}),
                 database_pid=database_pid,
             )
             for name, command in commands.items()
@@ -171,10 +120,10 @@ class ShopHttp(LedgerComparison):
             name: server.sending(self._accounts, AUTHORIZATION) for name, server in self._servers.items()
         }
         customers = self._users[:_CUSTOMERS]
-        self._authorizations = {id_: create_authorization(ShopRole.CUSTOMER, UUID(str(id_))) for id_ in customers}
-        self._for_customers = self._servers[_SHOP].sending(customers, [*self._authorizations.values()])
+        self._authorizations = {id_: create_authorization(Role.CUSTOMER, UUID(str(id_))) for id_ in customers}
+        self._for_customers = self._servers[SHOP].sending(customers, [*self._authorizations.values()])
         # The service limits the lists that one principal has in progress, so each page is read by another operator.
-        operators = [create_authorization(ShopRole.OPERATOR, uuid4()) for _ in range(_OPERATORS)]
+        operators = [create_authorization(Role.OPERATOR, uuid4()) for _ in range(_OPERATORS)]
         self._for_pages = {name: server.sending(range(_OPERATORS), operators) for name, server in self._servers.items()}
 
     async def _insert_users(self) -> None:
@@ -207,11 +156,11 @@ class ShopHttp(LedgerComparison):
     def contenders(self) -> list[Contender]:
         compared = {name for goal in self.goals() for name in (goal.contender, goal.against)}
 
-        def rounds(route: _Route, connections: int) -> int | None:
+        def rounds(route: Route, connections: int) -> int | None:
             """A round takes minutes, so only Shop and the bare application are in all of them, and others in few."""
             if route.named(connections) not in compared:
                 return 1
-            return None if connections == _MANY and route.server in {_SHOP, _BARE} else 2
+            return None if connections == MANY and route.server in {SHOP, BARE} else 2
 
         return [
             Contender(
@@ -224,41 +173,38 @@ class ShopHttp(LedgerComparison):
             for route, connections in self._cases()
         ]
 
-    def _cases(self) -> Iterator[tuple[_Route, int]]:
-        for route in _ROUTES:
+    def _cases(self) -> Iterator[tuple[Route, int]]:
+        for route in ROUTES:
             for connections in route.connections:
-                if not self.is_quick or connections == _MANY:
+                if not self.is_quick or connections == MANY:
                     yield route, connections
 
     def goals(self) -> list[Goal]:
-        def name(operation: _Operation, route: str, connections: int = _MANY) -> str:
-            return next(each for each in _ROUTES if (each.operation, each.name) == (operation, route)).named(
-                connections
-            )
+        def name(operation: Operation, route: str, connections: int = MANY) -> str:
+            return next(each for each in ROUTES if (each.operation, each.name) == (operation, route)).named(connections)
 
-        def at_least(operation: _Operation, bound: float, against: str) -> Goal:
-            return Goal(name(operation, _SHOP), "times as fast", bound, name(operation, against))
+        def at_least(operation: Operation, bound: float, against: str) -> Goal:
+            return Goal(name(operation, SHOP), "times as fast", bound, name(operation, against))
 
         goals = [
-            at_least(_USER, 0.75, _BARE),
-            at_least(_USER, 2.2, _FASTAPI),
-            at_least(_USER, 2.5, _ASYNCPG),
-            at_least(_USER, 20, _REFERENCE),
-            at_least(_TRANSFER, 0.7, _BARE),
+            at_least(USER, 0.75, BARE),
+            at_least(USER, 2.2, FASTAPI),
+            at_least(USER, 2.5, ASYNCPG),
+            at_least(USER, 20, REFERENCE),
+            at_least(TRANSFER, 0.7, BARE),
             # 4 times as fast as before
             Goal(
-                name(_TRANSFER, _SHOP),
+                name(TRANSFER, SHOP),
                 "times as fast",
                 round(4 * _TRANSFERS_BEFORE, 2),
-                name(_CONSTANT, _BARE),
+                name(CONSTANT, BARE),
             ),
-            at_least(_PAGE, 0.8, _BARE),
+            at_least(PAGE, 0.8, BARE),
         ]
         if self.is_quick:
             return goals
         return goals + [
-            Goal(name(each, _SHOP, _ONE), "of the p50", 1.15, name(each, _BARE, _ONE))
-            for each in (_USER, _PAGE, _TRANSFER)
+            Goal(name(each, SHOP, ONE), "of the p50", 1.15, name(each, BARE, ONE)) for each in (USER, PAGE, TRANSFER)
         ]
 
     def rounds(self) -> int:
@@ -287,10 +233,10 @@ class ShopHttp(LedgerComparison):
         if route.operation.is_post:
             await super().verify(contender, returned)
 
-    def _route_of(self, contender: Contender) -> _Route:
+    def _route_of(self, contender: Contender) -> Route:
         return next(route for route, connections in self._cases() if route.named(connections) == contender.name)
 
-    def _load(self, route: _Route, connections: int) -> Callable[[], Awaitable[Measured]]:
+    def _load(self, route: Route, connections: int) -> Callable[[], Awaitable[Measured]]:
         async def measure() -> Measured:
             server = self._server_of(route)
             await server.start()
@@ -304,14 +250,12 @@ class ShopHttp(LedgerComparison):
 
         return measure
 
-    def _server_of(self, route: _Route) -> HttpServer:
+    def _server_of(self, route: Route) -> HttpServer:
         if route.is_for_customers:
             return self._for_customers
-        return {_TRANSFER: self._for_transfers, _PAGE: self._for_pages}.get(route.operation, self._servers)[
-            route.server
-        ]
+        return {TRANSFER: self._for_transfers, PAGE: self._for_pages}.get(route.operation, self._servers)[route.server]
 
-    async def _read_batches(self, route: _Route) -> tuple[float, float]:
+    async def _read_batches(self, route: Route) -> tuple[float, float]:
         """The number of batches and of their requests so far. Only Shop reports them."""
         if not route.is_shop:
             return 0, 0
@@ -322,25 +266,25 @@ class ShopHttp(LedgerComparison):
             sum(map(float, re.findall(rf'^howdah_batch_size_sum{{queue="{queue}"}} (\S+)$', text, re.MULTILINE))),
         )
 
-    async def _stop_workers(self, route: _Route) -> None:
+    async def _stop_workers(self, route: Route) -> None:
         """Their periodic jobs would take time from the other contenders."""
-        if route.server in _WORKERS:
+        if route.server in WORKERS:
             await self._servers[route.server].stop_process()
 
-    async def _check_responses(self, route: _Route) -> None:
+    async def _check_responses(self, route: Route) -> None:
         """Raise `WrongResult` if a response differs from the rows."""
-        if route.operation == _USER:
+        if route.operation == USER:
             await self._check_users(route)
-        elif route.operation == _PAGE:
+        elif route.operation == PAGE:
             found = json.loads(await self._servers[route.server].get_body(route.prefix))
-            check_equal("items", _with_times(found["items"]), await self._read_users(self._users[:_PAGE_SIZE]))
+            check_equal("items", _with_times(found["items"]), await self._read_users(self._users[:PAGE_SIZE]))
             check_equal("cursors", (found["next"] is None, found["previous"]), (False, None))
-        elif route.operation == _TRANSFER:
+        elif route.operation == TRANSFER:
             await self._check_transfers(route)
 
-    async def _check_users(self, route: _Route) -> None:
+    async def _check_users(self, route: Route) -> None:
         users = self._users[:_CUSTOMERS] if route.is_for_customers else self._users
-        count = _VERIFIED_USERS if route.is_shop or route.server == _BARE else _VERIFIED_PEER_USERS
+        count = _VERIFIED_USERS if route.is_shop or route.server == BARE else _VERIFIED_PEER_USERS
         chosen = random.Random(7).sample(users, min(count, len(users)))
         expected = {UUID(str(each["id"])): each for each in await self._read_users(chosen, with_orders=True)}
         ids = iter(chosen)
@@ -379,7 +323,7 @@ class ShopHttp(LedgerComparison):
                     by_id[order.pop("user_id")]["orders"].append(order | {"id": str(order["id"])})
         return [user | {"id": str(user["id"])} for user in users]
 
-    async def _check_transfers(self, route: _Route) -> None:
+    async def _check_transfers(self, route: Route) -> None:
         """Post some transfers, and compare the responses with the transfers and entries that were written."""
         server, chosen = self._server_of(route), random.Random(7)
         for amount in range(1, _VERIFIED_TRANSFERS + 1):

@@ -129,6 +129,27 @@ asyncio.run(main())
 """
 
 
+# In a new process, because the tables of the benchmarks and those of the tests have the same names.
+NAMES = """
+from types import SimpleNamespace
+from benchmarks.shop_http import ShopHttp
+for is_quick in (False, True):
+    compared = ShopHttp(SimpleNamespace(url="postgresql:///x"), 1, is_quick=is_quick)
+    names = [each.name for each in compared.contenders()]
+    assert len({*names}) == len(names), names
+    for goal in compared.goals():
+        assert {goal.contender, goal.against} <= {*names}, goal
+"""
+
+
+async def test_each_goal_of_shop_http_compares_two_of_its_contenders() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", NAMES), cwd=ROOT, stderr=asyncio.subprocess.PIPE
+    )
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, errors.decode()
+
+
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 async def test_a_failing_route_does_not_affect_the_next_route_of_the_same_server(tmp_path: Path) -> None:
     program = tmp_path / "server.py"
