@@ -57,7 +57,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
     - the telemetry of FastAPI is on,
     - the version of FastAPI is older than 0.164.
     """
-    setattr(endpoint, _MARK, True)
+    setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
     return endpoint
 
 
