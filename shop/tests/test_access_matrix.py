@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from howdah import Database
 from howdah.fastapi import require_principal
 from howdah.testing.access import AccessMatrix, disabled, list_rules
+from howdah_tests.support.path_pairs import list_direct_routes, note_routed
 from shop.app import create_app
 from shop.identity.api_keys import service as api_keys
 from shop.identity.dependencies import get_session_principal
@@ -126,7 +127,9 @@ async def service(committed_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
 
 async def test_the_matrix_has_no_gap(service: Service) -> None:
+    routed = note_routed(service.app)
     await service.matrix.check(service.client)
+    assert not list_direct_routes(service.app) & {*routed}  # so the rules of direct routes were tested
     probes = [*(probe for each in PROBES.values() for probe in each), *POSTED_BY_PROBES]
     assert await find_probe_gaps(service.client, service.world, probes) == []
 

@@ -45,7 +45,8 @@ def list_dependencies(app: FastAPI, method: str, path: str) -> list[Callable[...
 @contextmanager
 def recorded_calls(wanted: Iterable[Callable[..., Any]]) -> Iterator[list[Call]]:
     """The calls of these functions by this thread, in their order."""
-    codes = {identify(each)[0] for each in wanted}
+    keys = {identify(each) for each in wanted}
+    codes = {code for code, _ in keys}
     frames: list[FrameType] = []  # of coroutines and generators, which continue in the same frame
     calls: list[Call] = []
 
@@ -54,8 +55,9 @@ def recorded_calls(wanted: Iterable[Callable[..., Any]]) -> Iterator[list[Call]]
             return
         frames.append(frame)
         names = frame.f_code.co_varnames
-        is_method = bool(names) and names[0] == "self"
-        calls.append((frame.f_code, id(frame.f_locals["self"]) if is_method else None))
+        owner = id(frame.f_locals["self"]) if names and names[0] == "self" else None
+        if (frame.f_code, owner) in keys:
+            calls.append((frame.f_code, owner))
 
     sys.setprofile(record)
     try:

@@ -15,7 +15,8 @@ import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi import direct
+from howdah.fastapi import direct, direct_routes
+from howdah.fastapi._routes import iterate_all_routes
 from howdah.serving import ServerLimits
 from howdah_tests.support.raw_http import RunningServer, running_server
 
@@ -198,25 +199,34 @@ def open_pair(create_app: Callable[[Mark], FastAPI]) -> Iterator[PathPair]:
         sides = []
         for mark in MARKS.values():
             app = create_app(mark)
-            begun, routed = list[str](), _note_routed(app)
+            begun, routed = list[str](), note_routed(app)
             app.add_middleware(_NoteBegun, begun=begun)
             server = stack.enter_context(running_server(app, ServerLimits()))
             sides.append(Side(server, entries, warnings, begun, routed))
         yield PathPair(sides)
 
 
-def _note_routed(app: FastAPI) -> list[str]:
-    """The paths of the requests that reach FastAPI's router."""
-    paths: list[str] = []
+def list_direct_routes(app: FastAPI) -> set[str]:
+    """The routes with the mark `direct`, such as `GET /orders/{order_id}`."""
+    marked = [each for each in iterate_all_routes(app.routes) if direct_routes._is_marked(each)]
+    return {f"{method} {each.path}" for each in marked for method in each.methods}
+
+
+def note_routed(app: FastAPI) -> list[str]:
+    """The routes of the requests that FastAPI's router gets. The list grows when they have been handled."""
+    routes: list[str] = []
     inner = app.router.middleware_stack
 
     async def note(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            paths.append(scope["path"])
-        await inner(scope, receive, send)
+        try:
+            await inner(scope, receive, send)
+        finally:
+            if scope["type"] == "http":
+                found = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+                routes.append(f"{scope['method']} {getattr(found, 'path', None)}")
 
     app.router.middleware_stack = note
-    return paths
+    return routes
 
 
 class _NoteBegun:
