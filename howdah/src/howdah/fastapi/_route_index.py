@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-
-from howdah.fastapi._routes import iterate_all_routes
+from starlette.routing import Mount, Route, WebSocketRoute
 
 # A parameter that is a whole segment, with Starlette's default convertor: any text without a slash.
 _PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::str)?\}")
@@ -45,16 +43,16 @@ class RouteIndex:
     """The HTTP routes of an application, by the segments of their paths.
 
     As in Starlette, the first declared route with the path and the method is found. The index has only the routes whose
-    path parameters are whole segments. `others`, such as mounts, may match many paths: if one of them comes first and
+    path parameters are whole segments. Others, such as mounts, may match many paths: if one of them comes first and
     could match, nothing is found, and Starlette must search.
     """
 
-    def __init__(self, routes: Sequence[BaseRoute]) -> None:
-        self.found: list[FoundRoute] = []
-        self.others: list[Any] = []
+    def __init__(self, routes: Sequence[Any]) -> None:
+        """`routes` are those of `iterate_all_routes`."""
+        self.found: dict[int, FoundRoute] = {}  # by their positions
         self._root = _Node()
         prefixes: list[str] = []
-        for position, each in enumerate(iterate_all_routes(routes)):
+        for position, each in enumerate(routes):
             original = getattr(each, "original_route", each)
             path: str = getattr(each, "path", None) or ""
             if isinstance(original, WebSocketRoute):
@@ -62,7 +60,6 @@ class RouteIndex:
             if not _has_own_matches(original) and isinstance(original, Route) and _is_simple(path):
                 self._add(path, position, each, prefixes)
             else:
-                self.others.append(each)
                 # a host, and a class with a method `matches` of its own, may match every path
                 prefixes.append("" if _has_own_matches(original) else path.partition("{")[0].rstrip("/"))
 
@@ -77,7 +74,7 @@ class RouteIndex:
                 node = node.literals.setdefault(segment, _Node())
         added = FoundRoute(position, route, parameters, prefixes)
         node.routes.append(added)
-        self.found.append(added)
+        self.found[position] = added
 
     def find(self, method: str, path: str, segments: Sequence[str]) -> FoundRoute | None:
         """The route for this method and path, or None. `segments` are the parts of `path` between slashes."""

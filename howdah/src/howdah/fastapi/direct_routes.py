@@ -8,6 +8,7 @@ async def get_order(order_id: UUID, request: Request, orders: OrderReader) -> Re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from http import HTTPStatus
@@ -15,14 +16,16 @@ from typing import Any, Final, TypeVar
 
 from anyio import CancelScope
 from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import __version__ as fastapi_version
 from fastapi.exceptions import FastAPIError
+from fastapi.routing import APIRoute
 from starlette._exception_handler import wrap_app_handling_exceptions
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi._fastapi_internals import FUNCTION_STACK, IS_SUPPORTED, REQUEST_STACK
 from howdah.fastapi._route_index import FoundRoute, RouteIndex
-from howdah.fastapi._routes import RouteLists, iterate_routers
+from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_routers
 from howdah.fastapi.access import find_rules
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.route_rules import RuleFirst
@@ -33,6 +36,8 @@ if IS_SUPPORTED:
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 _MARK: Final = "howdah_direct"
+
+_log: Final = logging.getLogger("howdah.direct_routes")
 
 
 def direct(endpoint: EndpointT) -> EndpointT:
@@ -52,7 +57,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
     - the telemetry of FastAPI is on,
     - the version of FastAPI is older than 0.164.
     """
-    setattr(endpoint, _MARK, True)
+    setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
     return endpoint
 
 
@@ -73,17 +78,17 @@ class DirectRoutes:
     def prepare(self) -> None:
         """Compile the routes. Raises `RuntimeError` for a direct route that can't be served directly."""
         version = self._lists.update()
-        if IS_SUPPORTED:
-            index = RouteIndex(self._application.routes)
-            for each in index.others:
-                if _is_marked(each):
-                    raise _cannot_serve(each, "each parameter of its path must be a whole segment, without a convertor")
-            marked = [each for each in index.found if _is_marked(each.route)]
-            if marked and (own := _find_own_router(self._application)) is not None:
-                reason = f"the class {own.__name__} of a router may choose the route in its own way"
-                raise _cannot_serve(marked[0].route, reason)
-            self._served = {each.position: _compile(each, self._application) for each in marked}
-            self._index = index
+        routes = [*iterate_all_routes(self._application.routes)]
+        marked = {position: each for position, each in enumerate(routes) if _is_marked(each)}
+        if marked and IS_SUPPORTED:
+            self._index = RouteIndex(routes)
+            self._served = {
+                position: _compile(each, self._index.found.get(position), self._application)
+                for position, each in marked.items()
+            }
+            _log.debug("served directly: %s", "; ".join(map(_name, marked.values())))
+        elif marked:
+            _log.warning("FastAPI %s serves the direct routes itself: 0.164 is needed", fastapi_version)
         self._version = version
 
     def find(self, scope: Scope) -> DirectRoute | None:
@@ -227,14 +232,23 @@ class DirectRoute:
         return sent
 
 
-def _compile(found: FoundRoute, application: FastAPI) -> DirectRoute:
-    route = found.route
+def _compile(route: Any, found: FoundRoute | None, application: FastAPI) -> DirectRoute:
+    """Raises `RuntimeError` if the route can't be served directly."""
+    original = getattr(route, "original_route", route)
     try:
+        if not isinstance(original, APIRoute):
+            raise CannotCompile("it isn't a route of FastAPI")
+        if (own := _find_own_router(application)) is not None:
+            raise CannotCompile(f"{own.__name__}, the class of a router, may choose routes in its own way")
         if len({*find_rules(route)}) > 1:
             raise CannotCompile("it has several rules")
-        compiled = CompiledRoute(getattr(route, "_route_context", None) or getattr(route, "original_route", route))
+        compiled = CompiledRoute(getattr(route, "_route_context", None) or original)
+        if found is None:
+            raise CannotCompile("each parameter of its path must be a whole segment, without a convertor")
     except CannotCompile as error:
-        raise _cannot_serve(route, str(error)) from error
+        raise RuntimeError(
+            f"{_name(route)} can't be a direct route: {error}. Change this, or remove @direct"
+        ) from error
     return DirectRoute(found, compiled, application)
 
 
@@ -251,6 +265,6 @@ def _is_marked(route: Any) -> bool:
     return hasattr(getattr(route, "endpoint", None), _MARK)
 
 
-def _cannot_serve(route: Any, reason: str) -> RuntimeError:
-    methods = ",".join(sorted(route.methods or ()))
-    return RuntimeError(f"{methods} {route.path} can't be a direct route: {reason}. Change this, or remove @direct")
+def _name(route: Any) -> str:
+    methods = ",".join(sorted(getattr(route, "methods", None) or ()))
+    return f"{methods} {route.path}".strip()
