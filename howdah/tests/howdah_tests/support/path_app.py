@@ -85,7 +85,9 @@ def create_path_app(mark: Mark, url: str = UNREACHABLE, *, mounted: bool = False
     app.add_exception_handler(SecondError, raise_another)
     add_routes(app, mark)
     if mounted:
-        app.mount("/mounted", create_path_app(mark, url, internal_port=1))
+        inner = create_path_app(mark, url, internal_port=1)
+        app.mount("/mounted", inner)
+        app.mount("/of/{tenant}", inner)
     return app
 
 
