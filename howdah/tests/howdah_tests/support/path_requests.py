@@ -11,6 +11,7 @@ from howdah_tests.support.path_pairs import ServedBy, json_request, request
 
 CHUNKED: Final = "Transfer-Encoding: chunked"
 NDJSON: Final = "Content-Type: application/x-ndjson"
+NOTE: Final = "00000000-0000-0000-0000-000000000001"
 LONG: Final = "x" * 3_000
 
 
@@ -215,6 +216,24 @@ REQUESTS: Final[dict[str, list[bytes]]] = {
                 *("a?late=teapot", "a?late=unexpected", "teapot?after=unexpected", "unexpected?late=teapot"),
             )
         ),
+    ],
+    "exports and views": [
+        get("/exports/3"),
+        get("/exports/3?format=csv"),
+        get("/exports/3?format=xml"),
+        get("/exports/0"),
+        get("/exports/3000"),
+        get("/exports/3000?format=csv"),
+        request("HEAD", "/exports/3000"),
+        get("/own-stream"),
+        get("/views"),
+        get("/views?limit=2"),
+        get("/views?limit=0"),
+        get("/views?after=x"),
+        get(f"/views/{NOTE}"),
+        get("/views/00000000-0000-0000-0000-000000000099"),
+        get("/views/x"),
+        request("HEAD", f"/views/{NOTE}", 'If-None-Match: "x"'),
     ],
     "idempotent routes": [
         post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
