@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, FastAPI
 
+from howdah import Database
 from howdah.fastapi import PUBLIC, allow, configure_app, direct
 from howdah.testing import open_client
+from howdah_tests.support.idempotent_app import create_tables
 from howdah_tests.support.path_app import create_path_app
 from howdah_tests.support.path_pairs import note_routed
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, authenticate, sign_in, unreachable_database
@@ -83,3 +85,18 @@ async def test_requests_at_the_same_time_do_not_share_anything() -> None:
             assert (default.json()["number"], default.json()["flags"]) == (number, [1, 2, 0])
 
         await asyncio.gather(*map(send, [each for each in range(60) if each not in (4, 5)]))
+
+
+async def test_requests_with_the_same_idempotency_key_at_the_same_time_run_the_route_once(
+    committed_database: Database,
+) -> None:
+    await create_tables(committed_database)
+    app = create_path_app(direct, request_log=False, metrics=False)
+    routed = note_routed(app)
+    async with open_client(app, {"main": committed_database}) as client:
+        headers = {"Host": "test", "Idempotency-Key": "k"}
+        sent = [client.post("/notes", json={"name": "a"}, headers=headers) for _ in range(8)]
+        responses = await asyncio.gather(*sent)
+    assert {(each.status_code, each.content) for each in responses} == {(201, b'{"count":1}')}
+    assert sum("idempotency-replayed" in each.headers for each in responses) == 7
+    assert routed == []
