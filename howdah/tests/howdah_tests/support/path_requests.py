@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from howdah_tests.support.path_app import MAX_BODY
+from howdah_tests.support.path_errors import ERRORS
+from howdah_tests.support.path_outputs import JSON
 from howdah_tests.support.path_pairs import ServedBy, json_request, request
-from howdah_tests.support.path_routes import ERRORS, JSON, MAX_BODY
 
 CHUNKED: Final = "Transfer-Encoding: chunked"
 NDJSON: Final = "Content-Type: application/x-ndjson"
@@ -246,6 +248,10 @@ REQUESTS: Final[dict[str, list[bytes]]] = {
 # What answers the request in the application with direct routes, in place of a direct route.
 OTHERS: Final[dict[bytes, ServedBy]] = {
     get("/unknown"): "fastapi",
+    get("/mounted/json"): "fastapi",
+    get("/mounted/unknown"): "fastapi",
+    get("/mounted/metrics"): "fastapi",
+    get("/mounted/docs"): "fastapi",
     get("/values/1%0A"): "fastapi",
     get("/json/"): "fastapi",
     get("//json"): "fastapi",
