@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from howdah.fastapi._route_index import RouteIndex
+from howdah.fastapi._routes import iterate_all_routes
 
 Found = tuple[str, dict[str, Any]]
 """The name of an endpoint, and the parameters of the path."""
@@ -125,7 +126,7 @@ def test_the_index_finds_the_route_of_fastapi_or_none(table: Table, path: str, m
     headers = [(b"host", b"known")] if is_known else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b"", "app": app}
     segments = path.split("/")
-    found = RouteIndex(app.routes).find(method, path, segments)
+    found = RouteIndex([*iterate_all_routes(app.routes)]).find(method, path, segments)
     expected = route_by_fastapi(app, scope)
     if found is not None:
         parameters = {name: segments[number] for number, name in found.parameters}

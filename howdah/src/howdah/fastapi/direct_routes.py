@@ -80,6 +80,7 @@ class DirectRoutes:
         version = self._lists.update()
         routes = [*iterate_all_routes(self._application.routes)]
         marked = {position: each for position, each in enumerate(routes) if _is_marked(each)}
+        self._served = {}
         if marked and IS_SUPPORTED:
             self._index = RouteIndex(routes)
             self._served = {

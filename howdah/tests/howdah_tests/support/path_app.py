@@ -26,7 +26,7 @@ from howdah_tests.support.path_inputs import (
     build_idempotent_router,
     build_strict_router,
 )
-from howdah_tests.support.path_outputs import add_responses, add_sessions
+from howdah_tests.support.path_outputs import add_responses, add_sessions, note_reader
 from howdah_tests.support.path_pairs import Mark
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, Caller, authenticate
 
@@ -77,6 +77,7 @@ def create_path_app(mark: Mark, url: str = UNREACHABLE, *, mounted: bool = False
             "max_body_bytes": MAX_BODY,
             "max_body_seconds": 0.15,
             "allowed_hosts": ["test"],
+            "resources": [note_reader],
             **options,
         },
     )
@@ -85,7 +86,9 @@ def create_path_app(mark: Mark, url: str = UNREACHABLE, *, mounted: bool = False
     app.add_exception_handler(SecondError, raise_another)
     add_routes(app, mark)
     if mounted:
-        app.mount("/mounted", create_path_app(mark, url, internal_port=1))
+        inner = create_path_app(mark, url, internal_port=1)
+        app.mount("/mounted", inner)
+        app.mount("/of/{tenant}", inner)
     return app
 
 

@@ -11,16 +11,24 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
-from sqlalchemy import text
+from pydantic import BaseModel
+from sqlalchemy import Integer, literal, select, text
 from starlette.background import BackgroundTask
 
+from howdah import JsonView
 from howdah._reads.lookups import JsonBytes
 from howdah.fastapi import (
     DbSession,
+    ExportFormat,
+    PageParameters,
     ReadDbSession,
+    Resource,
+    export_response,
     json_response,
+    list_response,
     make_etag,
 )
+from howdah_tests.support.idempotent_app import Note
 from howdah_tests.support.path_errors import ERRORS, UnhandledError, fail
 from howdah_tests.support.path_inputs import PathItemOut
 from howdah_tests.support.path_pairs import Mark
@@ -29,6 +37,7 @@ JSON: Final = JsonBytes(b'{"id":1,"name":"caf\xc3\xa9"}')
 
 
 CREATE_ROWS: Final = (
+    "INSERT INTO notes (id, text) SELECT CAST(lpad(n::text, 32, '0') AS uuid), n FROM generate_series(1, 5) AS n",
     "CREATE TABLE path_rows (name text)",
     "CREATE FUNCTION reject_late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
     "IF NEW.name = 'late' THEN RAISE unique_violation USING CONSTRAINT = 'late'; END IF; "
@@ -36,6 +45,14 @@ CREATE_ROWS: Final = (
     "CREATE CONSTRAINT TRIGGER reject_late AFTER INSERT ON path_rows DEFERRABLE INITIALLY DEFERRED "
     "FOR EACH ROW EXECUTE FUNCTION reject_late()",
 )
+
+
+class PathNoteOut(BaseModel):
+    id: UUID
+    text: str
+
+
+note_reader: Final = Resource("note", JsonView(Note, PathNoteOut).open)
 
 
 class ShoutingResponse(PlainTextResponse):
@@ -195,6 +212,35 @@ def add_sessions(router: APIRouter, mark: Mark) -> None:
     @mark
     async def write(db: ReadDbSession) -> None:
         await db.execute(text("INSERT INTO path_rows VALUES ('never')"))
+
+    @router.get("/exports/{count}", response_class=StreamingResponse)
+    @mark
+    async def export(count: int, db: ReadDbSession, format: ExportFormat = ExportFormat.NDJSON) -> Response:
+        """Fails at the last row if there are more than 1,000."""
+        fail_late = "1 / (:count - n)" if count > 1_000 else "n"
+        rows = text(f"SELECT n, {fail_late} AS value FROM generate_series(1, :count) AS n").bindparams(count=count)
+        return await export_response(db, rows.columns(n=Integer, value=Integer), format, name="n")
+
+    @router.get("/own-stream")
+    @mark
+    async def stream_from_session(db: ReadDbSession) -> Response:
+        async def generate() -> AsyncIterator[bytes]:
+            for number in range(3):
+                yield f"{await db.scalar(select(literal(number)))}\n".encode()
+
+        return StreamingResponse(generate())
+
+    @router.get("/views")
+    @mark
+    async def get_views(
+        parameters: Annotated[PageParameters, Query()], notes: Annotated[Any, Depends(note_reader)]
+    ) -> Response:
+        return await list_response(notes, parameters)
+
+    @router.get("/views/{note_id}")
+    @mark
+    async def get_view(note_id: UUID, request: Request, notes: Annotated[Any, Depends(note_reader)]) -> Response:
+        return json_response(await notes.get(note_id), request)
 
     async def yield_function(before: str = "", after: str = "") -> AsyncIterator[str]:
         if before:

@@ -11,6 +11,7 @@ from howdah_tests.support.path_pairs import ServedBy, json_request, request
 
 CHUNKED: Final = "Transfer-Encoding: chunked"
 NDJSON: Final = "Content-Type: application/x-ndjson"
+NOTE: Final = "00000000-0000-0000-0000-000000000001"
 LONG: Final = "x" * 3_000
 
 
@@ -216,6 +217,24 @@ REQUESTS: Final[dict[str, list[bytes]]] = {
             )
         ),
     ],
+    "exports and views": [
+        get("/exports/3"),
+        get("/exports/3?format=csv"),
+        get("/exports/3?format=xml"),
+        get("/exports/0"),
+        get("/exports/3000"),
+        get("/exports/3000?format=csv"),
+        request("HEAD", "/exports/3000"),
+        get("/own-stream"),
+        get("/views"),
+        get("/views?limit=2"),
+        get("/views?limit=0"),
+        get("/views?after=x"),
+        get(f"/views/{NOTE}"),
+        get("/views/00000000-0000-0000-0000-000000000099"),
+        get("/views/x"),
+        request("HEAD", f"/views/{NOTE}", 'If-None-Match: "x"'),
+    ],
     "idempotent routes": [
         post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
         post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
@@ -250,6 +269,10 @@ OTHERS: Final[dict[bytes, ServedBy]] = {
     get("/unknown"): "fastapi",
     get("/mounted/json"): "fastapi",
     get("/mounted/unknown"): "fastapi",
+    get("/of/acme/scope/a"): "fastapi",
+    get("/of/acme/outside/a"): "fastapi",
+    get("/of/acme/operators/1"): "fastapi",
+    request("POST", "/of/acme/json"): "fastapi",
     get("/mounted/metrics"): "fastapi",
     get("/mounted/docs"): "fastapi",
     get("/values/1%0A"): "fastapi",
