@@ -9,6 +9,8 @@ from typing import Any, Final
 from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route, WebSocketRoute
 
+from howdah.fastapi._routes import iterate_all_routes
+
 # A parameter that is a whole segment, with Starlette's default convertor: any text without a slash.
 _PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::str)?\}")
 
@@ -48,11 +50,10 @@ class RouteIndex:
     """
 
     def __init__(self, routes: Sequence[Any]) -> None:
-        """`routes` are those of `iterate_all_routes`."""
-        self.found: dict[int, FoundRoute] = {}  # by their positions
+        self.found: dict[int, FoundRoute] = {}  # by their positions in `iterate_all_routes`
         self._root = _Node()
         prefixes: list[str] = []
-        for position, each in enumerate(routes):
+        for position, each in enumerate(iterate_all_routes(routes)):
             original = getattr(each, "original_route", each)
             path: str = getattr(each, "path", None) or ""
             if isinstance(original, WebSocketRoute):

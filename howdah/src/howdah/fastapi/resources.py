@@ -91,7 +91,7 @@ class Resource(Generic[ResourceT]):
 
 def find_opened(connection: HTTPConnection, wanted: str) -> Opened:
     """The open objects of the application of this connection. Raises `RuntimeError` if it was not started."""
-    opened = connection.scope.get("state", {}).get(OPENED_KEY)  # without `connection.state`, which takes longer
+    opened = connection.scope.get("state", {}).get(OPENED_KEY)  # `connection.state` takes a microsecond longer
     if not isinstance(opened, Opened):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
             f"{wanted} isn't open: the application must be set up by configure_app, and its lifespan must have run. "
