@@ -52,6 +52,7 @@ class RouteIndex:
     def __init__(self, routes: Sequence[Any]) -> None:
         self.found: dict[int, FoundRoute] = {}  # by their positions in `iterate_all_routes`
         self._root = _Node()
+        self._depth = 0
         prefixes: list[str] = []
         for position, each in enumerate(iterate_all_routes(routes)):
             original = getattr(each, "original_route", each)
@@ -66,7 +67,9 @@ class RouteIndex:
 
     def _add(self, path: str, position: int, route: Any, prefixes: Sequence[str]) -> None:
         node, parameters = self._root, []
-        for number, segment in enumerate(path.split("/")):
+        segments = path.split("/")
+        self._depth = max(self._depth, len(segments))
+        for number, segment in enumerate(segments):
             if match := _PARAMETER.fullmatch(segment):
                 parameters.append((number, match[1]))
                 node.parameter = node.parameter or _Node()
@@ -77,8 +80,15 @@ class RouteIndex:
         node.routes.append(added)
         self.found[position] = added
 
+    def split(self, path: str) -> list[str]:
+        """The parts of the path between slashes. A path that is longer than all routes isn't split any further.
+
+        Otherwise a path of 16,000 slashes would take 0.3 ms.
+        """
+        return path.split("/", self._depth)
+
     def find(self, method: str, path: str, segments: Sequence[str]) -> FoundRoute | None:
-        """The route for this method and path, or None. `segments` are the parts of `path` between slashes."""
+        """The route for this method and path, or None. `segments` are those of `split`."""
         found = _find(self._root, method, segments, 0)
         # Starlette's patterns end with `$`, so they match a path with a newline at its end, too.
         if found is None or path.startswith(found.prefixes) or path.endswith("\n"):

@@ -99,7 +99,7 @@ class DirectRoutes:
         if not self._served or scope.get("fastapi.telemetry") is not None:
             return None
         path = get_route_path(scope)
-        segments = path.split("/")
+        segments = self._index.split(path)
         found = self._index.find(scope["method"], path, segments)
         if found is None:
             return None
