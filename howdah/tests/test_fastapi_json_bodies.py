@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -195,6 +195,25 @@ async def test_the_response_to_a_duplicate_name_has_its_location(client: httpx.A
             "type": "json_duplicate_name",
         }
     ]
+
+
+async def test_a_repeated_parameter_of_a_dependency_that_include_router_adds_is_rejected() -> None:
+    async def read_language(language: str = "en") -> None: ...
+
+    router, app = APIRouter(route_class=StrictJSONRoute), create_bare_app()
+    router.add_api_route("/books", read_language)
+    app.include_router(router, prefix="/plain")
+    app.include_router(router, prefix="/tenants", dependencies=[Depends(read_tenant)])
+    async with http_client(app) as client:
+        for _ in range(2):
+            assert (await client.get("/tenants/books?tenant=1&tenant=2")).status_code == 400
+            assert (await client.get("/plain/books?tenant=1&tenant=2")).status_code == 200
+            assert (await client.get("/plain/books?language=de&language=en")).status_code == 400
+        assert (await client.get("/tenants/books?tenant=1&language=de")).status_code == 200
+
+
+async def read_tenant(tenant: int) -> int:
+    return tenant
 
 
 async def test_control_without_the_route_class_the_last_of_two_values_is_used(client: httpx.AsyncClient) -> None:

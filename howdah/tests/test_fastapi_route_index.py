@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from howdah.fastapi._route_index import RouteIndex
+from howdah.fastapi._routes import iterate_all_routes
 
 Found = tuple[str, dict[str, Any]]
 """The name of an endpoint, and the parameters of the path."""
@@ -124,8 +125,9 @@ def test_the_index_finds_the_route_of_fastapi_or_none(table: Table, path: str, m
     app = build_app(table)
     headers = [(b"host", b"known")] if is_known else []
     scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b"", "app": app}
-    segments = path.split("/")
-    found = RouteIndex(app.routes).find(method, path, segments)
+    index = RouteIndex([*iterate_all_routes(app.routes)])
+    segments = index.split(path)
+    found = index.find(method, path, segments)
     expected = route_by_fastapi(app, scope)
     if found is not None:
         parameters = {name: segments[number] for number, name in found.parameters}
@@ -134,3 +136,12 @@ def test_the_index_finds_the_route_of_fastapi_or_none(table: Table, path: str, m
         kind in ("route", "included", "nested") and ":" not in each and "." not in each for kind, each, _ in table
     ):
         assert expected is None or path.endswith("\n")  # the index isn't too careful either
+
+
+def test_a_path_that_is_longer_than_all_routes_is_not_split_any_further() -> None:
+    app = build_app([("route", "/a/{x}", METHODS[0]), ("route", "/{x}", METHODS[0])])
+    index = RouteIndex([*iterate_all_routes(app.routes)])
+    for path in ("/" * 16_000, "/a" * 8_000, "/a/x/"):
+        assert len(index.split(path)) == 4
+        assert index.find("GET", path, index.split(path)) is None
+    assert index.find("GET", "/a/x", index.split("/a/x")) is not None

@@ -14,11 +14,11 @@ import httpx
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
-from starlette.requests import HTTPConnection
 
 from howdah import Database, InvalidStatement, paginate
 from howdah.fastapi import AccessRule
 from howdah.tenancy import grants_of, policies_of, role_in
+from howdah_tests.support.path_pairs import list_direct_routes, note_routed
 from shop import migrations
 from shop.ledger import posting, service
 from shop.ledger.account_queries import select_entries
@@ -98,11 +98,7 @@ class World:
 
 def disable_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every role may do everything with the rows of every customer, as far as Python decides it."""
-
-    async def allow(_self: AccessRule, connection: HTTPConnection) -> None:
-        pass
-
-    monkeypatch.setattr(AccessRule, "__call__", allow)
+    monkeypatch.setattr(AccessRule, "check", lambda *_: None)
     monkeypatch.setattr(OwnRows, "find_customer", lambda *_: None)
     monkeypatch.setattr(OwnTransfers, "find_customer", lambda *_: None)
     monkeypatch.setattr(CustomerFields, "find_excluded", lambda *_: [])
@@ -114,12 +110,14 @@ def disable_rules(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def world(committed_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     app = create_service(committed_url)
+    routed = note_routed(app)
     async with http_client(app) as client, Database(committed_url, pool_size=1) as owner:
         till = await make_account(client, name="Till", allows_negative=True)
         victim = await make_party(client, till, text=SECRET, amount=AMOUNT)
         attacker = await make_party(client, till, text="attacker", amount=500)
         disable_rules(monkeypatch)
         yield World(client, owner, app.openapi(), attacker, victim, till["id"])
+    assert not list_direct_routes(app) & {*routed}  # so the direct routes were attacked
 
 
 async def test_without_the_rules_a_customer_sees_and_changes_nothing_of_another_one(world: World) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -92,8 +92,7 @@ class Claim:
 class Exchange:
     """One request to an `IdempotentRoute`: the digest of its parts that were read so far, and the claim of its key."""
 
-    def __init__(self, request: Request, check: Callable[[Request], None]) -> None:
-        self.check = check
+    def __init__(self, request: Request) -> None:
         self._request = request
         self._receive: Receive = request.receive
         self._received_count = 0

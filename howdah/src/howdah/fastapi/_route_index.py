@@ -9,6 +9,8 @@ from typing import Any, Final
 from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route, WebSocketRoute
 
+from howdah.fastapi._routes import iterate_all_routes
+
 # A parameter that is a whole segment, with Starlette's default convertor: any text without a slash.
 _PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::str)?\}")
 
@@ -48,11 +50,11 @@ class RouteIndex:
     """
 
     def __init__(self, routes: Sequence[Any]) -> None:
-        """`routes` are those of `iterate_all_routes`."""
-        self.found: dict[int, FoundRoute] = {}  # by their positions
+        self.found: dict[int, FoundRoute] = {}  # by their positions in `iterate_all_routes`
         self._root = _Node()
+        self._depth = 0
         prefixes: list[str] = []
-        for position, each in enumerate(routes):
+        for position, each in enumerate(iterate_all_routes(routes)):
             original = getattr(each, "original_route", each)
             path: str = getattr(each, "path", None) or ""
             if isinstance(original, WebSocketRoute):
@@ -65,7 +67,9 @@ class RouteIndex:
 
     def _add(self, path: str, position: int, route: Any, prefixes: Sequence[str]) -> None:
         node, parameters = self._root, []
-        for number, segment in enumerate(path.split("/")):
+        segments = path.split("/")
+        self._depth = max(self._depth, len(segments))
+        for number, segment in enumerate(segments):
             if match := _PARAMETER.fullmatch(segment):
                 parameters.append((number, match[1]))
                 node.parameter = node.parameter or _Node()
@@ -76,8 +80,15 @@ class RouteIndex:
         node.routes.append(added)
         self.found[position] = added
 
+    def split(self, path: str) -> list[str]:
+        """The parts of the path between slashes. A path that is longer than all routes isn't split any further.
+
+        Otherwise a path of 16,000 slashes would take 0.3 ms.
+        """
+        return path.split("/", self._depth)
+
     def find(self, method: str, path: str, segments: Sequence[str]) -> FoundRoute | None:
-        """The route for this method and path, or None. `segments` are the parts of `path` between slashes."""
+        """The route for this method and path, or None. `segments` are those of `split`."""
         found = _find(self._root, method, segments, 0)
         # Starlette's patterns end with `$`, so they match a path with a newline at its end, too.
         if found is None or path.startswith(found.prefixes) or path.endswith("\n"):

@@ -57,7 +57,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
     - the telemetry of FastAPI is on,
     - the version of FastAPI is older than 0.164.
     """
-    setattr(endpoint, _MARK, True)
+    setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
     return endpoint
 
 
@@ -80,6 +80,7 @@ class DirectRoutes:
         version = self._lists.update()
         routes = [*iterate_all_routes(self._application.routes)]
         marked = {position: each for position, each in enumerate(routes) if _is_marked(each)}
+        self._served = {}
         if marked and IS_SUPPORTED:
             self._index = RouteIndex(routes)
             self._served = {
@@ -98,7 +99,7 @@ class DirectRoutes:
         if not self._served or scope.get("fastapi.telemetry") is not None:
             return None
         path = get_route_path(scope)
-        segments = path.split("/")
+        segments = self._index.split(path)
         found = self._index.find(scope["method"], path, segments)
         if found is None:
             return None

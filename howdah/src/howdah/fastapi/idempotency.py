@@ -128,7 +128,6 @@ def idempotency_key(
                 f"{request.scope['path']} has an idempotency key, but doesn't store its response: "
                 "use APIRouter(route_class=IdempotentRoute)"
             )
-        exchange.check(request)
         if key is None:
             return None
         if not _KEY.fullmatch(key):
@@ -164,28 +163,24 @@ class IdempotentRoute(APIRoute):
         """FastAPI's handler, which stores the response or replaces it by a stored one."""
         handle = super().get_route_handler()
         _check_route(self.dependant, self)
-        has_key: bool | None = None
-        is_checked = False
-
-        def check(request: Request) -> None:
-            """Check the dependencies that `include_router` has added, which aren't known before the first request."""
-            nonlocal is_checked
-            if not is_checked:
-                _check_route(find_dependant(request) or self.dependant, self)
-                is_checked = True
+        known: tuple[Dependant, bool] | None = None
 
         def may_have_key(request: Request) -> bool:
-            """Whether the route has a key, or a function of a test that replaces a dependency may have one."""
-            nonlocal has_key
-            if has_key is None:
-                dependant = find_dependant(request) or self.dependant
-                has_key = any(is_idempotency_key(each.call) for each in iterate_dependants(dependant))
-            return has_key or bool(getattr(request.scope.get("app"), "dependency_overrides", None))
+            """Whether the route has a key, or a function of a test that replaces a dependency may have one.
+
+            `include_router` may have added dependencies, which aren't known before the first request.
+            """
+            nonlocal known
+            dependant = find_dependant(request) or self.dependant
+            if known is None or known[0] is not dependant:  # the route may be included several times
+                _check_route(dependant, self)
+                known = dependant, any(is_idempotency_key(each.call) for each in iterate_dependants(dependant))
+            return known[1] or bool(getattr(request.scope.get("app"), "dependency_overrides", None))
 
         async def handle_once(request: Request) -> Response:
             if not may_have_key(request):
                 return await handle(request)
-            exchange = Exchange(request, check)
+            exchange = Exchange(request)
             request.scope[_EXCHANGE] = exchange
             # Only `receive` is replaced. The object stays the same, because another class of routes may have read its
             # body already, or reads it again for its log.

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from howdah.fastapi.parameters import get_single_parameters, reject_repeated
 from howdah.fastapi.problem import ProblemException
+from howdah.fastapi.sessions import find_dependant
 
 # An error response shows this much of a name, because a name may be as long as the body.
 _MAX_SHOWN_CHARACTERS: Final = 100
@@ -86,11 +87,19 @@ class StrictJSONRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, with requests whose `json()` is strict."""
         handle = super().get_route_handler()
-        single = get_single_parameters(self.dependant)
+        known = self.dependant, get_single_parameters(self.dependant)
+
+        def check_query(request: Request) -> None:
+            """Reject repeated parameters, also those of dependencies that `include_router` has added."""
+            nonlocal known
+            dependant = find_dependant(request) or self.dependant
+            if known[0] is not dependant:  # the route may be included several times
+                known = dependant, get_single_parameters(dependant)
+            reject_repeated(request.query_params, known[1])
 
         async def handle_strictly(request: Request) -> Response:
             if request.scope["query_string"]:
-                reject_repeated(request.query_params, single)
+                check_query(request)
             try:
                 return await handle(_StrictRequest(request))
             except HTTPException as error:

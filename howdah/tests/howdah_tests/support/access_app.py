@@ -13,7 +13,7 @@ from sqlalchemy import MetaData, Text, select
 from sqlalchemy.orm import Mapped, mapped_column
 
 from howdah import NAMING_CONVENTION, AsyncRepository, Base, Database, NotFound, UUIDv7PrimaryKey
-from howdah.fastapi import PUBLIC, DbSession, NotAllowed, ReadDbSession, allow, find_principal
+from howdah.fastapi import PUBLIC, DbSession, NotAllowed, ReadDbSession, allow, direct, find_principal
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, Caller, create_protected_app
 
 
@@ -53,7 +53,7 @@ def create_access_app(database_url: str, *, faults: Collection[str] = ()) -> Fas
 
 
 def _build_router(faults: frozenset[str]) -> APIRouter:
-    """The routes. `faults` are those of the tests of the matrix."""
+    """The routes, some of which are direct ones. `faults` are those of the tests of the matrix."""
     router = APIRouter()
 
     async def find(db: Any, request: Request, parcel_id: UUID) -> Parcel:
@@ -67,6 +67,7 @@ def _build_router(faults: frozenset[str]) -> APIRouter:
         return parcel
 
     @router.get("/parcels", dependencies=[READ])
+    @direct
     async def list_parcels(request: Request, db: ReadDbSession) -> list[ParcelOut]:
         query = select(Parcel)
         caller: Caller = find_principal(request)
@@ -79,10 +80,12 @@ def _build_router(faults: frozenset[str]) -> APIRouter:
         return [ParcelOut.model_validate(each, from_attributes=True) for each in await db.scalars(query)]
 
     @router.get("/parcels/{parcel_id}", dependencies=[READ])
+    @direct
     async def get_parcel(request: Request, parcel_id: UUID, db: ReadDbSession) -> ParcelOut:
         return ParcelOut.model_validate(await find(db, request, parcel_id), from_attributes=True)
 
     @router.patch("/parcels/{parcel_id}", dependencies=[WRITE])
+    @direct
     async def change_parcel(request: Request, parcel_id: UUID, body: ParcelIn, db: DbSession) -> None:
         (await find(db, request, parcel_id)).content = body.content
 

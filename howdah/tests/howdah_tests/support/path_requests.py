@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from howdah_tests.support.path_app import MAX_BODY
+from howdah_tests.support.path_errors import ERRORS
+from howdah_tests.support.path_outputs import JSON
 from howdah_tests.support.path_pairs import ServedBy, json_request, request
-from howdah_tests.support.path_routes import ERRORS, JSON, MAX_BODY
 
 CHUNKED: Final = "Transfer-Encoding: chunked"
 NDJSON: Final = "Content-Type: application/x-ndjson"
+NOTE: Final = "00000000-0000-0000-0000-000000000001"
 LONG: Final = "x" * 3_000
 
 
@@ -214,6 +217,24 @@ REQUESTS: Final[dict[str, list[bytes]]] = {
             )
         ),
     ],
+    "exports and views": [
+        get("/exports/3"),
+        get("/exports/3?format=csv"),
+        get("/exports/3?format=xml"),
+        get("/exports/0"),
+        get("/exports/3000"),
+        get("/exports/3000?format=csv"),
+        request("HEAD", "/exports/3000"),
+        get("/own-stream"),
+        get("/views"),
+        get("/views?limit=2"),
+        get("/views?limit=0"),
+        get("/views?after=x"),
+        get(f"/views/{NOTE}"),
+        get("/views/00000000-0000-0000-0000-000000000099"),
+        get("/views/x"),
+        request("HEAD", f"/views/{NOTE}", 'If-None-Match: "x"'),
+    ],
     "idempotent routes": [
         post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
         post("/notes", ITEM, "Idempotency-Key: k", "X-Caller: ann"),
@@ -246,6 +267,14 @@ REQUESTS: Final[dict[str, list[bytes]]] = {
 # What answers the request in the application with direct routes, in place of a direct route.
 OTHERS: Final[dict[bytes, ServedBy]] = {
     get("/unknown"): "fastapi",
+    get("/mounted/json"): "fastapi",
+    get("/mounted/unknown"): "fastapi",
+    get("/of/acme/scope/a"): "fastapi",
+    get("/of/acme/outside/a"): "fastapi",
+    get("/of/acme/operators/1"): "fastapi",
+    request("POST", "/of/acme/json"): "fastapi",
+    get("/mounted/metrics"): "fastapi",
+    get("/mounted/docs"): "fastapi",
     get("/values/1%0A"): "fastapi",
     get("/json/"): "fastapi",
     get("//json"): "fastapi",
