@@ -20,6 +20,7 @@ from starlette.routing import Host, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
+from howdah.fastapi._native_telemetry import look_for_telemetry_once
 from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import unwrap_protected
 from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
@@ -298,6 +299,7 @@ class _Configuration:
             if self.rule_check is not None:
                 self.rule_check()
             self.direct_routes.prepare()
+            look_for_telemetry_once(app)
             await stack.enter_async_context(run_jobs(jobs))
             shared: dict[str, Any] = {_STATES_KEY: states, ADMIT_KEY: self._in_progress}
             if self.metrics is not None:
