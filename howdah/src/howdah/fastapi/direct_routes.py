@@ -36,6 +36,8 @@ if IS_SUPPORTED:
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 _MARK: Final = "howdah_direct"
+# The key in the ASGI scope of the application that raises the error of the request.
+_FAILURE_KEY: Final = "howdah.failure"
 
 _log: Final = logging.getLogger("howdah.direct_routes")
 
@@ -118,11 +120,13 @@ class DirectRoutesLayer:
     def __init__(self, app: ASGIApp, application: FastAPI, routes: DirectRoutes) -> None:
         self._app = app
         self._routes = routes
-        self._handlers = {
+        handlers = {
             key: handler
             for key, handler in application.exception_handlers.items()
             if key not in (Exception, HTTPStatus.INTERNAL_SERVER_ERROR)
         }
+        # one for all requests, because it refers to itself
+        self._exceptions = ExceptionMiddleware(_run_failure, handlers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.find(scope) if scope["type"] == "http" else None
@@ -146,8 +150,17 @@ class DirectRoutesLayer:
         async def fail_in_route(scope: Scope, receive: Receive, send: Send) -> None:
             await wrap_app_handling_exceptions(fail, request)(scope, receive, send)
 
-        send = _discard if sender.has_started else sender
-        await ExceptionMiddleware(fail_in_route, self._handlers)(request.scope, receive, send)
+        request.scope[_FAILURE_KEY] = fail_in_route
+        try:
+            await self._exceptions(request.scope, receive, _discard if sender.has_started else sender)
+        finally:
+            # The scope and the traceback of the error refer to the functions above, which refer to the request and to
+            # the error. Only the garbage collector would free them.
+            del request.scope[_FAILURE_KEY], error
+
+
+async def _run_failure(scope: Scope, receive: Receive, send: Send) -> None:
+    await scope[_FAILURE_KEY](scope, receive, send)
 
 
 class _Sender:
