@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Iterator
-from contextlib import asynccontextmanager
 from copy import copy
 from email.message import Message
 from functools import lru_cache, partial
@@ -78,14 +77,14 @@ class _Call:
     """A call of a dependency or of the endpoint, with all decisions that don't depend on the request."""
 
     __slots__ = (
-        *("body_fields", "call", "children", "is_shared", "key", "links", "open", "position", "reads"),
+        *("body_fields", "call", "children", "dependant", "is_shared", "key", "links", "position", "reads"),
         *("request_names", "response_name", "stack", "uses_cache"),
     )
 
     def __init__(self, dependant: Dependant, position: int, children: list[tuple[str | None, int]]) -> None:
         """`children` are the names and positions of its dependencies."""
         call: Any = dependant.call
-        self.call, self.position = call, position
+        self.dependant, self.call, self.position = dependant, call, position
         self.links = [(name, each) for name, each in children if name is not None]
         self.children = [each for _, each in children]
         self.key = _get_key(dependant)
@@ -98,7 +97,6 @@ class _Call:
         self.stack: str | None = None
         if internals.is_async_generator(call):
             self.stack = FUNCTION_STACK if dependant.scope == "function" else REQUEST_STACK
-            self.open = asynccontextmanager(call)
         elif not internals.is_coroutine(call):
             raise CannotCompile(f"{_describe(call)} isn't `async def`")
         if dependant.background_tasks_param_name is not None:
@@ -171,7 +169,9 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
             if each.stack is None:
                 result = await each.call(**arguments)
             else:
-                result = await request.scope[each.stack].enter_async_context(each.open(**arguments))
+                result = await internals.enter_generator(
+                    dependant=each.dependant, stack=request.scope[each.stack], sub_values=arguments, request=request
+                )
             values[each.position] = result
             if each.is_shared:
                 shared.setdefault(each.key, result)

@@ -16,6 +16,7 @@ try:
     from fastapi.dependencies.utils import (
         _get_param_aliases,
         _get_param_model,
+        _solve_generator,
         request_body_to_args,
         request_params_to_args,
     )
@@ -29,6 +30,7 @@ else:
     get_param_aliases, get_param_model = _get_param_aliases, _get_param_model
     get_cache_key, get_endpoint_context = _get_cache_key, _extract_endpoint_context
     is_async_generator, is_coroutine = _is_async_gen_callable, _is_coroutine_callable
+    enter_generator = _solve_generator
 
 FUNCTION_STACK: Final = "fastapi_function_astack"
 """The key in the ASGI scope of the stack whose dependencies end before the response is sent."""
@@ -43,6 +45,7 @@ __all__ = [
     "REQUEST_STACK",
     "EventSourceResponse",
     "ModelField",
+    "enter_generator",
     "field_annotation_is_sequence",
     "get_body_limit_error",
     "get_cache_key",
