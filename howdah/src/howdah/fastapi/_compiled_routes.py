@@ -1,4 +1,4 @@
-"""Compile a route of FastAPI: a handler that does what FastAPI's own one does, but decides less for each request."""
+"""Compile a route of FastAPI to a handler. It does the same as FastAPI's own handler, but makes most decisions once."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from howdah.fastapi.access import AccessRule
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-# The value of a function that isn't called, because its parameters or those of its dependencies are invalid.
+# The value of a dependency that isn't called, because its parameters or those of its own dependencies are invalid.
 _NOT_CALLED: Final = object()
 
 
 class CannotCompile(Exception):
-    """A route uses something that only FastAPI's own handler can do."""
+    """The route uses something that only FastAPI's own handler supports."""
 
 
 class CompiledRoute:
     """The handler of a route. `dependencies` are the functions that it calls before the endpoint.
 
-    `needs_stacks` if one of them is a generator.
+    `needs_stacks` is true if one of them is a generator: then `handle` needs the exit stacks in the scope.
     """
 
     def __init__(self, included: Any) -> None:
@@ -108,7 +108,7 @@ class _Call:
 
 
 def _iterate_calls(dependant: Dependant, position: int) -> Iterator[_Call]:
-    """The calls in FastAPI's order: each after its dependencies, the endpoint last. `position` is that of the first.
+    """The calls in FastAPI's order: each after its dependencies, the endpoint last. The first one gets `position`.
 
     A dependency that is used several times occurs several times, because FastAPI validates its parameters each time.
     """
@@ -187,7 +187,7 @@ def _new_response() -> Response:
     """The object on which an endpoint and its dependencies set headers and the status."""
     response = Response()
     response.raw_headers.clear()
-    response.status_code = None  # type: ignore[assignment]  # so that one that is set is noticed
+    response.status_code = None  # type: ignore[assignment]  # None, so that a status that is set is noticed
     return response
 
 
@@ -245,7 +245,7 @@ def _build_describe(dependant: Dependant) -> Callable[[Request], Any]:
 
 
 def _build_respond(included: Any, describe: Callable[[Request], Any]) -> Callable[..., Response]:
-    """A function that makes the response from what the endpoint returned, and from the headers that were set."""
+    """A function that makes the response from the result of the endpoint, and from the headers that were set."""
     field, status_code = included.response_field, included.status_code
     response_class = _unwrap_default(included.response_class)
     encodes_directly = field is not None and isinstance(included.response_class, DefaultPlaceholder)
@@ -286,7 +286,7 @@ def _build_respond(included: Any, describe: Callable[[Request], Any]) -> Callabl
 
 
 class _InnermostHandler(APIRoute):
-    """Comes after the route's own class in the order of classes, so that `super().get_route_handler()` is `handle`."""
+    """A base class after the route's own class, so that `super().get_route_handler()` returns `compiled`."""
 
     compiled: Handler
     is_used: bool

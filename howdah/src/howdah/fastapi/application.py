@@ -21,7 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
 from howdah.fastapi._native_telemetry import look_for_telemetry_once
-from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_dependants
+from howdah.fastapi._route_lists import RouteLists
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import unwrap_protected
 from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware

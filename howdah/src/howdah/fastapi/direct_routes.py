@@ -10,24 +10,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi import __version__ as fastapi_version
 from fastapi.routing import APIRoute, request_response
-from starlette._exception_handler import wrap_app_handling_exceptions
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.fastapi._fastapi_internals import IS_SUPPORTED
+from howdah.fastapi import _fastapi_internals as internals
+from howdah.fastapi._error_handlers import add_handlers_of
 from howdah.fastapi._route_index import FoundRoute, RouteIndex
-from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_routers
+from howdah.fastapi._route_lists import RouteLists, iterate_routers
+from howdah.fastapi._routes import iterate_all_routes
 from howdah.fastapi.access import find_rules
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.route_rules import RuleFirst
 
-if IS_SUPPORTED:
+if internals.IS_SUPPORTED:
     from howdah.fastapi._compiled_routes import CannotCompile, CompiledRoute
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
@@ -81,7 +80,7 @@ class DirectRoutes:
         routes = [*iterate_all_routes(self._application.routes)]
         marked = {position: each for position, each in enumerate(routes) if _is_marked(each)}
         self._served = {}
-        if marked and IS_SUPPORTED:
+        if marked and internals.IS_SUPPORTED:
             self._index = RouteIndex(routes)
             self._served = {
                 position: _compile(each, self._index.found.get(position), self._application)
@@ -118,13 +117,8 @@ class DirectRoutesLayer:
     def __init__(self, app: ASGIApp, application: FastAPI, routes: DirectRoutes) -> None:
         self._app = app
         self._routes = routes
-        handlers = {
-            key: handler
-            for key, handler in application.exception_handlers.items()
-            if key not in (Exception, HTTPStatus.INTERNAL_SERVER_ERROR)
-        }
         # Shared by all requests. It refers to itself, so only the garbage collector could free one for each request.
-        self._exceptions = ExceptionMiddleware(_run_app_of_request, handlers)
+        self._exceptions = add_handlers_of(application, _run_app_of_request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.find(scope) if scope["type"] == "http" else None
@@ -149,10 +143,10 @@ class DirectRoutesLayer:
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
             if sender.has_started:
                 await send({"type": "http.response.start"})  # so that no handler is called; `_discard` drops it
-            raise error
+            raise error  # noqa: F821  # it is deleted below, after this
 
         async def fail_in_route(scope: Scope, receive: Receive, send: Send) -> None:
-            await wrap_app_handling_exceptions(fail, request)(scope, receive, send)
+            await internals.wrap_app_handling_exceptions(fail, request)(scope, receive, send)
 
         request.scope[_APP_KEY] = fail_in_route
         try:
