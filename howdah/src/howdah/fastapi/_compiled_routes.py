@@ -21,7 +21,6 @@ from pydantic_core import PydanticUndefined
 from starlette.exceptions import HTTPException
 
 from howdah.fastapi import _fastapi_internals as internals
-from howdah.fastapi._fastapi_internals import FUNCTION_STACK, REQUEST_STACK
 from howdah.fastapi._json_responses import build_json_response
 from howdah.fastapi._route_parameters import build_reads
 from howdah.fastapi.access import AccessRule
@@ -96,7 +95,7 @@ class _Call:
         self.response_name = dependant.response_param_name
         self.stack: str | None = None
         if internals.is_async_generator(call):
-            self.stack = FUNCTION_STACK if dependant.scope == "function" else REQUEST_STACK
+            self.stack = internals.FUNCTION_STACK if dependant.scope == "function" else internals.REQUEST_STACK
         elif not internals.is_coroutine(call):
             raise CannotCompile(f"{_describe(call)} isn't `async def`")
         if dependant.background_tasks_param_name is not None:

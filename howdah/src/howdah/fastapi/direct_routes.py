@@ -9,7 +9,7 @@ async def get_order(order_id: UUID, request: Request, orders: OrderReader) -> Re
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
@@ -22,6 +22,7 @@ from howdah.fastapi._error_handlers import add_handlers_of
 from howdah.fastapi._route_index import FoundRoute, RouteIndex
 from howdah.fastapi._route_lists import RouteLists, iterate_routers
 from howdah.fastapi._routes import iterate_all_routes
+from howdah.fastapi._shared_response import SharedResponse, share_response
 from howdah.fastapi.access import find_rules
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.route_rules import RuleFirst
@@ -129,19 +130,21 @@ class DirectRoutesLayer:
             scope[_APP_KEY] = route
             await self._exceptions(scope, receive, send)
             return
-        request, sender = Request(scope, receive, send), _Sender(send)
+        request, shared = Request(scope, receive, send), share_response(send)
         try:
             route.begin(scope)
             response = await route.handle(request)
-            await response(scope, receive, sender)
+            await response(scope, receive, shared)
         except Exception as error:
-            await self._answer(error, request, receive, sender)
+            await self._answer(error, request, receive, shared)
 
-    async def _answer(self, error: Exception, request: Request, receive: Receive, sender: _Sender) -> None:
+    async def _answer(self, error: Exception, request: Request, receive: Receive, shared: SharedResponse) -> None:
         """Answer with the application's error handlers. As in FastAPI, they also handle an error of such a handler."""
 
+        has_started = shared.status is not None
+
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
-            if sender.has_started:
+            if has_started:
                 await send({"type": "http.response.start"})  # so that no handler is called; `_discard` drops it
             raise error  # noqa: F821  # it is deleted below, after this
 
@@ -150,7 +153,7 @@ class DirectRoutesLayer:
 
         request.scope[_APP_KEY] = fail_in_route
         try:
-            await self._exceptions(request.scope, receive, _discard if sender.has_started else sender)
+            await self._exceptions(request.scope, receive, _discard if has_started else shared)
         finally:
             # The scope and the traceback of the error refer to the functions above, which refer to the request and to
             # the error. Only the garbage collector would free them.
@@ -159,21 +162,6 @@ class DirectRoutesLayer:
 
 async def _run_app_of_request(scope: Scope, receive: Receive, send: Send) -> None:
     await scope[_APP_KEY](scope, receive, send)
-
-
-class _Sender:
-    """Passes messages on, and notices the start of the response."""
-
-    __slots__ = ("_send", "has_started")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.has_started = False
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start":
-            self.has_started = True
-        return self._send(message)
 
 
 async def _discard(message: Message) -> None:
