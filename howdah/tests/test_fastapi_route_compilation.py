@@ -197,7 +197,7 @@ def _prepare(declare: Callable[[FastAPI], None]) -> None:
         (_with_class(_OwnApplication), "_OwnApplication replaces the application"),
         (_with_class(_HandlerWithoutSuper), r"_HandlerWithoutSuper doesn't call super\(\)"),
         (_with_router, "_OwnRouter, the class of a router"),
-        (_with_route_of_another_application, "overridden by another application"),
+        (_with_route_of_another_application, "it belongs to another application"),
     ],
 )
 def test_a_route_that_cant_be_served_directly_is_rejected_with_the_reason(

@@ -218,7 +218,7 @@ def _compile(route: Any, found: FoundRoute | None, application: FastAPI) -> Dire
             raise CannotCompile("it has several rules")
         included = getattr(route, "_route_context", None) or original
         if included.dependency_overrides_provider not in (None, application):
-            raise CannotCompile("its dependencies are overridden by another application")
+            raise CannotCompile("it belongs to another application, and uses the `dependency_overrides` of that one")
         compiled = CompiledRoute(included)
         if found is None:
             raise CannotCompile("each parameter of its path must be a whole segment, without a convertor")
