@@ -82,6 +82,7 @@ async def test_the_route_has_the_sums_of_all_workers_or_is_a_503() -> None:
     app = FastAPI()
     configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/none"))
     async with app.router.lifespan_context(app) as state:
+        assert state is not None
         shared = {**state, WORKERS_KEY: Group(state[FIGURES_KEY].read())}
 
         async def serve(scope: Any, receive: Any, send: Any) -> None:

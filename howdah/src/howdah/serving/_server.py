@@ -213,6 +213,8 @@ def build_config(app: Any, limits: ServerLimits) -> tuple[uvicorn.Config, Connec
     connections = Connections(limits, StopState())
     config = uvicorn.Config(
         app,
+        # Without it, uvicorn calls an object as ASGI 2 if its `__call__` is no coroutine function.
+        interface="asgi3",
         http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
         ws_max_size=limits.max_websocket_message_bytes,
         log_config=None,
