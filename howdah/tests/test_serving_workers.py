@@ -57,6 +57,10 @@ def test_a_second_socket_has_its_own_port_in_every_worker(service: WorkerService
         assert {service.get(port=port)["port"] for _ in range(4)} == {port}
 
 
+def test_a_program_that_a_worker_starts_inherits_no_connection(service: WorkerService) -> None:
+    assert service.get("/inherited") == {"descriptors": []}
+
+
 def test_metrics_are_summed(service: WorkerService) -> None:
     before = service.count_answers()
     for _ in range(10):

@@ -7,6 +7,7 @@ import faulthandler
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -88,6 +89,8 @@ def run_worker(setup: WorkerSetup) -> None:
         # The parent decides. Handlers, unlike SIG_IGN, aren't inherited by programs that the application starts.
         signal.signal(each, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the parent has blocked them until here
+    for own in (setup.control, setup.connections):
+        own.set_inheritable(False)
     if sys.stderr is not None:
         faulthandler.register(STACK_SIGNAL, all_threads=True)
     share_lines()
@@ -160,6 +163,7 @@ class WorkerServer(DrainingServer):
                 self._has_all_connections = True
                 return
             for each in descriptors:
+                os.set_inheritable(each, False)  # as for an accepted connection: no program keeps it open
                 self._connector.connect(socket.socket(fileno=each))
             if not descriptors:  # the process has no free descriptor, so the kernel has closed the connection
                 _log.error("a connection was lost, because this process can open no more files (ulimit -n)")

@@ -2,6 +2,7 @@
 
 `/pid` answers with the process id and the port, `/wait` answers after 0.3 s, and `/block` blocks the event loop.
 `/metrics` answers with the metrics of all workers as JSON, and `/readyz` with 503 in a worker that drains.
+`/inherited` answers with the sockets that a program would inherit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class PidApp:
         if scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
             return
+        content: dict[str, Any]
         status, content = 200, {"pid": os.getpid(), "port": scope["server"][1]}
         match scope["path"]:
             case "/pid":
@@ -46,6 +48,8 @@ class PidApp:
                 time.sleep(60)  # noqa: ASYNC251
             case "/readyz":
                 status = 503 if is_draining(scope) else 200
+            case "/inherited":
+                content = {"descriptors": list_inheritable_sockets()}
             case "/metrics":
                 figures = sum_figures(await scope["state"][WORKERS_KEY].collect())
                 content = {name: value for family in figures for name, _, value in family.samples}
@@ -72,6 +76,14 @@ class PidApp:
             Family("answers", "counter", "Answers to /pid", [("answers_total", {}, self._answers)]),
             Family("processes", "gauge", "1 for each worker", [("processes", {}, 1)]),
         ]
+
+
+def list_inheritable_sockets() -> list[int]:
+    with os.scandir("/proc/self/fd") as entries:
+        descriptors = [
+            int(each.name) for each in entries if os.path.realpath(each.path).partition(":")[0].endswith("socket")
+        ]
+    return [each for each in descriptors if each > 2 and os.get_inheritable(each)]
 
 
 def create_service(options: argparse.Namespace) -> Any:
