@@ -93,6 +93,7 @@ def test_after_a_reload_with_broken_code_the_old_workers_go_on(service: WorkerSe
     wait_for(lambda: "the new worker didn't start: the old ones go on" in service.log)
     service.broken.unlink()
     assert "RuntimeError: the new code is broken" in service.log
+    assert "another one starts" not in service.log.partition("reloading: ")[2]
     assert service.list_workers() == old
     assert service.get()["pid"] in old
 
@@ -162,7 +163,7 @@ def test_a_worker_that_cannot_start_ends_the_service() -> None:
 
 
 def test_the_number_of_workers_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="workers must be at least 1"):
+    with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
         serve(print, workers=0)
 
 

@@ -9,7 +9,7 @@ async def get_order(order_id: UUID, request: Request, orders: OrderReader) -> Re
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -89,10 +89,25 @@ class DirectRoutes:
                 position: _compile(each, self._index.found.get(position), self._application)
                 for position, each in marked.items()
             }
-            _log.debug("served directly: %s", "; ".join(map(_name, marked.values())))
+            self._log_served(marked)
         elif marked:
             _log.warning("FastAPI %s serves the direct routes itself: 0.164 is needed", fastapi_version)
         self._version = version
+
+    def _log_served(self, marked: Mapping[int, Any]) -> None:
+        """Log which routes are served directly, and which of the marked ones are hidden by a route before them."""
+        served = []
+        for position, route in marked.items():
+            hidden_by = self._index.found[position].find_hiding_prefix()
+            if hidden_by is None:
+                served.append(_name(route))
+            else:
+                _log.warning(
+                    "FastAPI serves the direct route %s itself, because a route whose path begins with %s was declared "
+                    "before it, and may match the same paths: declare that one later",
+                    *(_name(route), hidden_by or "/"),
+                )
+        _log.debug("served directly: %s", "; ".join(served))
 
     def find(self, scope: Scope) -> DirectRoute | None:
         """The direct route of the request, with its path parameters in the scope. None: FastAPI answers it."""
@@ -251,7 +266,7 @@ def _compile(route: Any, found: FoundRoute | None, application: FastAPI) -> Dire
     original = getattr(route, "original_route", route)
     try:
         if not isinstance(original, APIRoute):
-            raise CannotCompile("it isn't a route of FastAPI")
+            raise CannotCompile("it isn't an HTTP route of FastAPI")
         if (own := _find_own_router(application)) is not None:
             raise CannotCompile(f"{own.__name__}, the class of a router, may choose routes in its own way")
         if len({*find_rules(route)}) > 1:

@@ -121,6 +121,7 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         """Start the workers. If one of them can't start, end with its exit code."""
+        _log.info("this process (%d) starts %d workers: send signals to it", os.getpid(), self._count)
         for _ in range(self._count):
             self._start_worker()
         ends_at = time.monotonic() + _START_SECONDS
@@ -192,8 +193,7 @@ class Supervisor:
         """Look after the workers."""
         self._check_workers()
         now = time.monotonic()
-        staying = sum(worker.stops_at is None for worker in self._workers)
-        if staying < self._count and now >= self._next_start and not self._is_stopping:
+        if self._is_short_of_workers() and now >= self._next_start and not self._is_stopping:
             try:
                 self._start_worker()
             except OSError as error:  # the system has no process or file left: that may change
@@ -203,6 +203,9 @@ class Supervisor:
             self._reload = asyncio.get_running_loop().create_task(self._replace_workers())
         self._deliver_waiting()
         await asyncio.sleep(_TICK_SECONDS)
+
+    def _is_short_of_workers(self) -> bool:
+        return sum(worker.stops_at is None for worker in self._workers) < self._count
 
     def _check_workers(self) -> None:
         """Forget the workers that have ended, and kill those that hang."""
@@ -240,8 +243,11 @@ class Supervisor:
             if code and self._is_stopping:
                 self.exit_code = 1
             return
-        is_stable = now - worker.started_at > _STABLE_SECONDS
-        self._delay_next_start(now, is_stable=is_stable, reason=f"{worker} ended with {_describe(code)}")
+        reason = f"{worker} ended with {_describe(code)}"
+        if not self._is_short_of_workers():  # it should have replaced another one, which goes on
+            _log.error("%s", reason)
+            return
+        self._delay_next_start(now, is_stable=now - worker.started_at > _STABLE_SECONDS, reason=reason)
 
     def _delay_next_start(self, now: float, *, is_stable: bool, reason: str) -> None:
         self._failures = 1 if is_stable else self._failures + 1

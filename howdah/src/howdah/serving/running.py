@@ -73,8 +73,10 @@ def serve(
         raise ValueError(
             f"stop_timeout ({stop_timeout:g} s) includes stop_pause ({stop_pause:g} s), so it must be longer"
         )
-    if workers is not None and (workers < 1 or (workers > 1 and sys.platform == "win32")):
-        raise ValueError(f"workers must be at least 1, and on Windows exactly 1, not {workers}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if workers is not None and workers > 1 and sys.platform == "win32":
+        raise ValueError(f"Windows can't pass connections to other processes, so workers must be 1, not {workers}")
     if hang_timeout <= 0:
         raise ValueError(f"hang_timeout must be more than 0 seconds, not {hang_timeout}")
     if workers is not None and workers > 1:
