@@ -20,12 +20,13 @@ from howdah_tests.support.path_app import create_path_app
 from howdah_tests.support.path_errors import UnhandledError
 from howdah_tests.support.path_pairs import note_routed
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, authenticate, sign_in, unreachable_database
+from howdah_tests.support.untraced import create_fastapi
 
 pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="this version of FastAPI serves all routes itself")
 
 
 def build_app(*, has_rules: bool) -> FastAPI:
-    app = FastAPI()
+    app = create_fastapi()
     options: dict[str, Any] = {"authenticate": authenticate} if has_rules else {}
     configure_app(app, database=unreachable_database, request_log=False, metrics=False, **options)
     return app
