@@ -56,7 +56,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
     FastAPI serves the route as before if
 
     - `dependency_overrides` replaces its rule or one of its dependencies,
-    - the telemetry of FastAPI is on,
+    - FastAPI's own telemetry is on, because a provider of OpenTelemetry is set,
     - the version of FastAPI is older than 0.164.
     """
     setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
@@ -76,6 +76,7 @@ class DirectRoutes:
         self._version = 0
         self._index = RouteIndex(())
         self._served: dict[int, DirectRoute] = {}
+        self._has_warned_about_telemetry = False
 
     def prepare(self) -> None:
         """Compile the routes. Raises `RuntimeError` for a direct route that can't be served directly."""
@@ -93,6 +94,16 @@ class DirectRoutes:
         elif marked:
             _log.warning("FastAPI %s serves the direct routes itself: 0.164 is needed", fastapi_version)
         self._version = version
+
+    def _warn_about_telemetry(self) -> None:
+        """Log once that FastAPI's own telemetry is on."""
+        if not self._has_warned_about_telemetry:
+            self._has_warned_about_telemetry = True
+            _log.warning(
+                "FastAPI serves the direct routes itself, because a provider of OpenTelemetry is set, and so FastAPI's "
+                "own telemetry is on. To turn it off: FastAPI(telemetry={'tracing': False, 'metrics': False, "
+                "'logs': False})"
+            )
 
     def _log_served(self, marked: Mapping[int, Any]) -> None:
         """Log which routes are served directly, and which of the marked ones are hidden by a route before them."""
@@ -113,7 +124,10 @@ class DirectRoutes:
         """The direct route of the request, with its path parameters in the scope. None: FastAPI answers it."""
         if self._version != (self._lists.update() if self._notices_changes else self._lists.version):
             self.prepare()
-        if not self._served or scope.get("fastapi.telemetry") is not None:
+        if not self._served:
+            return None
+        if scope.get("fastapi.telemetry") is not None:
+            self._warn_about_telemetry()
             return None
         path = get_route_path(scope)
         segments = self._index.split(path)
