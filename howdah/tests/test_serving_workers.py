@@ -167,6 +167,11 @@ def test_the_number_of_workers_must_be_positive() -> None:
         serve(print, workers=0)
 
 
+def test_a_function_that_returns_no_application_is_refused() -> None:
+    with pytest.raises(TypeError, match="must return an ASGI application, not None"):
+        serve(lambda: None, workers=1, port=0)
+
+
 def test_a_function_that_workers_cannot_import_is_refused() -> None:
     with pytest.raises(TypeError, match=r"serve needs a function of a module .*, not <function .*lambda"):
         serve(lambda: None, workers=2, port=0)
