@@ -96,6 +96,7 @@ def test_after_a_reload_with_broken_code_the_old_workers_go_on(service: WorkerSe
     wait_for(lambda: "the new worker didn't start: the old ones go on" in service.log)
     service.broken.unlink()
     assert "RuntimeError: the new code is broken" in service.log
+    assert "another one starts" not in service.log.partition("reloading: ")[2]
     assert service.list_workers() == old
     assert service.get()["pid"] in old
 
@@ -154,8 +155,13 @@ def test_a_worker_that_cannot_start_ends_the_service() -> None:
 
 
 def test_the_number_of_workers_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="workers must be at least 1"):
+    with pytest.raises(ValueError, match="workers must be at least 1, not 0"):
         serve(print, workers=0)
+
+
+def test_a_function_that_returns_no_application_is_refused() -> None:
+    with pytest.raises(TypeError, match="must return an ASGI application, not None"):
+        serve(lambda: None, workers=1, port=0)
 
 
 def test_a_function_that_workers_cannot_import_is_refused() -> None:

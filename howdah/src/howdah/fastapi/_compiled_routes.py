@@ -97,7 +97,8 @@ class _Call:
         if internals.is_async_generator(call):
             self.stack = internals.FUNCTION_STACK if dependant.scope == "function" else internals.REQUEST_STACK
         elif not internals.is_coroutine(call):
-            raise CannotCompile(f"{_describe(call)} isn't `async def`")
+            remedy = ": use an `async def` that returns one" if isinstance(call, type) else ""
+            raise CannotCompile(f"{_describe(call)} isn't `async def`{remedy}")
         if dependant.background_tasks_param_name is not None:
             raise CannotCompile(f"{_describe(call)} has BackgroundTasks")
         if dependant.security_scopes_param_name is not None or dependant.own_oauth_scopes:

@@ -28,6 +28,11 @@ class FoundRoute:
         self.position, self.route, self.parameters, self.prefixes = position, route, parameters, tuple(prefixes)
         self.methods = frozenset(route.methods or ())
 
+    def find_hiding_prefix(self) -> str | None:
+        """The first of the prefixes with which all paths of this route begin. Then the index never finds it."""
+        path: str = self.route.path
+        return next((each for each in self.prefixes if path.startswith(each)), None)
+
 
 class _Node:
     """The routes that end at a segment, and the segments that may follow."""

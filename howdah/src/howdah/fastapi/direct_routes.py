@@ -9,7 +9,7 @@ async def get_order(order_id: UUID, request: Request, orders: OrderReader) -> Re
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request
@@ -53,7 +53,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
     FastAPI serves the route as before if
 
     - `dependency_overrides` replaces its rule or one of its dependencies,
-    - the telemetry of FastAPI is on,
+    - FastAPI's own telemetry is on, because a provider of OpenTelemetry is set,
     - the version of FastAPI is older than 0.164.
     """
     setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
@@ -74,6 +74,7 @@ class DirectRoutes:
         self._version = 0
         self._index = RouteIndex(())
         self._served: dict[int, DirectRoute] = {}
+        self._has_warned_about_telemetry = False
 
     def prepare(self) -> None:
         """Compile the routes. Raises `RuntimeError` for a direct route that can't be served directly."""
@@ -87,16 +88,44 @@ class DirectRoutes:
                 position: _compile(each, self._index.found.get(position), self._application)
                 for position, each in marked.items()
             }
-            _log.debug("served directly: %s", "; ".join(map(_name, marked.values())))
+            self._log_served(marked)
         elif marked:
             _log.warning("FastAPI %s serves the direct routes itself: 0.164 is needed", fastapi_version)
         self._version = version
+
+    def _warn_about_telemetry(self) -> None:
+        """Log once that FastAPI's own telemetry is on."""
+        if not self._has_warned_about_telemetry:
+            self._has_warned_about_telemetry = True
+            _log.warning(
+                "FastAPI serves the direct routes itself, because a provider of OpenTelemetry is set, and so FastAPI's "
+                "own telemetry is on. To turn it off: FastAPI(telemetry={'tracing': False, 'metrics': False, "
+                "'logs': False})"
+            )
+
+    def _log_served(self, marked: Mapping[int, Any]) -> None:
+        """Log which routes are served directly, and which of the marked ones are hidden by a route before them."""
+        served = []
+        for position, route in marked.items():
+            hidden_by = self._index.found[position].find_hiding_prefix()
+            if hidden_by is None:
+                served.append(_name(route))
+            else:
+                _log.warning(
+                    "FastAPI serves the direct route %s itself, because a route whose path begins with %s was declared "
+                    "before it, and may match the same paths: declare that one later",
+                    *(_name(route), hidden_by or "/"),
+                )
+        _log.debug("served directly: %s", "; ".join(served))
 
     def find(self, scope: Scope) -> DirectRoute | None:
         """The direct route of the request. Its path parameters are set in the scope. None if FastAPI must answer."""
         if self._version != (self._lists.update() if self._notices_changes else self._lists.version):
             self.prepare()
-        if not self._served or scope.get("fastapi.telemetry") is not None:
+        if not self._served:
+            return None
+        if scope.get("fastapi.telemetry") is not None:
+            self._warn_about_telemetry()
             return None
         path = get_route_path(scope)
         segments = self._index.split(path)
@@ -211,7 +240,7 @@ def _compile(route: Any, found: FoundRoute | None, application: FastAPI) -> Dire
     original = getattr(route, "original_route", route)
     try:
         if not isinstance(original, APIRoute):
-            raise CannotCompile("it isn't a route of FastAPI")
+            raise CannotCompile("it isn't an HTTP route of FastAPI")
         if (own := _find_own_router(application)) is not None:
             raise CannotCompile(f"{own.__name__}, the class of a router, may choose routes in its own way")
         if len({*find_rules(route)}) > 1:

@@ -208,6 +208,14 @@ def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float
     return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
 
 
+def create_application(create_app: Callable[[], Any]) -> Any:
+    """The application that the function creates. Raises `TypeError` if it returns something else."""
+    app = create_app()
+    if not callable(app):
+        raise TypeError(f"the function that creates the application must return an ASGI application, not {app!r}")
+    return app
+
+
 def build_config(app: Any, limits: ServerLimits) -> tuple[uvicorn.Config, Connections]:
     """The configuration of uvicorn, and the connections of the server."""
     connections = Connections(limits, StopState())

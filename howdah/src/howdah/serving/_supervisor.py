@@ -122,6 +122,7 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         """Start the workers. If one of them can't start, end with its exit code."""
+        _log.info("this process (%d) starts %d workers: send signals to it", os.getpid(), self._count)
         for _ in range(self._count):
             self._start_worker()
         ends_at = time.monotonic() + _START_SECONDS
@@ -193,8 +194,7 @@ class Supervisor:
         """Replace workers that have ended, begin a requested reload, and deliver the waiting connections."""
         self._check_workers()
         now = time.monotonic()
-        active = sum(worker.stops_at is None for worker in self._workers)
-        if active < self._count and now >= self._next_start and not self._is_stopping:
+        if self._is_short_of_workers() and now >= self._next_start and not self._is_stopping:
             try:
                 self._start_worker()
             except OSError as error:  # too many processes or open files, which may be temporary
@@ -204,6 +204,9 @@ class Supervisor:
             self._reload = asyncio.get_running_loop().create_task(self._replace_workers())
         self._deliver_waiting()
         await asyncio.sleep(_TICK_SECONDS)
+
+    def _is_short_of_workers(self) -> bool:
+        return sum(worker.stops_at is None for worker in self._workers) < self._count
 
     def _check_workers(self) -> None:
         """Remove the workers that have ended, and kill those that hang, or don't start or stop in time."""
@@ -241,8 +244,11 @@ class Supervisor:
             if code and self._is_stopping:
                 self.exit_code = 1
             return
-        is_stable = now - worker.started_at > _STABLE_SECONDS
-        self._delay_next_start(now, is_stable=is_stable, reason=f"{worker} ended with {_describe(code)}")
+        reason = f"{worker} ended with {_describe(code)}"
+        if not self._is_short_of_workers():  # it should have replaced another one, which goes on
+            _log.error("%s", reason)
+            return
+        self._delay_next_start(now, is_stable=now - worker.started_at > _STABLE_SECONDS, reason=reason)
 
     def _delay_next_start(self, now: float, *, is_stable: bool, reason: str) -> None:
         self._failures = 1 if is_stable else self._failures + 1

@@ -28,7 +28,7 @@ from howdah.serving._figures import Family, Figures, encode_figures
 from howdah.serving._messages import MessageKind, encode_message, read_messages
 from howdah.serving._open_files import fit_file_limit
 from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
-from howdah.serving._server import DrainingServer, build_config
+from howdah.serving._server import DrainingServer, build_config, create_application
 from howdah.serving._signals import end_process
 from howdah.serving.limits import ServerLimits
 
@@ -96,7 +96,7 @@ def run_worker(setup: WorkerSetup) -> None:
     share_lines()
     threading.Thread(target=_end_after_parent, args=(setup.stop_timeout,), daemon=True).start()
     try:
-        app = setup.create_app()
+        app = create_application(setup.create_app)
     except Exception:
         _log.exception("worker %d: the application can't be created", setup.number)
         sys.exit(STARTUP_FAILURE)
