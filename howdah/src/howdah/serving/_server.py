@@ -213,6 +213,9 @@ def build_config(app: Any, limits: ServerLimits) -> tuple[uvicorn.Config, Connec
     connections = Connections(limits, StopState())
     config = uvicorn.Config(
         app,
+        # Otherwise uvicorn takes an application that returns a coroutine, but isn't a coroutine function, for ASGI 2.
+        # The layers of `configure_app` are such applications.
+        interface="asgi3",
         http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
         ws_max_size=limits.max_websocket_message_bytes,
         log_config=None,
