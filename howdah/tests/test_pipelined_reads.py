@@ -265,7 +265,7 @@ async def test_altered_tables_fail_no_read_on_any_connection(tenants_url: str, c
 
 
 async def test_a_server_that_closes_each_connection_raises_connection_lost(one: Database) -> None:
-    kill = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())).where(_KEY == 1))  # type: ignore[arg-type]
+    kill = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())).where(_KEY == 1))
     await one.with_settings({SETTING: 1}).read(ReadRows(kill, {"key": 0}))
     opened: list[object] = []
     event.listen(one.engine.sync_engine, "connect", lambda *_: opened.append(None))

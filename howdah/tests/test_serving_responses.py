@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 
 from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.serving import ServerLimits
+from howdah.serving._scope_keys import ADMIT_KEY
 from howdah_tests.support.raw_http import RunningServer, running_server, wait_until
 from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol
 
@@ -207,7 +208,7 @@ async def test_a_response_that_fails_before_its_first_byte_is_a_500(
     ours: RunningServer, uvicorns: RunningServer, monkeypatch: pytest.MonkeyPatch, route: Route, plain: bytes
 ) -> None:
     monkeypatch.setitem(ROUTES, "failing", route)
-    failing = request("/failing")
+    failing = request("/failing", headers="Connection: close\r\n")
     assert await exchange(ours, failing) == await exchange(uvicorns, request("/fails"))
     assert (await exchange(uvicorns, failing))[:12] == plain, "control: uvicorn has sent the head, or sends nothing"
 
@@ -345,6 +346,41 @@ async def test_the_target_of_a_request_is_read_as_uvicorn_does() -> None:
             await until_closed(transport)
             seen.append([(each["path"], each["raw_path"], each["query_string"]) for each in scopes])
         assert seen[0] == seen[1], target
+
+
+class RejectingAll:
+    """The application's admission under overload."""
+
+    def is_full(self) -> bool:
+        return True
+
+    def reject(self, _path: str) -> bytes:
+        return b"content-length: 0\r\n\r\n"
+
+    def admit(self, _scope: Scope) -> bytes:
+        return self.reject("")
+
+
+@pytest.mark.parametrize("count", [1, 2])  # one request is rejected without being parsed
+async def test_no_request_is_read_from_a_client_that_does_not_read_its_rejections(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr(RecordingTransport, "pause_reading", lambda _: reads.append("pause"))
+    monkeypatch.setattr(RecordingTransport, "resume_reading", lambda _: reads.append("resume"))
+    protocol = PROTOCOLS["serving"](_configure(app), ServerState(), {ADMIT_KEY: RejectingAll()})
+    transport = RecordingTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(request("/a"))
+    await asyncio.sleep(0)
+    assert reads == []
+    protocol.pause_writing()
+    protocol.data_received(request("/a") * count)
+    await asyncio.sleep(0)
+    assert reads == ["pause"]
+    protocol.resume_writing()
+    assert reads == ["pause", "resume"]
+    assert b"".join(transport.writes).count(b"HTTP/1.1 503") == 1 + count
 
 
 async def test_an_absolute_target_without_a_path_is_the_root(ours: RunningServer) -> None:

@@ -92,15 +92,14 @@ class HeadEncoder:
             self._raise_invalid(lines[1:])
         if not (keep_alive or is_last):
             lines.append(b"connection: close")
-        if status == _NO_CONTENT and (is_chunked or length):
-            raise RuntimeError("a response with the status 204 has no body: it can't have its length or encoding")
         if is_chunked:
             length = None
+        elif length is None and (is_head or status in _WITHOUT_BODY):
+            length = 0
         elif length is None:
-            if is_head or status in _WITHOUT_BODY:
-                length = 0
-            else:
-                lines.append(b"transfer-encoding: chunked")
+            lines.append(b"transfer-encoding: chunked")
+        if status == _NO_CONTENT and length != 0:
+            raise RuntimeError("a response with the status 204 has no body: it can't declare a length or an encoding")
         lines.append(b"\r\n")
         return b"\r\n".join(lines), length, keep_alive and not is_last
 

@@ -157,6 +157,8 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     def resume_writing(self) -> None:
         self.blocked_since = None
         super().resume_writing()
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     # The parser's callbacks
 
@@ -228,7 +230,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             if not self.pipeline:
                 self.flow.resume_reading()
             return
-        if self.flow.read_paused:
+        if self.flow.read_paused and not self.flow.write_paused:
             self.flow.resume_reading()
         if self._is_complete:
             self._become_idle()
