@@ -36,6 +36,7 @@ from howdah._keys import (
 )
 from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
+from howdah._reads.page_plans import PagePlans
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
 from howdah._reads.unsupported_parts import reject_unordered_model, reject_unsupported_parts
@@ -46,7 +47,7 @@ from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.pagination import get_entity, paginate_as, with_total_order
+from howdah.pagination import get_entity, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 ViewerT = TypeVar("ViewerT", default=Any)
@@ -190,6 +191,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
         self._select_one = PreparedSelect(self._by_key.one)
         self._select_many = PreparedSelect(self._by_key.many)
+        self._page_plans = PagePlans(view._body, self._build_list_query)
         if self._viewer is not None:
             columns = self._viewer.columns(get_requested_keys_name(view.model))
             body, criteria = view._render(columns)
@@ -305,12 +307,11 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         `execution_options()` or `with_for_update()`. Raises `InvalidCursor` for a cursor of a viewer with other values.
         """
         parameters = self._bind_viewer(self._read_viewer(viewer))
-        list_query = self._build_list_query(statement)
+        bound = self._page_plans.bind(statement)
         return await self._database.read(
-            lambda connection: paginate_as(
-                self._view._body,
+            lambda connection: self._page_plans.paginate(
                 connection,
-                list_query,
+                bound,
                 limit=limit,
                 after=after,
                 before=before,
