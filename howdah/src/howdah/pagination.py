@@ -115,9 +115,7 @@ async def paginate_as(
     page_query = build_page_query(item, statement, keys, position, limit + 1, is_backward=is_backward)
     found, row_count = await _execute(session, page_query, position, parameters)
     has_more = len(found) > limit or (row_count > limit and _can_repeat_objects(statement))
-    page = await build_page(
-        session, cursors, found[:limit], position, has_more=has_more, is_backward=is_backward
-    )
+    page = await build_page(session, cursors, found[:limit], position, has_more=has_more, is_backward=is_backward)
     return page if count is False else await add_count(page, session, statement, count, parameters)
 
 

@@ -36,7 +36,7 @@ from howdah._keys import (
 )
 from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
-from howdah._reads.page_plans import PagePlans
+from howdah._page_plans import PagePlans
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
 from howdah._reads.unsupported_parts import reject_unordered_model, reject_unsupported_parts
@@ -200,7 +200,9 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         # with `bisect_on_error`, a key or a row that causes an error fails only its own read
         self._coalescer = new_coalescer(partial(self._read, database), key=self._identify, bisect_on_error=True)
         self._scopes = ScopedCoalescers(self._coalescer)
-        self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
+        # of a reader that `scoped` has made
+        self._scope: Scope[_Request, JsonBytes] | Coalescer[_Request, JsonBytes] | None = None
+        self._kept: dict[Database, JsonViewReader[ModelT, ViewerT]] = {}
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader, for a copy that `with_settings` has made, or for another `Database` with the same tables.
@@ -210,10 +212,20 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         """
         if database is self._database:
             return self
+        kept = self._kept.get(database)
+        return self._scope_to(database) if kept is None else kept
+
+    def _scope_to(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
+        """A reader for this database. It is kept if the database has no settings, because there are few of those."""
         scoped: JsonViewReader[ModelT, ViewerT] = object.__new__(type(self))  # faster than copy(), for each request
         scoped.__dict__.update(self.__dict__)
         scoped._database = database
-        scoped._scope = Scope(self._scopes, database.scope_key(), partial(self._read, database))
+        read = partial(self._read, database)
+        if database._root is database:
+            scoped._scope = self._scopes.keep(read)
+            self._kept[database] = scoped
+        else:
+            scoped._scope = Scope(self._scopes, database.scope_key(), read)
         return scoped
 
     async def __aenter__(self) -> JsonViewReader[ModelT, ViewerT]:

@@ -34,9 +34,7 @@ class ListDigest:
     def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
         # the columns and relationships that are loaded don't matter for a cursor
         bare = without_options(statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True))
-        compiled: Any = (
-            bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
-        )
+        compiled: Any = bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
         escaped = compiled.escaped_bind_names
         self.binds: Mapping[str, BindParameter[Any]] = {
             escaped.get(name, name): bind for bind, name in compiled.bind_names.items()
@@ -51,7 +49,7 @@ class ListDigest:
 
 
 def _find_value(name: str, bind: BindParameter[Any], values: Mapping[str, Any]) -> Any:
-    return values[name] if name in values else values[bind.key] if bind.key in values else bind.effective_value
+    return values[name] if name in values else values.get(bind.key, bind.effective_value)
 
 
 class Cursors:

@@ -145,7 +145,7 @@ class DirectRoutesLayer:
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
             if sender.has_started:
                 await send({"type": "http.response.start"})  # so that no handler is called; it isn't sent
-            raise error
+            raise error  # noqa: F821  # it is deleted when this function isn't called any more
 
         async def fail_in_route(scope: Scope, receive: Receive, send: Send) -> None:
             await wrap_app_handling_exceptions(fail, request)(scope, receive, send)

@@ -59,9 +59,7 @@ class BoundList:
 class PagePlans:
     """The prepared pages of a view. `item` is the expression of a row's JSON."""
 
-    def __init__(
-        self, item: ColumnElement[Any], build_list_query: Callable[[Select[Any] | None], Select[Any]]
-    ) -> None:
+    def __init__(self, item: ColumnElement[Any], build_list_query: Callable[[Select[Any] | None], Select[Any]]) -> None:
         """`build_list_query` checks the statement of a call, and adds the view's row filters."""
         self._item, self._build_list_query = item, build_list_query
         self._plans: OrderedDict[Hashable, _ListPlan] = OrderedDict()
@@ -153,9 +151,7 @@ class _Shape:
 class _ListPlan:
     """The pages of all list queries with one structure. `binds` are the parameters of the first one."""
 
-    def __init__(
-        self, item: ColumnElement[Any], list_query: Select[Any], binds: Sequence[BindParameter[Any]]
-    ) -> None:
+    def __init__(self, item: ColumnElement[Any], list_query: Select[Any], binds: Sequence[BindParameter[Any]]) -> None:
         self._item, self._list_query, self.binds = item, list_query, binds
         self._keys = get_sort_keys(list_query)
         self._pages: OrderedDict[_Shape, _PagePlan] = OrderedDict()
@@ -169,7 +165,13 @@ class _ListPlan:
         return _are_complete([*self._digest.binds.values()], self.binds)
 
     async def read(
-        self, connection: AsyncConnection, values: Mapping[str, Any], *, limit: int, after: str | None, before: str | None
+        self,
+        connection: AsyncConnection,
+        values: Mapping[str, Any],
+        *,
+        limit: int,
+        after: str | None,
+        before: str | None,
     ) -> Page[Any] | None:
         """The page, or None if SQLAlchemy must execute the statement."""
         if not self._is_digest_complete:
@@ -232,7 +234,7 @@ class _PagePlan:
 def _are_complete(binds: Sequence[BindParameter[Any]], variables: Sequence[BindParameter[Any]]) -> bool:
     """Whether all parameters whose values vary can be found by their keys among the parameters of a statement.
 
-    The compiler may copy a parameter. If it gave the copy another key, the copy would keep the value of the first query.
+    The compiler may copy a parameter. A copy with another key would keep the value of the first query.
     """
     keys = {bind.key for bind in variables}
     varying = {id(bind) for bind in variables}
