@@ -14,8 +14,8 @@ from sqlalchemy.sql import visitors
 
 from howdah import Database, InvalidCursor, JsonView, JsonViewReader, bulk
 from howdah import _page_plans as page_plans
-from howdah._reads.cursors import Cursors, Position
 from howdah._page_plans import PagePlans
+from howdah._reads.cursors import Cursors, Position
 from howdah._reads.sort_values import SortValue
 from howdah.pagination import paginate_as
 from howdah.testing import assert_statements

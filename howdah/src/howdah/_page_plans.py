@@ -121,10 +121,10 @@ class PagePlans:
 
 
 class _Place(str):
-    """Stands for a text of the cursor in a statement. `index` is that of the sort key."""
+    """Stands for a text of the cursor in a statement. `number` is that of the sort key."""
 
-    __slots__ = ("index",)
-    index: int
+    __slots__ = ("number",)
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class _Shape:
         position = Position([], self.inclusive)
         for index, (oid, is_null) in enumerate(self.values):
             place = _Place(f"value {index}")
-            place.index = index
+            place.number = index
             position.values.append(SortValue(None if is_null else place, oid))
         return position
 
@@ -206,7 +206,7 @@ class _ListPlan:
         )
         statement = PreparedSelect(query)
         binds = statement.binds(connection)
-        places = [(bind.key, bind.value.index) for bind in binds if isinstance(bind.value, _Place)]
+        places = [(bind.key, bind.value.number) for bind in binds if isinstance(bind.value, _Place)]
         is_complete = _are_complete(binds, [*self.binds, limit]) and limit.key in {bind.key for bind in binds}
         return _PagePlan(statement if is_complete else None, limit.key, places)
 

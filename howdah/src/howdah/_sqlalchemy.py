@@ -103,7 +103,8 @@ def find_structure(statement: Select[Any]) -> tuple[Hashable, Sequence[BindParam
 
 def originals_of(bind: BindParameter[Any]) -> Iterable[BindParameter[Any]]:
     """The parameter itself, and those of which SQLAlchemy has made it as a copy while it compiled a statement."""
-    return bind._cloned_set
+    originals: Iterable[BindParameter[Any]] = bind._cloned_set
+    return originals
 
 
 def cache_key_of(kind: TypeEngine[Any]) -> object:

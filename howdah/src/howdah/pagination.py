@@ -183,9 +183,11 @@ async def add_count(
     count: bool | int,
     parameters: Mapping[str, Any] | None,
 ) -> Page[Any]:
-    """The page with the number of all rows of the statement."""
-    total, total_capped = await _count_with_cap(session, statement, count, parameters)
-    return replace(page, total=total, total_capped=total_capped)
+    """The page with the number of rows of the statement, at most `count` if that is a number."""
+    if count is True:
+        return replace(page, total=await count_rows(session, statement, parameters=parameters))
+    total = await count_rows(session, statement, at_most=count + 1, parameters=parameters)
+    return replace(page, total=min(total, count), total_capped=total > count)
 
 
 def _select_page(item: ColumnElement[Any] | None, statement: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
@@ -337,19 +339,6 @@ async def has_rows(session: AsyncSession | AsyncConnection, statement: Select[An
 def _get_criteria_options(statement: Select[Any]) -> list[CriteriaOption]:
     """The statement's `with_loader_criteria`. SQLAlchemy only applies those of the outermost statement."""
     return [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
-
-
-async def _count_with_cap(
-    session: AsyncSession | AsyncConnection,
-    statement: Select[Any],
-    count: bool | int,
-    parameters: Mapping[str, Any] | None,
-) -> tuple[int, bool]:
-    """The number of rows, at most `count` if that is a number, and whether there are more."""
-    if count is True:
-        return await count_rows(session, statement, parameters=parameters), False
-    total = await count_rows(session, statement, at_most=count + 1, parameters=parameters)
-    return min(total, count), total > count
 
 
 def get_sort_keys(statement: Select[Any]) -> list[SortKey]:

@@ -34,9 +34,9 @@ from howdah._keys import (
     normalize_key,
     normalize_keys,
 )
+from howdah._page_plans import PagePlans
 from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
-from howdah._page_plans import PagePlans
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
 from howdah._reads.unsupported_parts import reject_unordered_model, reject_unsupported_parts

@@ -75,12 +75,13 @@ async def list_response(
     `statement` is a `select()` of the model. Its conditions are kept, and its order unless the parameters have a
     `Sort`; without it the list has all rows. `viewer` and `count` are those of `JsonViewReader.page`.
     """
-    chosen = parameters.apply(_select_all(reader.model) if statement is None else statement)
+    model: Any = reader.model
+    chosen = parameters.apply(_select_all(model) if statement is None else statement)
     return page_response(await reader.page(chosen, viewer=viewer, count=count, **parameters.page_arguments))
 
 
 @lru_cache(maxsize=256)
-def _select_all(model: type[Any]) -> Select[Any]:
+def _select_all(model: Any) -> Select[Any]:
     """One object for all requests, for which the view prepares its page once."""
     return select(model)
 
