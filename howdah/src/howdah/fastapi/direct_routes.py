@@ -169,7 +169,6 @@ class DirectRoutesLayer:
 
     async def _answer(self, error: Exception, request: Request, receive: Receive, shared: SharedResponse) -> None:
         """Answer with the application's error handlers. As in FastAPI, they also handle an error of such a handler."""
-
         has_started = shared.status is not None
 
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
