@@ -20,7 +20,7 @@ from howdah import Database
 from howdah.fastapi import allow, configure_app, direct
 from howdah.fastapi._fastapi_internals import IS_SUPPORTED
 from howdah.fastapi._json_responses import build_json_response
-from howdah.fastapi._routes import RouteLists
+from howdah.fastapi._route_lists import RouteLists
 from howdah.fastapi.direct_routes import DirectRoutes
 
 _SUPPORTED: Final = (0, 164)
@@ -162,6 +162,12 @@ def _with_router(app: FastAPI) -> None:
     _depends(_endpoint)(app)
 
 
+def _with_route_of_another_application(app: FastAPI) -> None:
+    other = FastAPI()
+    _depends(_endpoint)(other)
+    app.router.routes.extend(other.routes)
+
+
 def _prepare(declare: Callable[[FastAPI], None]) -> None:
     app = FastAPI()
     declare(app)
@@ -191,6 +197,7 @@ def _prepare(declare: Callable[[FastAPI], None]) -> None:
         (_with_class(_OwnApplication), "_OwnApplication replaces the application"),
         (_with_class(_HandlerWithoutSuper), r"_HandlerWithoutSuper doesn't call super\(\)"),
         (_with_router, "_OwnRouter, the class of a router"),
+        (_with_route_of_another_application, "it belongs to another application"),
     ],
 )
 def test_a_route_that_cant_be_served_directly_is_rejected_with_the_reason(

@@ -434,12 +434,7 @@ async def test_the_work_for_a_client_that_has_gone_is_cancelled(sent: bytes) -> 
             events.append("cancelled")
             raise
 
-    limited = LimitRequests(work, RequestsInProgress(None, cancel_abandoned=True))
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:  # uvicorn needs a coroutine function
-        await limited(scope, receive, send)
-
-    with running_server(app, ServerLimits()) as server:
+    with running_server(LimitRequests(work, RequestsInProgress(None, cancel_abandoned=True)), ServerLimits()) as server:
         async with server.connect(sent):
             await wait_until(lambda: events == ["began"])
         await wait_until(lambda: events == ["began", "cancelled"])

@@ -54,9 +54,9 @@ PROTOCOL_NAMES = {
 # `howdah.fastapi.access` fail if these names change. The tests of direct routes fail if one of the others changes.
 FASTAPI_NAMES = {
     "route_rules": {"_iter_low_priority_routes"},
-    "_routes": {"_low_priority_routes"},
+    "_route_lists": {"_low_priority_routes"},
     "_compiled_routes": {"_embed_body_fields"},
-    "direct_routes": {"_exception_handler", "_route_context"},
+    "direct_routes": {"_route_context"},
     "_native_telemetry": {"_native_telemetry"},
 }
 

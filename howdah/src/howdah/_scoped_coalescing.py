@@ -18,8 +18,8 @@ ResultT = TypeVar("ResultT")
 class ScopedCoalescers(Generic[ItemT, ResultT]):
     """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
-    They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own limits. They add their
-    figures to those of `unscoped`.
+    They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own queue and limits, but
+    they count in the figures of `unscoped`.
     """
 
     def __init__(self, unscoped: Coalescer[ItemT, ResultT]) -> None:

@@ -45,7 +45,7 @@ class Cursors:
 
     @cached_property
     def _digest(self) -> bytes:
-        """A digest of the list query. A list that has one page needs none, and compiling the statement takes long."""
+        """A digest of the list query. Compiling it takes long, so this isn't done for a list that has only one page."""
         keys = self._keys
         # the columns and relationships that are loaded don't matter for a cursor
         bare = without_options(

@@ -15,7 +15,7 @@ _FIGURES_SECONDS: Final = 1.0
 
 
 class GroupFigures:
-    """The metrics of all workers, including those that have ended: their counters must not fall."""
+    """The metrics of all workers. Those that have ended are included, so that no counter falls."""
 
     def __init__(self, list_running: Callable[[], list[WorkerProcess]]) -> None:
         self._list_running = list_running
@@ -31,7 +31,7 @@ class GroupFigures:
         self._ended = sum_figures([self._ended, keep_cumulative(worker.read_last_figures())])
 
     def collect(self, worker: WorkerProcess, number: int) -> None:
-        """Answer this request of the worker. Requests that come in the meantime are answered together."""
+        """Answer this request of the worker. Requests that arrive before the answer share it."""
         self._asking.append((worker, number))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._answer_all())
