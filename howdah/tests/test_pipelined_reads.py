@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import BindParameter, Integer, func, select, text
+from sqlalchemy import BindParameter, Integer, event, func, select, text
 
 from howdah import ConnectionLost, Database, DatabaseError, InvalidStatement, InvalidValue, NotFound, StatementTimeout
 from howdah._connections import pipelined
@@ -249,10 +250,37 @@ async def test_concurrent_tenants_on_few_connections_get_their_own_rows(tenants_
         assert database.pool_status().in_use == 0
 
 
+async def test_altered_tables_fail_no_read_on_any_connection(tenants_url: str, committed_url: str) -> None:
+    """Each connection has a statement that was prepared before. So a read must not be repeated on another one."""
+    async with Database(tenants_url, pool_size=4, max_overflow=0) as database:
+
+        async def read_on_each_connection() -> list[list[int]]:
+            parameters = ((tenant, 1) for tenant in TENANTS * 2)
+            return await asyncio.gather(*(read(database, *each) for each in parameters))
+
+        for _ in range(2):
+            await read_on_each_connection()
+        await change_type(committed_url)
+        assert await read_on_each_connection() == [[], [2], [], [2]]
+
+
 async def test_a_server_that_closes_each_connection_raises_connection_lost(one: Database) -> None:
-    kill = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())))
+    kill = PreparedSelect(select(func.pg_terminate_backend(func.pg_backend_pid())).where(_KEY == 1))
+    await one.with_settings({SETTING: 1}).read(ReadRows(kill, {"key": 0}))
+    opened: list[object] = []
+    event.listen(one.engine.sync_engine, "connect", lambda *_: opened.append(None))
     with pytest.raises(ConnectionLost):
-        await one.with_settings({SETTING: 1}).read(ReadRows(kill, {}))
+        await one.with_settings({SETTING: 1}).read(ReadRows(kill, {"key": 1}))
+    assert len(opened) == 1  # for the second attempt, and none to describe the error
+
+
+async def test_a_connection_whose_end_was_announced_is_replaced(one: Database) -> None:
+    """The driver has read the announcement, and not yet the end."""
+    fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0"
+    for is_scoped in (True, False):
+        (await get_driver(one))._protocol.data_received(b"E" + struct.pack("!i", len(fields) + 4) + fields)
+        database = one.with_settings({SETTING: 1}) if is_scoped else one
+        assert len(await database.read(ReadRows(NOTES, {"key": 0}))) == is_scoped
 
 
 async def test_a_connection_keeps_a_limited_number_of_statements(

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from howdah import Database
 from howdah.fastapi import configure_app
+from howdah.serving import ServerLimits
 from howdah.serving._figures import Family, Figures, decode_figures, encode_figures, keep_cumulative, sum_figures
+from howdah.serving._group_figures import GroupFigures
 from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
+from howdah.serving._server import build_config
+from howdah.serving._worker import WorkerServer
+from howdah.serving._worker_process import WorkerProcess
 
 
 def family(name: str, kind: str, *values: tuple[str, float]) -> Family:
@@ -95,3 +104,36 @@ async def test_the_route_has_the_sums_of_all_workers_or_is_a_503() -> None:
     assert 'howdah_pool_connections{database="main",state="limit"} 60.0' in lines
     assert late.status_code == 503
     assert "the other worker processes can't be read" in late.json()["detail"]
+
+
+async def test_metrics_of_a_worker_that_cannot_be_added_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise the parent, and with it the whole service, would end when this worker ends."""
+    figures = GroupFigures(list)
+    for text in (b"no JSON", b"[[1, 2]]", b'[["a", "counter", "", [["a_total", {"b": []}, 1]]]]'):
+        figures.keep(cast(WorkerProcess, EndedWorker(text)), is_expected=False)
+    assert [each.getMessage() for each in caplog.records] == [
+        "the last metrics of worker 7 can't be added, so its counts are lost"
+    ] * 3
+
+
+class EndedWorker:
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return "worker 7"
+
+    def read_last_figures(self) -> Figures:
+        return decode_figures(self._text)
+
+
+async def test_metrics_that_cannot_be_encoded_do_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def read(self) -> Figures:
+            return [family("a", "counter", ("_total", cast(float, Decimal(1))))]
+
+    config, connections = build_config(None, ServerLimits())
+    server = WorkerServer(config, connections=connections, setup=MagicMock(number=7, stop_timeout=1.0))
+    server.lifespan = cast(Any, SimpleNamespace(state={FIGURES_KEY: Broken()}))
+    server._send_figures(0)
+    assert [each.getMessage() for each in caplog.records] == ["worker 7: the metrics can't be read"]

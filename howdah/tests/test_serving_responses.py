@@ -16,12 +16,14 @@ from uvicorn.server import ServerState
 
 from howdah.fastapi.in_progress import LimitRequests, RequestsInProgress
 from howdah.serving import ServerLimits
+from howdah.serving._scope_keys import ADMIT_KEY
 from howdah_tests.support.raw_http import RunningServer, running_server, wait_until
 from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol
 
 Route: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[Any]]
 
 LENGTH_5 = (b"content-length", b"5")
+CHUNKED = (b"transfer-encoding", b"chunked")
 
 
 def start(*headers: tuple[bytes, bytes], status: int = 200) -> Message:
@@ -174,7 +176,6 @@ LONG: Any = {"method": "POST", "headers": "Content-Length: 200000\r\n", "body": 
             id="Expect",
         ),
         pytest.param(request("/a", headers="X-Twice: 1\r\nx-twice: 2\r\nX-Empty:\r\n") + LAST, id="repeated headers"),
-        pytest.param(request("/a", headers="Upgrade: h2c\r\nConnection: upgrade, close\r\n"), id="an unknown upgrade"),
     ],
 )
 async def test_the_bytes_are_those_of_uvicorn(ours: RunningServer, uvicorns: RunningServer, sent: bytes) -> None:
@@ -191,6 +192,10 @@ async def test_the_bytes_are_those_of_uvicorn(ours: RunningServer, uvicorns: Run
         pytest.param(sending(start(LENGTH_5), part(b"no")), b"HTTP/1.1 200", id="too short"),
         pytest.param(sending(start(LENGTH_5), start(LENGTH_5)), b"HTTP/1.1 200", id="starts twice"),
         pytest.param(sending(start(status=204), part(b"content")), b"HTTP/1.1 204", id="content after 204"),
+        pytest.param(sending(start(LENGTH_5, status=204), part(b"hello")), b"HTTP/1.1 204", id="a length after 204"),
+        pytest.param(sending(start(CHUNKED, status=204), part(b"hello")), b"HTTP/1.1 204", id="chunks after 204"),
+        pytest.param(sending(start(status=103), part(b"")), b"HTTP/1.1 103", id="an interim status"),
+        pytest.param(sending(start((b"", b"a")), part(b"")), b"HTTP/1.1 200", id="an empty name"),
         pytest.param(sending(start((b"x", b"a\r\nSet-Cookie: b=c"))), b"", id="a line break in a value"),
         pytest.param(sending(start((b"x", b"a\nb"))), b"", id="a line feed in a value"),
         pytest.param(sending(start((b"x", b"a\0"))), b"", id="a NUL in a value"),
@@ -203,7 +208,7 @@ async def test_a_response_that_fails_before_its_first_byte_is_a_500(
     ours: RunningServer, uvicorns: RunningServer, monkeypatch: pytest.MonkeyPatch, route: Route, plain: bytes
 ) -> None:
     monkeypatch.setitem(ROUTES, "failing", route)
-    failing = request("/failing")
+    failing = request("/failing", headers="Connection: close\r\n")
     assert await exchange(ours, failing) == await exchange(uvicorns, request("/fails"))
     assert (await exchange(uvicorns, failing))[:12] == plain, "control: uvicorn has sent the head, or sends nothing"
 
@@ -223,6 +228,40 @@ async def test_an_error_after_the_response_does_not_concern_the_next_request(
     sent = request("/failing") + LAST
     assert (await exchange(ours, sent)).count(b"HTTP/1.1 200") == 2
     assert (await exchange(uvicorns, sent)).count(b"HTTP/1.1 200") == 1, "control"
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_the_body_of_a_request_with_an_unknown_upgrade_is_no_request(is_chunked: bool, is_split: bool) -> None:
+    """For uvicorn the body is the next request. A proxy that passes the header on has checked only the first one."""
+    seen: dict[str, list[tuple[str, bytes]]] = {}
+    inner = request("/inner")
+    headers = "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+    headers += "Transfer-Encoding: chunked\r\n" if is_chunked else f"Content-Length: {len(inner)}\r\n"
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner) if is_chunked else inner
+    for kind, make_protocol in PROTOCOLS.items():
+        requests: list[tuple[str, bytes]] = seen.setdefault(kind, [])
+
+        async def note(scope: Scope, receive: Receive, send: Send, requests: Any = requests) -> None:
+            requests.append((scope["path"], await read_body(receive)))
+            await ROUTES["no content"](scope, receive, send)
+
+        protocol, transport = connect(make_protocol, note)
+        data = request("/outer", method="POST", headers=headers)
+        for part_of_data in (data, body + LAST) if is_split else (data + body + LAST,):
+            protocol.data_received(part_of_data)
+        async with asyncio.timeout(5):
+            while len(requests) < (2 if kind == "serving" else 1):
+                await asyncio.sleep(0)
+        transport.close()
+    assert seen["serving"] == [("/outer", inner), ("/last", b"")]
+    assert seen["plain uvicorn"][0] == ("/outer", b""), "control"
+
+
+async def test_connect_is_rejected(ours: RunningServer) -> None:
+    """The parser takes it for an upgrade, too."""
+    received = await exchange(ours, b"CONNECT test:80 HTTP/1.1\r\nHost: test\r\n\r\n" + LAST)
+    assert re.findall(rb"HTTP/1.1 \d+", received) == [b"HTTP/1.1 400"]
 
 
 async def test_a_304_may_have_the_length_of_a_representation(
@@ -307,6 +346,41 @@ async def test_the_target_of_a_request_is_read_as_uvicorn_does() -> None:
             await until_closed(transport)
             seen.append([(each["path"], each["raw_path"], each["query_string"]) for each in scopes])
         assert seen[0] == seen[1], target
+
+
+class RejectingAll:
+    """The application's admission under overload."""
+
+    def is_full(self) -> bool:
+        return True
+
+    def reject(self, _path: str) -> bytes:
+        return b"content-length: 0\r\n\r\n"
+
+    def admit(self, _scope: Scope) -> bytes:
+        return self.reject("")
+
+
+@pytest.mark.parametrize("count", [1, 2])  # one request is rejected without being parsed
+async def test_no_request_is_read_from_a_client_that_does_not_read_its_rejections(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr(RecordingTransport, "pause_reading", lambda _: reads.append("pause"))
+    monkeypatch.setattr(RecordingTransport, "resume_reading", lambda _: reads.append("resume"))
+    protocol = PROTOCOLS["serving"](_configure(app), ServerState(), {ADMIT_KEY: RejectingAll()})
+    transport = RecordingTransport()
+    protocol.connection_made(transport)
+    protocol.data_received(request("/a"))
+    await asyncio.sleep(0)
+    assert reads == []
+    protocol.pause_writing()
+    protocol.data_received(request("/a") * count)
+    await asyncio.sleep(0)
+    assert reads == ["pause"]
+    protocol.resume_writing()
+    assert reads == ["pause", "resume"]
+    assert b"".join(transport.writes).count(b"HTTP/1.1 503") == 1 + count
 
 
 async def test_an_absolute_target_without_a_path_is_the_root(ours: RunningServer) -> None:

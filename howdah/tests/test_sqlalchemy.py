@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
 from sqlalchemy import (
+    BindParameter,
     Column,
     Integer,
     MetaData,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
+    bindparam,
     event,
     func,
     select,
@@ -33,6 +35,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, selectinload
+from sqlalchemy.sql import visitors
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import howdah
@@ -62,6 +65,24 @@ FASTAPI_NAMES = {
 
 
 class TestSelect:
+    def test_the_structure_of_a_statement_does_not_depend_on_its_values(self) -> None:
+        first, second = (private.find_structure(select(User).where(User.age > age)) for age in (1, 2))
+        other = private.find_structure(select(User).where(User.age < 1))
+        assert first is not None
+        assert second is not None
+        assert other is not None
+        assert first[0] == second[0] != other[0]
+        assert [bind.value for bind in (*first[1], *second[1])] == [1, 2]
+        assert private.find_structure(select(User).where(User.name == bindparam("n")).params(n="Ada")) is None
+
+    def test_a_copied_parameter_knows_its_original(self) -> None:
+        condition = User.age > 1
+        (original,) = [each for each in visitors.iterate(condition) if isinstance(each, BindParameter)]
+        copied = visitors.cloned_traverse(condition, {}, {})
+        (copy,) = [each for each in visitors.iterate(copied) if isinstance(each, BindParameter)]
+        assert copy.key != original.key
+        assert any(each is original for each in private.originals_of(copy))
+
     def test_order_by_is_read(self) -> None:
         assert len(private.order_by_of(select(User).order_by(User.name, User.id.desc()))) == 2
         assert not private.order_by_of(select(User))

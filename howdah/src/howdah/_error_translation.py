@@ -197,7 +197,9 @@ def _class_for(original: Exception, context: ExceptionContext) -> type[DatabaseE
         return OutOfRange
     if isinstance(error, asyncpg.DataError) and isinstance(error.__cause__, UnicodeError):
         return InvalidText
-    if isinstance(error, asyncpg.ConnectionDoesNotExistError):
+    # The driver can't go on after an unexpected message. Most often this is the server's announcement that it closes an
+    # idle connection, while its end hasn't been read yet.
+    if isinstance(error, asyncpg.ConnectionDoesNotExistError | asyncpg.InternalClientError):
         return ConnectionLost
     if rejected_settings(error):  # most have the SQLSTATE of an invalid value, which no client has sent
         return InvalidStatement

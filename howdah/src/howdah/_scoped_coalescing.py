@@ -47,6 +47,12 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
                 del self._by_scope[scope]
                 used.coalescer.release()
 
+    def keep(self, apply: Apply[ItemT, ResultT]) -> Coalescer[ItemT, ResultT]:
+        """A coalescer for a scope that is always in use. Its calls share a batch with no other calls."""
+        used = self._by_scope[object()] = _Used(self._unscoped.copy_for(apply))
+        used.count = 1
+        return used.coalescer
+
     def status(self) -> CoalescerStatus:
         """The status of all scopes and of the unscoped calls together."""
         each = [self._unscoped.status(), *(used.coalescer.status() for used in self._by_scope.values())]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+import asyncpg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from howdah._connections.settings import (
@@ -92,16 +93,23 @@ async def fetch_with_settings(
         statements.selects.pop(text, None)
         # After an error message of PostgreSQL the driver has read the answer to Sync. Other errors may be raised before
         # the driver has sent Sync: for example, a value of a wrong type.
-        if message_field(error, "severity") is None or driver.is_closed() or driver.is_in_transaction():
-            await end_failed_transaction(connection, driver, error)
-        elif _may_be_caused_by_a_setting(error):
+        is_ended = not (message_field(error, "severity") is None or driver.is_closed() or driver.is_in_transaction())
+        if is_ended and isinstance(error, asyncpg.InvalidCachedStatementError):
+            # A table was altered. The other connections may have the old statement, too, so the read is repeated here.
+            return await _fetch_in_transaction(connection, driver, settings, text, values)
+        if is_ended and _may_be_caused_by_a_setting(error):
             rows = await _fetch_in_transaction(connection, driver, settings, text, values)  # raises the error again
             statements.is_disabled = True  # for example, if the role may not call `set_config`
             return rows
-        if isinstance(error, _DRIVER_ERRORS):
-            failed = error
-            return await connection.run_sync(lambda sync: raise_for_statement(sync, text, failed))
-        raise
+        try:
+            if isinstance(error, _DRIVER_ERRORS):
+                failed = error
+                # first, because SQLAlchemy would open another connection for this after `invalidate`
+                await connection.run_sync(lambda sync: raise_for_statement(sync, text, failed))
+            raise
+        finally:
+            if not is_ended:
+                await end_failed_transaction(connection, driver, error)
     return rows
 
 

@@ -152,7 +152,7 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
                 values[each.position] = shared[each.key]
                 continue
             before = len(errors)
-            arguments = {name: values[position] for name, position in each.links}
+            arguments = {name: values[position] for name, position in each.links} if each.links else {}
             for read in each.reads:
                 errors += read(request, arguments)
             if each.body_fields:

@@ -177,10 +177,13 @@ class ProcessMetrics:
         return [REGISTRY, self.requests.registry, current]
 
     def read(self) -> Figures:
-        """The metrics, for the sum over all worker processes."""
+        """The metrics, for the sum over all worker processes. The values of a collector may be any numbers."""
         assert self.opened is not None
         return [
-            Family(family.name, family.type, family.documentation, [each[:3] for each in family.samples])
+            Family(
+                *(family.name, family.type, family.documentation),
+                [(name, labels, float(value)) for name, labels, value, *_ in family.samples],
+            )
             for registry in self.list_registries(self.opened)
             for family in registry.collect()
         ]

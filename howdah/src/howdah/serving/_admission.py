@@ -61,8 +61,17 @@ class AdmittingHttpProtocol(ParsingProtocol):
         if rejection is None:
             return False
         self.server_state.total_requests += 1
-        self.transport.write(self._encode_beginning() + rejection)
+        self._send_rejection(self._encode_beginning() + rejection)
         return True
+
+    def _send_rejection(self, response: bytes) -> None:
+        """Send it, and read no further requests of a client that doesn't read its responses.
+
+        The tasks of requests wait until it does. Rejected requests have none, so their responses would fill the memory.
+        """
+        self.transport.write(response)
+        if self.flow.write_paused:
+            self.flow.pause_reading()
 
     def _encode_beginning(self) -> bytes:
         return self.responses.heads.encode_beginning(_STATUS, self.server_state.default_headers) + b"\r\n"
@@ -78,7 +87,7 @@ class AdmittingHttpProtocol(ParsingProtocol):
         if cycle.waiting_for_100_continue:
             cycle.keep_alive = False  # the client may still send the body, or omit it
         connection = b"" if cycle.keep_alive else b"connection: close\r\n"
-        self.transport.write(self._encode_beginning() + connection + rejection)
+        self._send_rejection(self._encode_beginning() + connection + rejection)
         cycle.response_started = cycle.response_complete = True
         # The caller hasn't finished starting this request, so it ends in the next iteration. Its body is ignored.
         self.loop.call_soon(self._end_rejected, cycle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from howdah.serving._figures import Family, Figures, encode_figures, keep_cumula
 from howdah.serving._worker_process import WorkerProcess
 
 _FIGURES_SECONDS: Final = 1.0
+
+_log: Final = logging.getLogger("howdah.serving")
 
 
 class GroupFigures:
@@ -28,7 +31,10 @@ class GroupFigures:
     def keep(self, worker: WorkerProcess, *, is_expected: bool) -> None:
         """Add the last counts of a worker that has ended."""
         self._failures += not is_expected
-        self._ended = sum_figures([self._ended, keep_cumulative(worker.read_last_figures())])
+        try:
+            self._ended = sum_figures([self._ended, keep_cumulative(worker.read_last_figures())])
+        except Exception:  # a collector of the application may return anything; the other workers go on
+            _log.exception("the last metrics of %s can't be added, so its counts are lost", worker)
 
     def collect(self, worker: WorkerProcess, number: int) -> None:
         """Answer this request of the worker. Requests that arrive before the answer share it."""

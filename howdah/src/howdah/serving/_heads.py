@@ -19,7 +19,8 @@ _LENGTH: Final = b"content-length: "
 _ENCODING: Final = b"transfer-encoding: "
 _CONNECTION: Final = b"connection: "
 _SPECIAL: Final = {b"content-length": _LENGTH, b"transfer-encoding": _ENCODING, b"connection": _CONNECTION}
-_WITHOUT_BODY: Final = frozenset({204, 304})
+_NO_CONTENT: Final = 204
+_WITHOUT_BODY: Final = frozenset({_NO_CONTENT, 304})
 
 
 def _encode_status_line(status: int) -> bytes:
@@ -30,7 +31,8 @@ def _encode_status_line(status: int) -> bytes:
     return f"HTTP/1.1 {status} {phrase}".encode()
 
 
-_STATUS_LINES: Final = {status: _encode_status_line(status) for status in range(100, 600)}
+# A client would take a status below 200 for an interim response, and would wait for another one.
+_STATUS_LINES: Final = {status: _encode_status_line(status) for status in range(200, 600)}
 
 
 class HeadEncoder:
@@ -55,6 +57,8 @@ class HeadEncoder:
             self._beginnings = {}
         beginning = self._beginnings.get(status)
         if beginning is None:
+            if status not in _STATUS_LINES:
+                raise RuntimeError(f"the status of a response must be between 200 and 599, not {status}")
             lines = [b"\r\n%b: %b" % (name, value) for name, value in default_headers]
             beginning = self._beginnings[status] = b"".join([_STATUS_LINES[status], *lines])
         return beginning
@@ -64,7 +68,8 @@ class HeadEncoder:
     ) -> tuple[bytes, int | None, bool]:
         """The head of a response, the length of its body (None: in chunks), and whether the connection stays open.
 
-        Raises `RuntimeError` if a name or value has a character that HTTP doesn't allow, such as a line break.
+        Raises `RuntimeError` if a name or value has a character that HTTP doesn't allow, such as a line break, if the
+        status isn't one of a response, or if a 204 declares a body: the client would take it for the next response.
         """
         prefixes = self._prefixes
         lines = [self.encode_beginning(status, default_headers)]
@@ -89,11 +94,12 @@ class HeadEncoder:
             lines.append(b"connection: close")
         if is_chunked:
             length = None
+        elif length is None and (is_head or status in _WITHOUT_BODY):
+            length = 0
         elif length is None:
-            if is_head or status in _WITHOUT_BODY:
-                length = 0
-            else:
-                lines.append(b"transfer-encoding: chunked")
+            lines.append(b"transfer-encoding: chunked")
+        if status == _NO_CONTENT and length != 0:
+            raise RuntimeError("a response with the status 204 has no body: it can't declare a length or an encoding")
         lines.append(b"\r\n")
         return b"\r\n".join(lines), length, keep_alive and not is_last
 
@@ -104,8 +110,10 @@ class HeadEncoder:
 
     def _encode_name(self, name: bytes) -> bytes:
         """Check the name, and keep it, unless it is a special one."""
-        if _INVALID_IN_NAMES.search(name):
-            raise RuntimeError(f"the response has a header whose name has a character that HTTP forbids: {name!r}")
+        if not name or _INVALID_IN_NAMES.search(name):
+            raise RuntimeError(
+                f"the response has a header whose name is empty or has a character that HTTP forbids: {name!r}"
+            )
         lower = name.lower()
         if lower in _SPECIAL:
             return _SPECIAL[lower]

@@ -50,6 +50,27 @@ class ParsingProtocol(HttpToolsProtocol):
             self.transport.close()
         self.parser = None  # type: ignore[assignment]
 
+    def feed(self, data: bytes) -> bool:
+        """Give the data to the parser. Returns true if the connection must become a WebSocket.
+
+        The server may ignore any other upgrade. After a header with one, the parser takes the body for the next
+        request. So such a request is parsed again, without this header, and with the rest of the data.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._should_upgrade():
+                    return True
+                scope = self.scope
+                lines = [f"{scope['method']} ".encode() + self.url + f" HTTP/{scope['http_version']}".encode()]
+                lines += [b"%b: %b" % each for each in self.headers if each[0] != b"upgrade"]
+                data = b"\r\n".join((*lines, b"", data[upgrade.args[0] :]))
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+            else:
+                return False
+
     # The parser's callbacks
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -74,8 +95,10 @@ class ParsingProtocol(HttpToolsProtocol):
             "state": self.app_state.copy(),
             "method": parser.get_method().decode("ascii"),
         }
-        if parser.should_upgrade() and self._should_upgrade():
-            return
+        if parser.should_upgrade():
+            if scope["method"] == "CONNECT":
+                raise httptools.HttpParserError("this server isn't a proxy")
+            return  # `feed` goes on
         url = self.url
         if url[0] == _SLASH and b"#" not in url:
             raw_path, _, query = url.partition(b"?")

@@ -121,9 +121,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             self._header_bytes = 0
             self._received_bytes += size
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._upgrade()
+            is_websocket = self.feed(data)
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, Exception) and not isinstance(cause, _EXPECTED_ERRORS):
@@ -132,7 +130,9 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
                 self.logger.info("invalid HTTP request: %s", error)
             self.reject(cause.problem if isinstance(cause, _Rejected) else _problems.INVALID_REQUEST)
         else:
-            if self.phase is not _REQUEST or not self._is_complete:
+            if is_websocket:
+                self._become_websocket()
+            elif self.phase is not _REQUEST or not self._is_complete:
                 self._check_unfinished()
 
     def _check_unfinished(self) -> None:
@@ -157,6 +157,8 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     def resume_writing(self) -> None:
         self.blocked_since = None
         super().resume_writing()
+        if not self.pipeline:
+            self.flow.resume_reading()
 
     # The parser's callbacks
 
@@ -189,7 +191,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         self._is_in_header = False
         self._header_bytes = self._body_bytes = 0
         cycle = self.cycle
-        if cycle is previous:  # a WebSocket
+        if cycle is previous:  # an upgrade
             return
         if self._is_extra or self.expect_100_continue or self.group.stop.is_draining:
             # If a client that waits for 100 gets another response, it may still send the body, or omit it.
@@ -228,7 +230,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
             if not self.pipeline:
                 self.flow.resume_reading()
             return
-        if self.flow.read_paused:
+        if self.flow.read_paused and not self.flow.write_paused:
             self.flow.resume_reading()
         if self._is_complete:
             self._become_idle()
@@ -338,10 +340,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     def _count_header_bytes(self) -> int:
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _upgrade(self) -> None:
-        if self._should_upgrade():
-            self.group.remove(self)
-            self.phase = _CLOSING  # the transport calls another protocol from now on
-            self.handle_websocket_upgrade()
-        else:
-            self._unsupported_upgrade_warning()
+    def _become_websocket(self) -> None:
+        self.group.remove(self)
+        self.phase = _CLOSING  # the transport calls another protocol from now on
+        self.handle_websocket_upgrade()

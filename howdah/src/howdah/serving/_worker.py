@@ -241,13 +241,13 @@ class WorkerServer(DrainingServer):
     def _send_figures(self, number: int) -> None:
         """Send the metrics. If a collector of the application fails, the parent keeps those that it has."""
         try:
-            figures = self._read_own_figures()
+            figures = encode_figures(self._read_own_figures())
         except Exception:
             if not self._has_wrong_figures:  # only once
                 _log.exception("worker %d: the metrics can't be read", self._setup.number)
             self._has_wrong_figures = True
             return
-        self._send(encode_message(MessageKind.FIGURES, number, encode_figures(figures)))
+        self._send(encode_message(MessageKind.FIGURES, number, figures))
 
     def _send(self, data: bytes) -> None:
         assert self._control is not None
