@@ -189,6 +189,12 @@ def open_standard_error(describe_dropped: Callable[[int], bytes]) -> LineWriter:
     return ThreadedWriter(descriptor, describe_dropped)
 
 
+def flush_lines(seconds: float) -> None:
+    """Wait until all lines are written, at most for this time. For a process that ends at once after that."""
+    for writer in [*_writers]:
+        writer.flush(seconds)
+
+
 def share_lines() -> None:
     """Let this process take turns with other processes that write to the same standard error, and call this, too.
 
