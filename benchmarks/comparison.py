@@ -79,7 +79,7 @@ class Measured:
     latency: tuple[float, float] | None = None
     """The p50 and the p99 of the time per unit, in seconds."""
     cpu: Mapping[str, float] | None = None
-    """The CPU time of each part that takes part in the work, in seconds, as `seconds` is the time of the work."""
+    """The CPU time of each part, such as the service or the database, in seconds. It is that of all units together."""
     batch_size: float | None = None
     """The mean number of units in a batch, for a contender that batches concurrent requests."""
 

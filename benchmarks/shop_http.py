@@ -54,9 +54,9 @@ _VERIFIED_TRANSFERS: Final = 20
 _CONCURRENT_CHECKS: Final = 16
 
 _TRANSFERS_BEFORE: Final = 0.054
-"""The speed of Shop's `POST /transfers` in relation to the constant response, over 64 connections, on 2026-11-27:
-before the library had direct routes. It was 0.3 of the bare application's. That one is no yardstick for later figures,
-because a faster ledger makes it faster, too."""
+"""The speed of Shop's `POST /transfers`, divided by that of the constant response, over 64 connections. It was measured
+on 2026-11-27, before the library had direct routes. It isn't compared with the bare application, because a faster
+ledger makes that one faster, too."""
 
 # Shop's limits for one client, because wrk is one client. Everything else is as `shop serve` has it by default.
 _UNLIMITED: Final = {
@@ -157,7 +157,7 @@ class ShopHttp(LedgerComparison):
         compared = {name for goal in self.goals() for name in (goal.contender, goal.against)}
 
         def rounds(route: Route, connections: int) -> int | None:
-            """A round takes minutes, so only Shop and the bare application are in all of them, and others in few."""
+            """A round takes minutes, so only Shop and the bare application run in all of them."""
             if route.named(connections) not in compared:
                 return 1
             return None if connections == MANY and route.server in {SHOP, BARE} else 2
@@ -267,7 +267,7 @@ class ShopHttp(LedgerComparison):
         )
 
     async def _stop_workers(self, route: Route) -> None:
-        """Their periodic jobs would take time from the other contenders."""
+        """Stop a server with several workers. Its periodic jobs would take time from the other contenders."""
         if route.server in WORKERS:
             await self._servers[route.server].stop_process()
 

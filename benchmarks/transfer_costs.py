@@ -1,9 +1,9 @@
 """CPU time of a transfer in Python and in PostgreSQL: `python -m benchmarks.transfer_costs`.
 
 For several numbers of concurrent tasks it prints microseconds per transfer, medians of the rounds: the CPU time of this
-process (the ledger, the driver, and the tasks that submit), the CPU time of PostgreSQL's backends, and the time that
-passes. The first two bound the speed. With two cores, a transfer can't take less than half of their sum, nor less than
-the time in PostgreSQL if all transfers lock the same account.
+process (the ledger, the driver, and the tasks that submit), the CPU time of PostgreSQL's backends, and the elapsed
+time. The first two bound the speed. With two cores, a transfer can't take less than half of their sum. If all transfers
+lock the same account, it can't take less than the time in PostgreSQL.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The contenders of `transfers`. Each runs in a new process, in a database with Shop's tables:
 `python -m benchmarks.transfer_loads URL KIND DISTRIBUTION TASKS SECONDS [PROCESSES]`.
 
-With PROCESSES the tasks are divided evenly between so many processes, whose figures are summed.
+With PROCESSES the tasks are divided evenly between this number of processes, whose figures are summed.
 """
 
 from __future__ import annotations
@@ -48,19 +48,20 @@ _START_SECONDS: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """When a process measures, and with which random accounts."""
+    """The time in which a process measures, and its random accounts."""
 
     distribution: str
     task_count: int
     seconds: float
     seed: int = 7
     wait_for_others: Callable[[], object] = int
-    """Called after the first transfers. It blocks until all processes are ready, so that their windows are the same."""
+    """Called after the first transfers. It blocks until all processes are ready, so that their windows are the same.
+    `int` does nothing, and can be passed to another process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a process has measured: the length of its window, and the time of each transfer in it, in seconds."""
+    """The figures of one process: the length of its window, and the time of each transfer in it, in seconds."""
 
     seconds: float
     latencies: list[float]
@@ -72,7 +73,7 @@ def account(number: int) -> UUID:
 
 
 def customer(account_id: UUID) -> UUID:
-    """The id of the account's owner. Each account has another one."""
+    """The id of the account's owner. Each account has a different one."""
     return UUID(int=account_id.int + (1 << 100))
 
 

@@ -80,7 +80,7 @@ async def reload(service: Service) -> None:
         each.pid for each in psutil.Process(service.pid).children() if "resource_tracker" in each.cmdline()[-1]
     )
     service.send_signal(signal.SIGHUP)
-    async with asyncio.timeout(_END_SECONDS):
+    async with asyncio.timeout(_RELOAD_SECONDS):
         while {each.pid for each in psutil.Process(service.pid).children()} & old != {tracker}:
             await asyncio.sleep(0.1)
 

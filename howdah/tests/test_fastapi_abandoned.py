@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import Annotated
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import APIRouter, Depends, Response
 from sqlalchemy import text
 from starlette.background import BackgroundTask
 
@@ -17,6 +17,7 @@ from howdah import Database
 from howdah.fastapi import DbSession, ReadDbSession, configure_app, finish_without_client, get_database
 from howdah_tests.support.path_pairs import MARKS, Mark
 from howdah_tests.support.served_apps import PROTOCOLS, MakeProtocol, RawClient, ServedApp, served
+from howdah_tests.support.untraced import create_fastapi
 from howdah_tests.support.waiting import until
 
 AT_A_TIME = 24
@@ -47,7 +48,7 @@ class HeavyApp:
     """Routes that take long: `/direct/read` is a direct route, and FastAPI serves `/fastapi/read`."""
 
     def __init__(self, database_url: str, *, cancel_abandoned: bool = True) -> None:
-        self.app = FastAPI()
+        self.app = create_fastapi()
         self.entered = self.finished = self.mailed = 0
         self.released = asyncio.Event()
         configure_app(

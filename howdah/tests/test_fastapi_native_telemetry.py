@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from howdah import Database
 from howdah.fastapi import configure_app, direct
+from howdah.fastapi._fastapi_internals import IS_SUPPORTED
 
 pytestmark = pytest.mark.skipif(
     not hasattr(Application(), "_native_telemetry"), reason="this version of FastAPI has no telemetry of its own"
@@ -42,12 +43,14 @@ async def request_twice(app: FastAPI) -> None:
                 assert (await client.get("/hello")).json() == "hello"
 
 
-async def test_a_provider_gets_a_span_of_each_request(database_url: str) -> None:
+async def test_a_provider_gets_a_span_of_each_request(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     await request_twice(create_app(database_url, {"tracer_provider": provider}))
     names = [span.name for span in exporter.get_finished_spans()]
     assert names.count("GET /hello") == 2
+    warnings = [each for each in caplog.messages if "a provider of OpenTelemetry is set" in each]
+    assert len(warnings) == (1 if IS_SUPPORTED else 0)
 
 
 async def test_fastapi_looks_for_providers_at_startup_only(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

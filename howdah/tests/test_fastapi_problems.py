@@ -198,6 +198,7 @@ def test_every_error_has_a_status_or_is_an_internal_error() -> None:
         errors.HowdahError,
         errors.ViewCompileError,
         errors.MigrationBlocked,
+        errors.PoolsTooLarge,
         errors.MultipleRowsFound,
         errors.UnknownAttribute,
         errors.NestedTransaction,

@@ -20,7 +20,7 @@ from howdah import Database
 from howdah.fastapi import allow, configure_app, direct
 from howdah.fastapi._fastapi_internals import IS_SUPPORTED
 from howdah.fastapi._json_responses import build_json_response
-from howdah.fastapi._routes import RouteLists
+from howdah.fastapi._route_lists import RouteLists
 from howdah.fastapi.direct_routes import DirectRoutes
 
 _SUPPORTED: Final = (0, 164)
@@ -162,6 +162,12 @@ def _with_router(app: FastAPI) -> None:
     _depends(_endpoint)(app)
 
 
+def _with_route_of_another_application(app: FastAPI) -> None:
+    other = FastAPI()
+    _depends(_endpoint)(other)
+    app.router.routes.extend(other.routes)
+
+
 def _prepare(declare: Callable[[FastAPI], None]) -> None:
     app = FastAPI()
     declare(app)
@@ -174,7 +180,7 @@ def _prepare(declare: Callable[[FastAPI], None]) -> None:
     [
         (_depends(_not_async), "_not_async isn't `async def`"),
         (_depends(_generator), "_generator isn't `async def`"),
-        (_depends(_Page), "_Page isn't `async def`"),
+        (_depends(_Page), "_Page isn't `async def`: use an `async def` that returns one"),
         (_depends(_Unhashable()), "can't be hashed"),
         (_depends(_with_background_tasks), "has BackgroundTasks"),
         (_depends(_with_scopes), "has scopes of OAuth 2.0"),
@@ -185,12 +191,13 @@ def _prepare(declare: Callable[[FastAPI], None]) -> None:
         (_declare(methods=["POST"], max_body_size=10), "has a `max_body_size` of its own"),
         (_declare("/files/{name:path}"), "must be a whole segment"),
         (_declare("/issue-{number}"), "must be a whole segment"),
-        (lambda app: app.add_route("/issues", direct(lambda request: Response())), "isn't a route of FastAPI"),
+        (lambda app: app.add_route("/issues", direct(lambda request: Response())), "isn't an HTTP route of FastAPI"),
         (_with_class(_OwnMatches), r"_OwnMatches has a method matches\(\)"),
         (_with_class(_OwnHandle), r"_OwnHandle has a method handle\(\)"),
         (_with_class(_OwnApplication), "_OwnApplication replaces the application"),
         (_with_class(_HandlerWithoutSuper), r"_HandlerWithoutSuper doesn't call super\(\)"),
         (_with_router, "_OwnRouter, the class of a router"),
+        (_with_route_of_another_application, "it belongs to another application"),
     ],
 )
 def test_a_route_that_cant_be_served_directly_is_rejected_with_the_reason(
@@ -198,6 +205,23 @@ def test_a_route_that_cant_be_served_directly_is_rejected_with_the_reason(
 ) -> None:
     with pytest.raises(RuntimeError, match=f"can't be a direct route: .*{reason}"):
         _prepare(declare)
+
+
+@needs_support
+def test_a_direct_route_that_another_one_hides_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    async def get_issue(number: int) -> None:
+        """A route that FastAPI serves."""
+
+    def declare(app: FastAPI) -> None:
+        app.add_api_route("/issues/{number:int}", get_issue)
+        app.add_api_route("/issues/latest", direct(_endpoint))
+        app.add_api_route("/notes", direct(_endpoint))
+
+    with caplog.at_level("DEBUG", "howdah.direct_routes"):
+        _prepare(declare)
+    hidden, served = caplog.messages
+    assert hidden.startswith("FastAPI serves the direct route GET /issues/latest itself, because a route")
+    assert served == "served directly: GET /notes"
 
 
 @needs_support

@@ -14,7 +14,7 @@ from sqlalchemy.orm import registry
 from howdah import Page, paginate
 from howdah._reads.sort_keys import is_after_position
 from howdah._reads.sort_values import SortValue
-from howdah.pagination import _get_sort_keys
+from howdah.pagination import get_sort_keys
 from howdah_tests.support.sample_models import User
 
 _FIELDS = (User.id, User.email, User.age)
@@ -69,7 +69,7 @@ async def test_a_union_can_be_paginated_in_both_directions(
 
 def condition_of(statement: object) -> str:
     """The condition of the second page, in SQL."""
-    keys = _get_sort_keys(statement)  # type: ignore[arg-type]
+    keys = get_sort_keys(statement)  # type: ignore[arg-type]
     return str(
         is_after_position(keys, [SortValue("1", None) for _ in keys], inclusive=False).compile(
             dialect=postgresql.dialect()  # type: ignore[no-untyped-call]

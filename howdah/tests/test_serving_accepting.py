@@ -8,6 +8,7 @@ import socket
 import pytest
 import uvloop
 
+from howdah.serving import bind_socket
 from howdah.serving._accepting import Acceptor, Connector
 
 CLIENTS = 300
@@ -117,3 +118,11 @@ def test_without_free_file_descriptors_it_tries_again_later(error: int, monkeypa
         listening.close()
 
     uvloop.run(run())
+
+
+def test_responses_do_not_wait_for_acknowledgements() -> None:
+    """With Nagle's algorithm a response on a reused connection may be 40 ms late."""
+    with bind_socket("127.0.0.1", 0) as bound:
+        bound.listen()
+        with socket.create_connection(bound.getsockname()), bound.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -8,12 +8,16 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
+from howdah import Database
+from howdah.fastapi import configure_app
 from howdah.serving import ServerLimits
 from howdah.serving._figures import Family, Figures, decode_figures, encode_figures, keep_cumulative, sum_figures
 from howdah.serving._group_figures import GroupFigures
-from howdah.serving._scope_keys import FIGURES_KEY
+from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
 from howdah.serving._server import build_config
 from howdah.serving._worker import WorkerServer
 from howdah.serving._worker_process import WorkerProcess
@@ -68,6 +72,38 @@ def test_only_cumulative_metrics_of_an_ended_process_are_kept() -> None:
 def test_infinities_survive_the_way_to_the_parent() -> None:
     (decoded,) = decode_figures(encode_figures([family("limit", "gauge", ("", math.inf))]))
     assert decoded.samples[0][2] == math.inf
+
+
+class Group:
+    """Two workers with the same metrics. The second answer of their parent comes too late."""
+
+    def __init__(self, figures: Figures) -> None:
+        self._answers = iter([[figures, figures]])
+
+    async def collect(self) -> list[Figures]:
+        try:
+            return next(self._answers)
+        except StopIteration as error:
+            raise TimeoutError from error
+
+
+async def test_the_route_has_the_sums_of_all_workers_or_is_a_503() -> None:
+    app = FastAPI()
+    configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/none"))
+    async with app.router.lifespan_context(app) as state:
+        assert state is not None
+        shared = {**state, WORKERS_KEY: Group(state[FIGURES_KEY].read())}
+
+        async def serve(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope | {"state": {**shared}}, receive, send)
+
+        transport = httpx.ASGITransport(serve)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+            late = await client.get("/metrics")
+    assert 'howdah_pool_connections{database="main",state="limit"} 60.0' in lines
+    assert late.status_code == 503
+    assert "the other worker processes can't be read" in late.json()["detail"]
 
 
 async def test_metrics_of_a_worker_that_cannot_be_added_are_reported(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from pydantic import BaseModel, EmailStr, TypeAdapter, field_validator
 from sqlalchemy import (
+    BindParameter,
     Column,
     Integer,
     MetaData,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
+    bindparam,
     event,
     func,
     select,
@@ -33,6 +35,7 @@ from sqlalchemy.dialects.postgresql import asyncpg as dialect_module
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, selectinload
+from sqlalchemy.sql import visitors
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 import howdah
@@ -50,12 +53,36 @@ PROTOCOL_NAMES = {
     "_unsupported_upgrade_warning": "(self)",
 }
 
-# `howdah.fastapi.route_rules` must find every route. FastAPI has no public list of the routes of `frontend()`. Tests
-# of `howdah.fastapi.access` fail if these names change.
-FRONTEND_NAMES = frozenset({"_iter_low_priority_routes", "_low_priority_routes"})
+# Private names of FastAPI and Starlette, by module. FastAPI has no public list of the routes of `frontend()`: tests of
+# `howdah.fastapi.access` fail if these names change. The tests of direct routes fail if one of the others changes.
+FASTAPI_NAMES = {
+    "route_rules": {"_iter_low_priority_routes"},
+    "_route_lists": {"_low_priority_routes"},
+    "_compiled_routes": {"_embed_body_fields"},
+    "direct_routes": {"_route_context"},
+    "_native_telemetry": {"_native_telemetry"},
+}
 
 
 class TestSelect:
+    def test_the_structure_of_a_statement_does_not_depend_on_its_values(self) -> None:
+        first, second = (private.find_structure(select(User).where(User.age > age)) for age in (1, 2))
+        other = private.find_structure(select(User).where(User.age < 1))
+        assert first is not None
+        assert second is not None
+        assert other is not None
+        assert first[0] == second[0] != other[0]
+        assert [bind.value for bind in (*first[1], *second[1])] == [1, 2]
+        assert private.find_structure(select(User).where(User.name == bindparam("n")).params(n="Ada")) is None
+
+    def test_a_copied_parameter_knows_its_original(self) -> None:
+        condition = User.age > 1
+        (original,) = [each for each in visitors.iterate(condition) if isinstance(each, BindParameter)]
+        copied = visitors.cloned_traverse(condition, {}, {})
+        (copy,) = [each for each in visitors.iterate(copied) if isinstance(each, BindParameter)]
+        assert copy.key != original.key
+        assert any(each is original for each in private.originals_of(copy))
+
     def test_order_by_is_read(self) -> None:
         assert len(private.order_by_of(select(User).order_by(User.name, User.id.desc()))) == 2
         assert not private.order_by_of(select(User))
@@ -390,7 +417,8 @@ def test_no_other_module_uses_a_private_name() -> None:
         if _is_private(name)
         and name not in defined
         and not (path.parent.name == "serving" and name in PROTOCOL_NAMES)
-        and not (path.stem == "route_rules" and name in FRONTEND_NAMES)
+        and path.stem != "_fastapi_internals"
+        and name not in FASTAPI_NAMES.get(path.stem, ())
     ]
     assert not found, "move these to howdah/_sqlalchemy.py, each with its reason and a test"
 

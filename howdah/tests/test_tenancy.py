@@ -191,6 +191,24 @@ async def test_a_scope_leaves_nothing_behind_and_does_not_close_the_pool(tenants
         tenants.with_settings({SETTING: 1}).session()
 
 
+async def test_the_reader_of_another_database_is_kept_and_closed_with_the_first_one(
+    tenants: Database, tenants_url: str
+) -> None:
+    async with Database(tenants_url) as other:
+        async with NoteView.open(tenants) as notes:
+            reader = notes.scoped(other)
+            assert reader is notes.scoped(other)
+            for _ in range(2):
+                with pytest.raises(NotFound):  # without a tenant there are no rows
+                    await reader.get(1)
+                await reader.aclose()  # does nothing
+            assert reader.status() == notes.status()
+            assert notes.scoped(other.with_settings({SETTING: 1})) is not reader
+        for each in (notes, reader):
+            with pytest.raises(CoalescerClosed):
+                await each.get(1)
+
+
 async def test_begin_and_the_settings_are_one_message(tenants_url: str) -> None:
     """The query logger of the driver doesn't see prepared statements."""
     async with Database(tenants_url, pool_size=1, max_overflow=0, pool_pre_ping=False) as database:

@@ -122,17 +122,6 @@ async def test_a_killed_backend_fails_only_the_request_that_it_served(
         await until(is_pool_unused)  # a background job may use a connection just now
 
 
-async def test_responses_on_a_keep_alive_connection_are_not_delayed(committed_url: str, tmp_path: Path) -> None:
-    """With Nagle's algorithm a response would wait 40 ms for the acknowledgement of the previous one."""
-    async with run_shop_serve(committed_url, tmp_path / "log") as (_, address), client_of(address) as client:
-        durations = []
-        for _ in range(40):
-            started = time.monotonic()
-            await client.get("/healthz")
-            durations.append(time.monotonic() - started)
-        assert sorted(durations[20:])[5] < 0.03
-
-
 async def test_two_services_in_one_process_use_their_own_databases(
     client: httpx.AsyncClient, committed_url: str
 ) -> None:

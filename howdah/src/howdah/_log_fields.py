@@ -1,6 +1,6 @@
-"""What every log entry has besides its own members, as processors of structlog.
+"""Processors of structlog that add fields to every log entry.
 
-Each request writes an entry, so these are written for speed.
+They must be fast, because each request writes an entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 
 _CONTEXT_PREFIX: Final = structlog.contextvars.STRUCTLOG_KEY_PREFIX
-# A program usually has a few. One that creates variables for each request would fill the memory.
+# A program usually has a few variables. If it created new ones for each request, their names would fill the memory.
 _MAX_VARIABLES: Final = 1_000
 
 
@@ -56,7 +56,7 @@ class AddTraceId:
         if trace is None:
             if "opentelemetry.trace" not in sys.modules:  # no span is current
                 return event
-            from opentelemetry import trace  # for each entry, this statement would take longer than the rest
+            from opentelemetry import trace  # once, because this statement takes longer than the rest
 
             self._trace = trace
         span = trace.get_current_span()

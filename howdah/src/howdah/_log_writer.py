@@ -196,10 +196,11 @@ def flush_lines(seconds: float) -> None:
 
 
 def share_lines() -> None:
-    """Let this process take turns with other processes that write to the same standard error, and call this, too.
+    """Don't mix the lines of this process with those of others that also call this and share its standard error.
 
-    A write of more than 4,096 bytes to a pipe may be mixed with those of other processes. So a process writes while it
-    holds a lock on the file, which the kernel releases if the process ends. macOS has no such locks for pipes.
+    Otherwise a write of more than 4,096 bytes to a pipe may be mixed with other writes. From now on, a process writes
+    while it holds a lock on the file. The kernel releases the lock if the process ends. macOS has no such locks for
+    pipes.
     """
     global _shares_lines  # noqa: PLW0603
     _shares_lines = True

@@ -18,8 +18,8 @@ ResultT = TypeVar("ResultT")
 class ScopedCoalescers(Generic[ItemT, ResultT]):
     """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
-    They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own limits. They add their
-    figures to those of `unscoped`.
+    They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own queue and limits, but
+    they count in the figures of `unscoped`.
     """
 
     def __init__(self, unscoped: Coalescer[ItemT, ResultT]) -> None:
@@ -46,6 +46,12 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
             if not used.count:
                 del self._by_scope[scope]
                 used.coalescer.release()
+
+    def keep(self, apply: Apply[ItemT, ResultT]) -> Coalescer[ItemT, ResultT]:
+        """A coalescer for a scope that is always in use. Its calls share a batch with no other calls."""
+        used = self._by_scope[object()] = _Used(self._unscoped.copy_for(apply))
+        used.count = 1
+        return used.coalescer
 
     def status(self) -> CoalescerStatus:
         """The status of all scopes and of the unscoped calls together."""

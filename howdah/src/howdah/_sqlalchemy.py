@@ -7,11 +7,11 @@ checks each of them on every supported version, and that no other module uses su
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, NoReturn, TypeAlias
 
 from pydantic import EmailStr
-from sqlalchemy import Connection, GenerativeSelect, Select, Table
+from sqlalchemy import BindParameter, Connection, GenerativeSelect, Select, Table
 from sqlalchemy.engine import Result
 from sqlalchemy.ext.asyncio import AsyncResult
 from sqlalchemy.orm import (
@@ -87,6 +87,24 @@ def without_options(statement: Select[Any]) -> Select[Any]:
     bare = statement.where()
     bare._with_options = ()
     return bare
+
+
+def find_structure(statement: Select[Any]) -> tuple[Hashable, Sequence[BindParameter[Any]]] | None:
+    """A value that is equal for two statements with the same text, and the statement's parameters in a fixed order.
+
+    It is SQLAlchemy's key for its statement cache. None if the statement has a part that SQLAlchemy doesn't cache, or
+    values of `params()`.
+    """
+    key: Any = statement._generate_cache_key()
+    if key is None or getattr(key, "params", None):  # SQLAlchemy 2.1 has the values of `params()` apart
+        return None
+    return key.key, key.bindparams
+
+
+def originals_of(bind: BindParameter[Any]) -> Iterable[BindParameter[Any]]:
+    """The parameter itself, and those of which SQLAlchemy has made it as a copy while it compiled a statement."""
+    originals: Iterable[BindParameter[Any]] = bind._cloned_set
+    return originals
 
 
 def cache_key_of(kind: TypeEngine[Any]) -> object:

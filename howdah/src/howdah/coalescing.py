@@ -77,7 +77,8 @@ class Coalescer(Generic[ItemT, ResultT]):
     it for reads.
 
     With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
-    while another one is being written. Use it if part of `apply` is serialized. A function is called for each batch.
+    while another one is being written. Use it if part of `apply` is serialized. If it is a function, it is called for
+    each batch.
 
     Errors:
 
@@ -185,9 +186,9 @@ class Coalescer(Generic[ItemT, ResultT]):
         self.release()
 
     def release(self) -> None:
-        """Cancel the timer, so that nothing keeps this object. Without waiters there is nothing to do.
+        """Cancel the timer, so that nothing keeps this object. Call it only if nobody waits.
 
-        The object isn't in a cycle then. So it is freed at once, and not by the garbage collector.
+        After that, the object is in no reference cycle. So it is freed at once, and not by the garbage collector.
         """
         self._timer.release()
 

@@ -46,8 +46,8 @@ async def check_connection_limits(databases: Iterable[Database], *, workers: int
     clients, and the processes of another version during a rolling deployment, are not counted. The limits are those of
     the server without its reserved connections, of the login, and of the database.
 
-    `advice` names the settings that change the pools. A database behind a transaction pooler is left out.
-    One of the databases of each server is asked, with its first connection. Raises `Unavailable` if that fails.
+    `advice` names the settings of the service that change the pools, for the message. A database behind a transaction
+    pooler is left out. The limits are read through one database of each server. Raises `Unavailable` if that fails.
     """
     groups: dict[tuple[object, ...], list[Database]] = {}
     for database in databases:
@@ -84,12 +84,12 @@ async def _check_group(databases: list[Database], workers: int, advice: str) -> 
 
 
 def _count_processes(workers: int) -> int:
-    """The largest number of processes at a time, with the one that replaces another one."""
+    """The largest number of processes at a time. One of several workers may be running together with its successor."""
     return workers + 1 if workers > 1 else workers
 
 
 def _describe(limit: _Limit, needed: int, per_process: int, workers: int, advice: str) -> str:
-    """What doesn't fit, and how to change that."""
+    """The message of the error: the limit that is exceeded, and the possible changes."""
     many = f"{workers} workers, and one more while a worker is replaced," if workers > 1 else "one process"
     fitting = limit.connections // per_process
     possible = f"run at most {fitting - 1} workers" if fitting > 2 else "run one process" if fitting else ""

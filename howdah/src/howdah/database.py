@@ -169,7 +169,7 @@ class Database:
         self._closed = False
         self._root = self  # `with_settings` and `bound_to` make copies
         self._settings: TransactionSettings | None = None
-        self.__dict__["engine"] = create_async_engine(
+        self.engine = create_async_engine(
             parsed,
             poolclass=BoundedPool,
             pool_size=pool_size,
@@ -399,7 +399,7 @@ class Database:
         scoped: Database = object.__new__(type(self))  # copy() is slower, and each request may do this
         scoped.__dict__.update(self.__dict__)
         scoped._settings = merged
-        # `engine` makes it when it is needed. A read by key doesn't need it.
+        # The property `engine` creates the copy's engine when it is needed. A read by key doesn't need it.
         scoped.__dict__.pop("engine", None)
         return scoped
 

@@ -37,7 +37,7 @@ from sqlalchemy.orm.interfaces import CriteriaOption
 from sqlalchemy.sql import visitors
 
 from howdah._keys import get_key_attributes
-from howdah._reads.cursors import Cursors, Position
+from howdah._reads.cursors import Cursors, ListDigest, Position
 from howdah._reads.nullability import can_be_null
 from howdah._reads.page import Page
 from howdah._reads.sort_keys import SortKey, is_after_position, parse_order, reject_unstable_order
@@ -105,37 +105,67 @@ async def paginate_as(
     `parameters` has the values of parameters that have no value in the statement and in `item`. A cursor is bound to
     them.
     """
+    check_page_arguments(limit, after, before, count)
+    keys = get_sort_keys(statement)
+    cursors = Cursors(keys, lambda: ListDigest(statement, keys).compute(parameters or {}))
+    is_backward = before is not None
+    cursor = before if is_backward else after
+    position = None if cursor is None else cursors.decode(cursor)
+    # One extra row is read. It shows whether there is another page.
+    page_query = build_page_query(item, statement, keys, position, limit + 1, is_backward=is_backward)
+    found, row_count = await _execute(session, page_query, position, parameters)
+    has_more = len(found) > limit or (row_count > limit and _can_repeat_objects(statement))
+    page = await build_page(session, cursors, found[:limit], position, has_more=has_more, is_backward=is_backward)
+    return page if count is False else await add_count(page, session, statement, count, parameters)
+
+
+def check_page_arguments(limit: int, after: str | None, before: str | None, count: bool | int) -> None:
+    """Raise `ValueError` for a limit out of bounds, for two cursors, and for a negative count."""
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit must be from 1 to {MAX_LIMIT}, not {limit}")
     if after is not None and before is not None:
         raise ValueError("after and before can't both be given: pass one of them")
     if count is not True and count < 0:
         raise ValueError(f"count must be True, False, or a maximum of at least 0, not {count}")
-    keys = _get_sort_keys(statement)
-    cursors = Cursors(statement, keys, parameters)
-    is_backward = before is not None
-    # A page before a cursor is read in the opposite order, and then its rows are reversed.
+
+
+def build_page_query(
+    item: ColumnElement[Any] | None,
+    statement: Select[Any],
+    keys: Sequence[SortKey],
+    position: Position | None,
+    limit: int | ColumnElement[int],
+    *,
+    is_backward: bool,
+) -> Select[Any]:
+    """The SELECT of a page: each item and its `SortValues`.
+
+    A page before a cursor is read in the opposite order. `build_page` reverses its rows.
+    """
     directed_keys = [key.reverse() for key in keys] if is_backward else keys
-    cursor = before if is_backward else after
-    position = None if cursor is None else cursors.decode(cursor)
     page_query = _select_page(item, statement, keys)
     if position is not None:
         is_behind = is_after_position(directed_keys, position.values, inclusive=position.inclusive)
         # with GROUP BY the sort key may be an aggregate, which is compared in HAVING
         page_query = page_query.having(is_behind) if has_group_by(statement) else page_query.where(is_behind)
-    # One extra row is read. It shows whether there is another page.
-    page_query = page_query.order_by(*(key.to_order_by() for key in directed_keys)).limit(limit + 1)
-    found, row_count = await _execute(session, page_query, position, parameters)
-    has_more = len(found) > limit or (row_count > limit and _can_repeat_objects(statement))
-    rows = found[:limit]
+    return page_query.order_by(*(key.to_order_by() for key in directed_keys)).limit(limit)
+
+
+async def build_page(
+    session: AsyncSession | AsyncConnection,
+    cursors: Cursors,
+    rows: list[Any],
+    position: Position | None,
+    *,
+    has_more: bool,
+    is_backward: bool,
+) -> Page[Any]:
+    """The page of these rows, with its cursors."""
     if is_backward:
         rows.reverse()
     # Both positions are computed even if no cursor is returned, so that an unsupported order raises an error on the
     # first page.
-    first, last = await _get_end_positions(session, keys, rows, position)
-    total, total_capped = (None, False)
-    if count is not False:
-        total, total_capped = await _count_with_cap(session, statement, count, parameters)
+    first, last = await _get_end_positions(session, cursors.keys, rows, position)
     # The page on the other side of the cursor has the cursor's own row. (It may be empty if that row was deleted.)
     has_next = has_more or is_backward
     has_previous = has_more if is_backward else position is not None
@@ -143,9 +173,21 @@ async def paginate_as(
         items=[row[0] for row in rows],
         next=cursors.encode(last) if last is not None and has_next else None,
         previous=cursors.encode(first) if first is not None and has_previous else None,
-        total=total,
-        total_capped=total_capped,
     )
+
+
+async def add_count(
+    page: Page[Any],
+    session: AsyncSession | AsyncConnection,
+    statement: Select[Any],
+    count: bool | int,
+    parameters: Mapping[str, Any] | None,
+) -> Page[Any]:
+    """The page with the number of rows of the statement, at most `count` if that is a number."""
+    if count is True:
+        return replace(page, total=await count_rows(session, statement, parameters=parameters))
+    total = await count_rows(session, statement, at_most=count + 1, parameters=parameters)
+    return replace(page, total=min(total, count), total_capped=total > count)
 
 
 def _select_page(item: ColumnElement[Any] | None, statement: Select[Any], keys: Sequence[SortKey]) -> Select[Any]:
@@ -181,11 +223,8 @@ async def _execute(
     try:
         result = await session.execute(page_query, parameters)
     except DBAPIError as error:
-        if position is None or getattr(error, "sqlstate", None) not in _UNREADABLE_SQLSTATES:
-            raise
-        raise InvalidCursor(
-            "the cursor's values don't fit the sort key, whose type may have changed: start from the first page"
-        ) from error
+        reject_cursor(position, error)
+        raise
     # SQLAlchemy requires unique() only if collections are loaded by a join. In other cases unique() must not be called:
     # it would drop rows that a join repeats, but the limit has counted them.
     if not requires_unique(result):
@@ -200,6 +239,14 @@ async def _execute(
 
     unique_rows = [*result.unique(identify).all()]
     return unique_rows, row_count
+
+
+def reject_cursor(position: Position | None, error: DBAPIError) -> None:
+    """Raise `InvalidCursor` if PostgreSQL can't read the values of the cursor's position."""
+    if position is not None and getattr(error, "sqlstate", None) in _UNREADABLE_SQLSTATES:
+        raise InvalidCursor(
+            "the cursor's values don't fit the sort key, whose type may have changed: start from the first page"
+        ) from error
 
 
 def _can_repeat_objects(statement: Select[Any]) -> bool:
@@ -294,20 +341,7 @@ def _get_criteria_options(statement: Select[Any]) -> list[CriteriaOption]:
     return [option for option in options_of(statement) if isinstance(option, CriteriaOption)]
 
 
-async def _count_with_cap(
-    session: AsyncSession | AsyncConnection,
-    statement: Select[Any],
-    count: bool | int,
-    parameters: Mapping[str, Any] | None,
-) -> tuple[int, bool]:
-    """The number of rows, at most `count` if that is a number, and whether there are more."""
-    if count is True:
-        return await count_rows(session, statement, parameters=parameters), False
-    total = await count_rows(session, statement, at_most=count + 1, parameters=parameters)
-    return min(total, count), total > count
-
-
-def _get_sort_keys(statement: Select[Any]) -> list[SortKey]:
+def get_sort_keys(statement: Select[Any]) -> list[SortKey]:
     """The sort keys of the statement. Raises `ValueError` for a statement that can't be paginated."""
     entity = get_entity(statement)
     reject_own_limit(statement)

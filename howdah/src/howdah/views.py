@@ -34,6 +34,7 @@ from howdah._keys import (
     normalize_key,
     normalize_keys,
 )
+from howdah._page_plans import PagePlans
 from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
@@ -46,7 +47,7 @@ from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.pagination import get_entity, paginate_as, with_total_order
+from howdah.pagination import get_entity, with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 ViewerT = TypeVar("ViewerT", default=Any)
@@ -190,6 +191,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
         self._select_one = PreparedSelect(self._by_key.one)
         self._select_many = PreparedSelect(self._by_key.many)
+        self._page_plans = PagePlans(view._body, self._build_list_query)
         if self._viewer is not None:
             columns = self._viewer.columns(get_requested_keys_name(view.model))
             body, criteria = view._render(columns)
@@ -198,7 +200,9 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         # with `bisect_on_error`, a key or a row that causes an error fails only its own read
         self._coalescer = new_coalescer(partial(self._read, database), key=self._identify, bisect_on_error=True)
         self._scopes = ScopedCoalescers(self._coalescer)
-        self._scope: Scope[_Request, JsonBytes] | None = None  # of a reader that `scoped` has made
+        # of a reader that `scoped` has made
+        self._scope: Scope[_Request, JsonBytes] | Coalescer[_Request, JsonBytes] | None = None
+        self._kept: dict[Database, JsonViewReader[ModelT, ViewerT]] = {}
 
     def scoped(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
         """This reader, for a copy that `with_settings` has made, or for another `Database` with the same tables.
@@ -208,10 +212,20 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         """
         if database is self._database:
             return self
+        kept = self._kept.get(database)
+        return self._scope_to(database) if kept is None else kept
+
+    def _scope_to(self, database: Database) -> JsonViewReader[ModelT, ViewerT]:
+        """A reader for this database. It is kept if the database has no settings, because there are few of those."""
         scoped: JsonViewReader[ModelT, ViewerT] = object.__new__(type(self))  # faster than copy(), for each request
         scoped.__dict__.update(self.__dict__)
         scoped._database = database
-        scoped._scope = Scope(self._scopes, database.scope_key(), partial(self._read, database))
+        read = partial(self._read, database)
+        if database._root is database:
+            scoped._scope = self._scopes.keep(read)
+            self._kept[database] = scoped
+        else:
+            scoped._scope = Scope(self._scopes, database.scope_key(), read)
         return scoped
 
     async def __aenter__(self) -> JsonViewReader[ModelT, ViewerT]:
@@ -305,12 +319,11 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         `execution_options()` or `with_for_update()`. Raises `InvalidCursor` for a cursor of a viewer with other values.
         """
         parameters = self._bind_viewer(self._read_viewer(viewer))
-        list_query = self._build_list_query(statement)
+        bound = self._page_plans.bind(statement)
         return await self._database.read(
-            lambda connection: paginate_as(
-                self._view._body,
+            lambda connection: self._page_plans.paginate(
                 connection,
-                list_query,
+                bound,
                 limit=limit,
                 after=after,
                 before=before,

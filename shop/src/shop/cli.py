@@ -42,7 +42,8 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
     port: Annotated[int, typer.Option(envvar="PORT", help="Port to listen on", min=0, max=65535)] = 8000,
     workers: Annotated[
-        int | None, typer.Option(help="Number of processes that serve requests; SHOP_WORKERS, or 1", min=1)
+        int | None,
+        typer.Option(help="Number of processes that serve requests. The default is SHOP_WORKERS, or 1", min=1),
     ] = None,
 ) -> None:
     """Migrate the database and serve. Refuses to start if the ledger's schema in the database was changed, if the

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 def create_service(embedded_url: str | None, *, address: str) -> FastAPI:
     """Configure this process, and create the application, with the current settings.
 
-    Without the URL of an embedded server, the database is that of the settings. `address` is the one that the service
-    listens on.
+    Without `embedded_url`, the settings have the URL of the database. The service listens on `address`.
     """
     from howdah.logs import configure_logging
     from shop.app import create_app

@@ -49,7 +49,7 @@ def test_a_test_can_set_a_wrong_clock() -> None:
 
 async def by_submit(database: Database, a: UUID, b: UUID) -> None:
     async with Ledger(database) as ledger:
-        for _ in range(3):  # the first one reads the accounts, the others find them in the account cache
+        for _ in range(3):
             (await ledger.submit(TransferRequest(a, b, 1, key=str(uuid4())))).unwrap()
 
 

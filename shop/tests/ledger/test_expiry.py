@@ -38,7 +38,7 @@ from shop_tests.support.trigger_bypass import disable_triggers, expire
 
 
 async def hold_amounts(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:
-    """Hold these amounts through another `Ledger`, whose account cache is separate. Returns the ids of the holds."""
+    """Hold these amounts through another `Ledger`. Returns the ids of the holds."""
     async with Ledger(stored) as ledger:
         requests = [TransferRequest(a, b, amount, pending_seconds=3_600) for amount in amounts]
         ids = [result.unwrap().id for result in await ledger.submit_many(requests)]

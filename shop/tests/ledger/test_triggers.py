@@ -227,7 +227,7 @@ async def test_a_temporary_table_does_not_take_the_place_of_the_entries(
 
 
 async def test_revision_counts_every_change_that_creates_no_entry(stored: Database, accounts: dict[str, UUID]) -> None:
-    """Optimistic posting relies on it."""
+    """The seals of accounts rely on it."""
 
     async def revision() -> int:
         async with stored.session() as session:

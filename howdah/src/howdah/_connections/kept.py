@@ -46,8 +46,8 @@ class _KeptConnection:
 class KeptConnections:
     """The kept connections of an engine. Each statement on them is a transaction.
 
-    At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit), and
-    one more for each task that waits for a connection.
+    At most `keep` idle connections stay checked out of the pool, each for at most `recycle` seconds (-1: no limit).
+    While tasks wait for a connection, one more for each of them may stay.
 
     An idle connection has no slot. It is returned to the pool when another use finds the pool empty, and when the
     engine is disposed.
@@ -76,8 +76,13 @@ class KeptConnections:
         start_slot_record()
         async with self._slot(Priority.BATCH) as slot:
             kept = await self._take_idle(slot) or await self._connect(slot)
-            async with self._use(kept) as connection:
-                yield connection
+            try:
+                yield kept.connection
+                await _end_transaction(kept)
+            except BaseException:
+                await _close(kept.connection)
+                raise
+            await self._release(kept)
 
     @asynccontextmanager
     async def connect_once(
@@ -199,18 +204,8 @@ class KeptConnections:
         assert sync is not None
         return _KeptConnection(connection, sync, sync.connection.driver_connection, pool, now, now)
 
-    @asynccontextmanager
-    async def _use(self, kept: _KeptConnection) -> AsyncIterator[AsyncConnection]:
-        """Use the connection. After that it is idle, or is returned to the pool."""
-        try:
-            yield kept.connection
-            await _end_transaction(kept)
-        except BaseException:
-            await _close(kept.connection)
-            raise
-        await self._release(kept)
-
     async def _release(self, kept: _KeptConnection) -> None:
+        """Keep the connection idle, or return it to the pool."""
         if self._may_keep(kept):
             release_slot(kept.sync.connection, kept.driver, self._pool.state)
             kept.used = time.monotonic()
@@ -234,8 +229,8 @@ class KeptConnections:
     def _has_place(self, state: PoolState) -> bool:
         """Whether one more connection may stay checked out while it is idle.
 
-        Tasks that wait for a connection, or have a slot but no connection yet, take the idle ones in a moment. Through
-        the pool each of them would need a checkout with a ping. If such a task finds the pool empty, it can get an idle
+        Tasks that wait for a connection, or have a slot but no connection yet, soon take the idle ones. Otherwise each
+        of them would need a checkout from the pool, with a ping. A task that finds the pool empty gets an idle
         connection, too (`release_idle`).
         """
         return len(self._idle) < self._keep or len(self._idle) < self._keep + state.missing
@@ -287,6 +282,7 @@ def _run_with_settings(
 
 
 async def _end_transaction(kept: _KeptConnection) -> None:
+    """Commit, if the use of the connection has begun a transaction."""
     # SQLAlchemy has begun a transaction. PostgreSQL has one only behind a pooler.
     if kept.connection.in_transaction():
         await kept.connection.commit()

@@ -116,7 +116,7 @@ async def fetch_with_settings(
 async def _fetch_in_transaction(
     connection: AsyncConnection, driver: Any, settings: TransactionSettings, text: str, values: Sequence[Any]
 ) -> Sequence[Sequence[Any]]:
-    """The same in three round trips. The statements of the next read are prepared."""
+    """The same in three round trips. This also prepares the statements for the next read."""
 
     async def fetch(connection: AsyncConnection) -> Sequence[Sequence[Any]]:
         statements: _Statements = driver.pipelined_statements
@@ -162,7 +162,7 @@ def _set_statement(count: int) -> str:
     for number in range(count, 0, -1):
         is_null = f"pg_catalog.set_config(${2 * number - 1}, ${2 * number}, true) IS NULL"
         condition = f"CASE WHEN {is_null} THEN true ELSE {condition} END"
-    return f"SELECT WHERE {condition}"  # built from numbers
+    return f"SELECT WHERE {condition}"  # only numbers are inserted
 
 
 def _statement_name(count: int) -> str:

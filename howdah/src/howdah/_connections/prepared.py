@@ -35,13 +35,22 @@ class PreparedSelect:
 
     async def rows(self, connection: AsyncConnection, parameters: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """All rows. Raises the same errors as SQLAlchemy."""
+        rows = await self.rows_from_driver(connection, parameters)
+        if rows is None:
+            result = await connection.execute(self._statement, parameters)
+            return [*result]
+        return rows
+
+    async def rows_from_driver(
+        self, connection: AsyncConnection, parameters: Mapping[str, Any]
+    ) -> Sequence[Sequence[Any]] | None:
+        """All rows, or None if SQLAlchemy must execute the statement. Raises the same errors as SQLAlchemy."""
         sync = connection.sync_connection
         assert sync is not None
         compiled = self._compile(sync)
         values = compiled.parameters(parameters) if _can_bypass(sync) else None
         if values is None:
-            result = await connection.execute(self._statement, parameters)
-            return [*result]
+            return None
         driver = await _get_driver(connection, sync)
         try:
             with self._span(sync):
@@ -54,6 +63,11 @@ class PreparedSelect:
             await asyncio.shield(asyncio.ensure_future(connection.invalidate()))
             raise
         return rows
+
+    def binds(self, connection: AsyncConnection) -> Sequence[BindParameter[Any]]:
+        """The parameters of the compiled statement."""
+        assert connection.sync_connection is not None
+        return self._compile(connection.sync_connection).binds
 
     async def rows_with_settings(
         self, connection: AsyncConnection, parameters: Mapping[str, Any], settings: TransactionSettings
@@ -112,6 +126,7 @@ class _Compiled:
     def __init__(self, statement: Select[Any], dialect: Dialect) -> None:
         compiled: Any = statement.compile(dialect=dialect)
         self.text = str(compiled)
+        self.binds: Sequence[BindParameter[Any]] = [*compiled.binds.values()]
         # SQLAlchemy writes these parameters into the text at each execution, for example the items of IN.
         has_late_parameters = compiled.post_compile_params or compiled.literal_execute_params
         self._can_bypass = not has_late_parameters and all(

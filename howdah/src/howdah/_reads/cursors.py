@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import orjson
-from sqlalchemy import Select
+from sqlalchemy import BindParameter, Select
 
 from howdah._reads.sort_keys import SortKey
 from howdah._reads.sort_values import DIALECT, SortValue, has_allowed_type
@@ -28,33 +28,46 @@ class Position(NamedTuple):
     inclusive: bool = False
 
 
+class ListDigest:
+    """The digest of a list query, for all values of its parameters. Compiling the statement takes 0.1 ms."""
+
+    def __init__(self, statement: Select[Any], keys: Sequence[SortKey]) -> None:
+        # the columns and relationships that are loaded don't matter for a cursor
+        bare = without_options(statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True))
+        compiled: Any = bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
+        escaped = compiled.escaped_bind_names
+        self.binds: Mapping[str, BindParameter[Any]] = {
+            escaped.get(name, name): bind for bind, name in compiled.bind_names.items()
+        }
+        """The parameters of the statement by name."""
+        self._text = str(compiled)
+
+    def compute(self, values: Mapping[str, Any]) -> bytes:
+        """The digest with these values, by the names or the keys of parameters, and the statement's own for others."""
+        texts = sorted((name, _format_parameter(_find_value(name, bind, values))) for name, bind in self.binds.items())
+        return hashlib.blake2b(repr((self._text, texts)).encode(), digest_size=9).digest()
+
+
+def _find_value(name: str, bind: BindParameter[Any], values: Mapping[str, Any]) -> Any:
+    return values[name] if name in values else values.get(bind.key, bind.effective_value)
+
+
 class Cursors:
     """Writes and reads the cursors of one list query.
 
-    A cursor is bound to the order, the filters and their values. `parameters` has the values that aren't in the
-    statement, such as those of a viewer. The checksum detects mistakes. It uses no secret, so the contents of a cursor
-    are checked before they become a part of a statement.
+    A cursor is bound to the order, the filters and their values: to a `ListDigest`. The checksum detects mistakes. It
+    uses no secret, so the contents of a cursor are checked before they become a part of a statement.
     """
 
     _VERSION: Final = 2  # version 1 held Python values
 
-    def __init__(
-        self, statement: Select[Any], keys: Sequence[SortKey], parameters: Mapping[str, Any] | None = None
-    ) -> None:
-        self._statement, self._keys, self._parameters = statement, keys, parameters or {}
+    def __init__(self, keys: Sequence[SortKey], compute_digest: Callable[[], bytes]) -> None:
+        """`compute_digest` is that of a `ListDigest`. A list that has one page doesn't call it."""
+        self.keys, self._compute_digest = keys, compute_digest
 
     @cached_property
     def _digest(self) -> bytes:
-        """A digest of the list query. A list that has one page needs none, and compiling the statement takes long."""
-        keys = self._keys
-        # the columns and relationships that are loaded don't matter for a cursor
-        bare = without_options(
-            self._statement.with_only_columns(*(key.column for key in keys), maintain_column_froms=True)
-        )
-        compiled = bare.order_by(None).order_by(*(key.to_order_by() for key in keys)).compile(dialect=DIALECT)
-        values = {**compiled.params, **self._parameters}
-        parameter_texts = sorted((name, _format_parameter(values[name])) for name in compiled.params)
-        return hashlib.blake2b(repr((str(compiled), parameter_texts)).encode(), digest_size=9).digest()
+        return self._compute_digest()
 
     def encode(self, position: Position) -> str:
         """The cursor for this position."""
@@ -80,7 +93,7 @@ class Cursors:
         try:
             inclusive, *values = orjson.loads(payload)
             position = Position([_check_value(*value) for value in values], inclusive is True)
-            pairs = [*zip(self._keys, position.values, strict=True)]
+            pairs = [*zip(self.keys, position.values, strict=True)]
         except (ValueError, TypeError) as error:
             raise InvalidCursor("the cursor doesn't hold one value for each sort key of the list query") from error
         if not all(has_allowed_type(value, key.kind) for key, value in pairs):

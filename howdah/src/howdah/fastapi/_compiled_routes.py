@@ -1,10 +1,9 @@
-"""Compile a route of FastAPI: a handler that does what FastAPI's own one does, but decides less for each request."""
+"""Compile a route of FastAPI to a handler. It does the same as FastAPI's own handler, but makes most decisions once."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable, Iterator
-from contextlib import asynccontextmanager
 from copy import copy
 from email.message import Message
 from functools import lru_cache, partial
@@ -22,25 +21,24 @@ from pydantic_core import PydanticUndefined
 from starlette.exceptions import HTTPException
 
 from howdah.fastapi import _fastapi_internals as internals
-from howdah.fastapi._fastapi_internals import FUNCTION_STACK, REQUEST_STACK
 from howdah.fastapi._json_responses import build_json_response
 from howdah.fastapi._route_parameters import build_reads
 from howdah.fastapi.access import AccessRule
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-# The value of a function that isn't called, because its parameters or those of its dependencies are invalid.
+# The value of a dependency that isn't called, because its parameters or those of its own dependencies are invalid.
 _NOT_CALLED: Final = object()
 
 
 class CannotCompile(Exception):
-    """A route uses something that only FastAPI's own handler can do."""
+    """The route uses something that only FastAPI's own handler supports."""
 
 
 class CompiledRoute:
     """The handler of a route. `dependencies` are the functions that it calls before the endpoint.
 
-    `needs_stacks` if one of them is a generator.
+    `needs_stacks` is true if one of them is a generator: then `handle` needs the exit stacks in the scope.
     """
 
     def __init__(self, included: Any) -> None:
@@ -78,14 +76,14 @@ class _Call:
     """A call of a dependency or of the endpoint, with all decisions that don't depend on the request."""
 
     __slots__ = (
-        *("body_fields", "call", "children", "is_shared", "key", "links", "open", "position", "reads"),
+        *("body_fields", "call", "children", "dependant", "is_shared", "key", "links", "position", "reads"),
         *("request_names", "response_name", "stack", "uses_cache"),
     )
 
     def __init__(self, dependant: Dependant, position: int, children: list[tuple[str | None, int]]) -> None:
         """`children` are the names and positions of its dependencies."""
         call: Any = dependant.call
-        self.call, self.position = call, position
+        self.dependant, self.call, self.position = dependant, call, position
         self.links = [(name, each) for name, each in children if name is not None]
         self.children = [each for _, each in children]
         self.key = _get_key(dependant)
@@ -97,10 +95,10 @@ class _Call:
         self.response_name = dependant.response_param_name
         self.stack: str | None = None
         if internals.is_async_generator(call):
-            self.stack = FUNCTION_STACK if dependant.scope == "function" else REQUEST_STACK
-            self.open = asynccontextmanager(call)
+            self.stack = internals.FUNCTION_STACK if dependant.scope == "function" else internals.REQUEST_STACK
         elif not internals.is_coroutine(call):
-            raise CannotCompile(f"{_describe(call)} isn't `async def`")
+            remedy = ": use an `async def` that returns one" if isinstance(call, type) else ""
+            raise CannotCompile(f"{_describe(call)} isn't `async def`{remedy}")
         if dependant.background_tasks_param_name is not None:
             raise CannotCompile(f"{_describe(call)} has BackgroundTasks")
         if dependant.security_scopes_param_name is not None or dependant.own_oauth_scopes:
@@ -110,7 +108,7 @@ class _Call:
 
 
 def _iterate_calls(dependant: Dependant, position: int) -> Iterator[_Call]:
-    """The calls in FastAPI's order: each after its dependencies, the endpoint last. `position` is that of the first.
+    """The calls in FastAPI's order: each after its dependencies, the endpoint last. The first one gets `position`.
 
     A dependency that is used several times occurs several times, because FastAPI validates its parameters each time.
     """
@@ -154,7 +152,7 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
                 values[each.position] = shared[each.key]
                 continue
             before = len(errors)
-            arguments = {name: values[position] for name, position in each.links}
+            arguments = {name: values[position] for name, position in each.links} if each.links else {}
             for read in each.reads:
                 errors += read(request, arguments)
             if each.body_fields:
@@ -171,7 +169,9 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
             if each.stack is None:
                 result = await each.call(**arguments)
             else:
-                result = await request.scope[each.stack].enter_async_context(each.open(**arguments))
+                result = await internals.enter_generator(
+                    dependant=each.dependant, stack=request.scope[each.stack], sub_values=arguments, request=request
+                )
             values[each.position] = result
             if each.is_shared:
                 shared.setdefault(each.key, result)
@@ -187,7 +187,7 @@ def _new_response() -> Response:
     """The object on which an endpoint and its dependencies set headers and the status."""
     response = Response()
     response.raw_headers.clear()
-    response.status_code = None  # type: ignore[assignment]  # so that one that is set is noticed
+    response.status_code = None  # type: ignore[assignment]  # None, so that a status that is set is noticed
     return response
 
 
@@ -245,7 +245,7 @@ def _build_describe(dependant: Dependant) -> Callable[[Request], Any]:
 
 
 def _build_respond(included: Any, describe: Callable[[Request], Any]) -> Callable[..., Response]:
-    """A function that makes the response from what the endpoint returned, and from the headers that were set."""
+    """A function that makes the response from the result of the endpoint, and from the headers that were set."""
     field, status_code = included.response_field, included.status_code
     response_class = _unwrap_default(included.response_class)
     encodes_directly = field is not None and isinstance(included.response_class, DefaultPlaceholder)
@@ -286,7 +286,7 @@ def _build_respond(included: Any, describe: Callable[[Request], Any]) -> Callabl
 
 
 class _InnermostHandler(APIRoute):
-    """Comes after the route's own class in the order of classes, so that `super().get_route_handler()` is `handle`."""
+    """A base class after the route's own class, so that `super().get_route_handler()` returns `compiled`."""
 
     compiled: Handler
     is_used: bool

@@ -1,8 +1,8 @@
-"""The private functions of FastAPI with which a direct route does exactly what FastAPI does.
+"""The private functions of FastAPI and Starlette that direct routes use, in order to do exactly what FastAPI does.
 
-They are used while a route is compiled, and for what is rare in a request. `IS_SUPPORTED` is false with a version that
-doesn't have them (before 0.164): then FastAPI serves all routes. A test compares the functions that direct routes
-replace with the versions that were read.
+They are used while a route is compiled, and for the rare cases of a request. A version of FastAPI before 0.164 doesn't
+have them: then `IS_SUPPORTED` is false, and FastAPI serves all routes. A test compares the source of the functions that
+direct routes replace with the source that was read.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ try:
     from fastapi.dependencies.utils import (
         _get_param_aliases,
         _get_param_model,
+        _solve_generator,
         request_body_to_args,
         request_params_to_args,
     )
     from fastapi.routing import _extract_endpoint_context
     from fastapi.sse import EventSourceResponse
+    from starlette._exception_handler import wrap_app_handling_exceptions
     from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 except ImportError:
     IS_SUPPORTED = False
@@ -29,12 +31,13 @@ else:
     get_param_aliases, get_param_model = _get_param_aliases, _get_param_model
     get_cache_key, get_endpoint_context = _get_cache_key, _extract_endpoint_context
     is_async_generator, is_coroutine = _is_async_gen_callable, _is_coroutine_callable
+    enter_generator = _solve_generator
 
 FUNCTION_STACK: Final = "fastapi_function_astack"
-"""The key in the ASGI scope of the stack whose dependencies end before the response is sent."""
+"""The key in the ASGI scope of the exit stack whose dependencies end before the response is sent."""
 
 REQUEST_STACK: Final = "fastapi_inner_astack"
-"""The key of the stack whose dependencies end after the response was sent."""
+"""The key of the exit stack whose dependencies end after the response was sent."""
 
 __all__ = [
     "FUNCTION_STACK",
@@ -43,6 +46,7 @@ __all__ = [
     "REQUEST_STACK",
     "EventSourceResponse",
     "ModelField",
+    "enter_generator",
     "field_annotation_is_sequence",
     "get_body_limit_error",
     "get_cache_key",
@@ -54,4 +58,5 @@ __all__ = [
     "is_coroutine",
     "request_body_to_args",
     "request_params_to_args",
+    "wrap_app_handling_exceptions",
 ]

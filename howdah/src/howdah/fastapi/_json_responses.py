@@ -1,4 +1,4 @@
-"""Responses whose JSON is ready."""
+"""Responses with JSON that is encoded already."""
 
 from __future__ import annotations
 

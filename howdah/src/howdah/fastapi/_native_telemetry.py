@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 
 def look_for_telemetry_once(app: FastAPI) -> None:
-    """Let FastAPI look for the providers only now. This saves 5 µs for each request of an application without them.
+    """Let FastAPI look for the providers now, and not before each request. This saves 5 µs for each request.
 
     Providers that are set after the startup are not noticed until the application starts again.
     """

@@ -9,8 +9,6 @@ from typing import Any, Final
 from fastapi.routing import APIRoute
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from howdah.fastapi._routes import iterate_all_routes
-
 # A parameter that is a whole segment, with Starlette's default convertor: any text without a slash.
 _PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::str)?\}")
 
@@ -18,7 +16,8 @@ _PARAMETER: Final = re.compile(r"\{([a-zA-Z_][a-zA-Z0-9_]*)(?::str)?\}")
 class FoundRoute:
     """A route with its position in the order of the routes, and the names of its path parameters by segment.
 
-    `prefixes` are those of the routes before it that aren't in the index. They may match a path that begins with one.
+    `prefixes` are the beginnings of the paths of earlier routes that aren't in the index. A path with one of these
+    beginnings may match such a route.
     """
 
     __slots__ = ("methods", "parameters", "position", "prefixes", "route")
@@ -28,6 +27,11 @@ class FoundRoute:
     ) -> None:
         self.position, self.route, self.parameters, self.prefixes = position, route, parameters, tuple(prefixes)
         self.methods = frozenset(route.methods or ())
+
+    def find_hiding_prefix(self) -> str | None:
+        """The first of the prefixes with which all paths of this route begin. Then the index never finds it."""
+        path: str = self.route.path
+        return next((each for each in self.prefixes if path.startswith(each)), None)
 
 
 class _Node:
@@ -42,7 +46,7 @@ class _Node:
 
 
 class RouteIndex:
-    """The HTTP routes of an application, by the segments of their paths.
+    """The HTTP routes of an application, by the segments of their paths. `routes` are those of `iterate_all_routes`.
 
     As in Starlette, the first declared route with the path and the method is found. The index has only the routes whose
     path parameters are whole segments. Others, such as mounts, may match many paths: if one of them comes first and
@@ -50,11 +54,11 @@ class RouteIndex:
     """
 
     def __init__(self, routes: Sequence[Any]) -> None:
-        self.found: dict[int, FoundRoute] = {}  # by their positions in `iterate_all_routes`
+        self.found: dict[int, FoundRoute] = {}  # by position
         self._root = _Node()
         self._depth = 0
         prefixes: list[str] = []
-        for position, each in enumerate(iterate_all_routes(routes)):
+        for position, each in enumerate(routes):
             original = getattr(each, "original_route", each)
             path: str = getattr(each, "path", None) or ""
             if isinstance(original, WebSocketRoute):
@@ -81,9 +85,9 @@ class RouteIndex:
         self.found[position] = added
 
     def split(self, path: str) -> list[str]:
-        """The parts of the path between slashes. A path that is longer than all routes isn't split any further.
+        """The parts of the path between slashes. No path gets more than one part more than the longest route.
 
-        Otherwise a path of 16,000 slashes would take 0.3 ms.
+        Without this limit, a path of 16,000 slashes would take 0.3 ms.
         """
         return path.split("/", self._depth)
 

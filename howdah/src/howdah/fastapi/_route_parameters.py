@@ -1,4 +1,4 @@
-"""Read the parameters of a request as FastAPI does, with all decisions that don't depend on the request made before."""
+"""Read the parameters of a request as FastAPI does. The decisions that don't depend on the request are made once."""
 
 from __future__ import annotations
 

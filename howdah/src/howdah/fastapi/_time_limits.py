@@ -1,4 +1,4 @@
-"""Await something with a time limit."""
+"""Await something with a time limit. The timer is only started if the coroutine has to wait."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ ResultT = TypeVar("ResultT")
 async def run_in_time(awaitable: Awaitable[ResultT], seconds: float) -> ResultT:
     """The result. Raises `TimeLimitReached` after this time.
 
-    A timer costs 8 µs. A coroutine that ends without waiting, such as the check of a signature, doesn't need one. So a
-    caller that is called often starts it with `send(None)`, and awaits the rest with `resume`.
+    A timer costs 8 µs. A coroutine that ends without waiting, such as the check of a signature, doesn't need one.
     """
+    waiting = awaitable
+    if isinstance(awaitable, types.CoroutineType):
+        try:
+            waiting_for = awaitable.send(None)
+        except StopIteration as finished:
+            result: ResultT = finished.value
+            return result
+        waiting = resume(awaitable, waiting_for)
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            return await awaitable
+            return await waiting
     except TimeoutError as error:
         if limit.expired():
             raise TimeLimitReached from error

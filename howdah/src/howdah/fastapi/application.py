@@ -9,7 +9,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.routing import Host, Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.database import Database
 from howdah.fastapi._native_telemetry import look_for_telemetry_once
-from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_dependants
+from howdah.fastapi._own_state import DATABASE_KEY, STATES_KEY, OwnState
+from howdah.fastapi._route_lists import RouteLists
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import unwrap_protected
 from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
 from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
@@ -50,10 +51,6 @@ if TYPE_CHECKING:
 
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"
-
-# The key in the lifespan's state for the states of all applications: this one, and those mounted in it.
-_STATES_KEY: Final = "howdah_states"
-_DATABASE_KEY: Final = "database"
 
 _DEFAULT_LOAD_LIMIT: Final = LoadLimit()
 
@@ -173,7 +170,7 @@ def configure_app(
     if limiter is not None:
         app.add_middleware(AddressRateLimits, limiter=limiter)
     add_error_handlers(app)
-    app.add_middleware(_OwnState)
+    app.add_middleware(OwnState)
     app.router.redirect_slashes = False
     replace_docs_pages(app, script=docs_script)
     app.add_middleware(
@@ -284,16 +281,16 @@ class _Configuration:
             states: dict[FastAPI, Mapping[str, Any]] = {}
             for mounted, _ in _find_mounted(app):
                 mounted_state = await stack.enter_async_context(mounted.router.lifespan_context(mounted)) or {}
-                states |= mounted_state.get(_STATES_KEY, {})
+                states |= mounted_state.get(STATES_KEY, {})
             user_state = dict(await stack.enter_async_context(self._lifespan(app)) or {})
-            if _DATABASE_KEY in user_state:
+            if DATABASE_KEY in user_state:
                 raise RuntimeError(
                     "the application's lifespan yields a database, and so does configure_app: remove it from the "
                     "lifespan, or pass it to configure_app(..., databases={...})"
                 )
             jobs = [] if self.replacements is not None else build_runners(self._jobs, databases, values)
             opened = Opened(databases, values, names, jobs)
-            own = {_DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: opened}
+            own = {DATABASE_KEY: databases[MAIN_DATABASE], OPENED_KEY: opened}
             states[app] = {**user_state, **own}
             # here, because the application's own lifespan may have added routes
             if self.rule_check is not None:
@@ -301,7 +298,7 @@ class _Configuration:
             self.direct_routes.prepare()
             look_for_telemetry_once(app)
             await stack.enter_async_context(run_jobs(jobs))
-            shared: dict[str, Any] = {_STATES_KEY: states, ADMIT_KEY: self._in_progress}
+            shared: dict[str, Any] = {STATES_KEY: states, ADMIT_KEY: self._in_progress}
             if self.metrics is not None:
                 self.metrics.opened = opened
                 shared[FIGURES_KEY] = self.metrics
@@ -316,35 +313,6 @@ class _Configuration:
         if not isinstance(database, Database):
             raise TypeError(f"the function for the database {name!r} must return a Database, not {database!r}")
         return await stack.enter_async_context(database)
-
-
-class _OwnState:
-    """ASGI middleware that sets `request.state` to the state of this application.
-
-    The server gives the state of the outermost application to every request. If this application is mounted in another
-    one, the routes would use the other one's database.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] not in ("http", "websocket"):
-            return self._app(scope, receive, send)
-        outer = scope.get("state", {})
-        own = outer.get(_STATES_KEY, {}).get(scope["app"])
-        if own is None:  # the lifespan of this application has not run, so it has no database
-            own = {_DATABASE_KEY: None, OPENED_KEY: None}
-        elif outer.get(OPENED_KEY) is own[OPENED_KEY]:  # it is the outermost application
-            return self._app(scope, receive, send)
-        return self._run({**outer, **own}, outer, scope, receive, send)
-
-    async def _run(self, own: object, outer: object, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = own
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            scope["state"] = outer
 
 
 def _find_mounted(app: FastAPI) -> list[tuple[FastAPI, _Configuration]]:

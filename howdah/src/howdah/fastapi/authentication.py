@@ -12,15 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
-from types import CoroutineType
 from typing import Any, Final, Protocol, TypeAlias
 
 from fastapi import FastAPI
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi._time_limits import TimeLimitReached, resume, run_in_time
+from howdah.fastapi._error_handlers import add_handlers_of
+from howdah.fastapi._time_limits import TimeLimitReached, run_in_time
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import ProblemException
 
@@ -148,17 +147,8 @@ class AuthenticationLayer:
         return self._app(scope, receive, send)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        awaitable = self._authenticate(HTTPConnection(scope))
         try:
-            if isinstance(awaitable, CoroutineType):
-                try:
-                    waiting_for = awaitable.send(None)
-                except StopIteration as finished:  # the usual case: it has not waited, so it needs no time limit
-                    principal: Principal | None = finished.value
-                else:
-                    principal = await run_in_time(resume(awaitable, waiting_for), self._timeout)
-            else:
-                principal = await run_in_time(awaitable, self._timeout)
+            principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
         except Exception as error:
             await self._answer(error, scope, receive, send)
             return
@@ -177,9 +167,4 @@ class AuthenticationLayer:
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
             raise raised from raised.__cause__
 
-        handlers = {
-            key: handler
-            for key, handler in self._application.exception_handlers.items()
-            if key not in (Exception, HTTPStatus.INTERNAL_SERVER_ERROR)
-        }
-        await ExceptionMiddleware(fail, handlers)(scope, receive, send)
+        await add_handlers_of(self._application, fail)(scope, receive, send)

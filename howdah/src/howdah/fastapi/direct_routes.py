@@ -9,35 +9,32 @@ async def get_order(order_id: UUID, request: Request, orders: OrderReader) -> Re
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
-from http import HTTPStatus
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from anyio import CancelScope
-from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request
 from fastapi import __version__ as fastapi_version
-from fastapi.exceptions import FastAPIError
-from fastapi.routing import APIRoute
-from starlette._exception_handler import wrap_app_handling_exceptions
-from starlette.middleware.exceptions import ExceptionMiddleware
+from fastapi.routing import APIRoute, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.fastapi._fastapi_internals import FUNCTION_STACK, IS_SUPPORTED, REQUEST_STACK
+from howdah.fastapi import _fastapi_internals as internals
+from howdah.fastapi._error_handlers import add_handlers_of
 from howdah.fastapi._route_index import FoundRoute, RouteIndex
-from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_routers
+from howdah.fastapi._route_lists import RouteLists, iterate_routers
+from howdah.fastapi._routes import iterate_all_routes
+from howdah.fastapi._shared_response import SharedResponse, share_response
 from howdah.fastapi.access import find_rules
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.route_rules import RuleFirst
 
-if IS_SUPPORTED:
+if internals.IS_SUPPORTED:
     from howdah.fastapi._compiled_routes import CannotCompile, CompiledRoute
 
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 _MARK: Final = "howdah_direct"
-# The key in the ASGI scope of the application that raises the error of the request.
-_FAILURE_KEY: Final = "howdah.failure"
+# The key in the ASGI scope of the ASGI application that `DirectRoutesLayer` runs inside of the error handlers.
+_APP_KEY: Final = "howdah.direct_app"
 
 _log: Final = logging.getLogger("howdah.direct_routes")
 
@@ -47,7 +44,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
 
     The route is declared as usual: parameters, dependencies, response model, OpenAPI. Everything is validated and
     checked as before, by the same types, and in the same order. All layers of `configure_app` and middleware apply.
-    What is left out is FastAPI's work for each request: two thirds of its time.
+    Only FastAPI's own work for each request is skipped: the search for the route and the resolution of dependencies.
 
     An application with a direct route that can't be served directly doesn't start (`RuntimeError`, with the reason).
     The endpoint and its dependencies must be `async def`. Forms, `BackgroundTasks`, streams of items, scopes of OAuth
@@ -56,7 +53,7 @@ def direct(endpoint: EndpointT) -> EndpointT:
     FastAPI serves the route as before if
 
     - `dependency_overrides` replaces its rule or one of its dependencies,
-    - the telemetry of FastAPI is on,
+    - FastAPI's own telemetry is on, because a provider of OpenTelemetry is set,
     - the version of FastAPI is older than 0.164.
     """
     setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
@@ -64,9 +61,10 @@ def direct(endpoint: EndpointT) -> EndpointT:
 
 
 class DirectRoutes:
-    """The direct routes of an application. They are compiled when it starts, and again if a route was added since.
+    """The direct routes of an application. They are compiled at startup, and again after a route was added.
 
-    With `notices_changes` it looks for added routes before each request. Otherwise the check of the rules does it.
+    With `notices_changes`, `find` updates `lists` before each request, and so notices added routes. Without it,
+    `RuleCheck` must have updated the same `lists`.
     """
 
     def __init__(self, application: FastAPI, lists: RouteLists, *, notices_changes: bool) -> None:
@@ -76,6 +74,7 @@ class DirectRoutes:
         self._version = 0
         self._index = RouteIndex(())
         self._served: dict[int, DirectRoute] = {}
+        self._has_warned_about_telemetry = False
 
     def prepare(self) -> None:
         """Compile the routes. Raises `RuntimeError` for a direct route that can't be served directly."""
@@ -83,22 +82,50 @@ class DirectRoutes:
         routes = [*iterate_all_routes(self._application.routes)]
         marked = {position: each for position, each in enumerate(routes) if _is_marked(each)}
         self._served = {}
-        if marked and IS_SUPPORTED:
+        if marked and internals.IS_SUPPORTED:
             self._index = RouteIndex(routes)
             self._served = {
                 position: _compile(each, self._index.found.get(position), self._application)
                 for position, each in marked.items()
             }
-            _log.debug("served directly: %s", "; ".join(map(_name, marked.values())))
+            self._log_served(marked)
         elif marked:
             _log.warning("FastAPI %s serves the direct routes itself: 0.164 is needed", fastapi_version)
         self._version = version
 
+    def _warn_about_telemetry(self) -> None:
+        """Log once that FastAPI's own telemetry is on."""
+        if not self._has_warned_about_telemetry:
+            self._has_warned_about_telemetry = True
+            _log.warning(
+                "FastAPI serves the direct routes itself, because a provider of OpenTelemetry is set, and so FastAPI's "
+                "own telemetry is on. To turn it off: FastAPI(telemetry={'tracing': False, 'metrics': False, "
+                "'logs': False})"
+            )
+
+    def _log_served(self, marked: Mapping[int, Any]) -> None:
+        """Log which routes are served directly, and which of the marked ones are hidden by a route before them."""
+        served = []
+        for position, route in marked.items():
+            hidden_by = self._index.found[position].find_hiding_prefix()
+            if hidden_by is None:
+                served.append(_name(route))
+            else:
+                _log.warning(
+                    "FastAPI serves the direct route %s itself, because a route whose path begins with %s was declared "
+                    "before it, and may match the same paths: declare that one later",
+                    *(_name(route), hidden_by or "/"),
+                )
+        _log.debug("served directly: %s", "; ".join(served))
+
     def find(self, scope: Scope) -> DirectRoute | None:
-        """The direct route of the request, with its path parameters in the scope. None: FastAPI answers it."""
+        """The direct route of the request. Its path parameters are set in the scope. None if FastAPI must answer."""
         if self._version != (self._lists.update() if self._notices_changes else self._lists.version):
             self.prepare()
-        if not self._served or scope.get("fastapi.telemetry") is not None:
+        if not self._served:
+            return None
+        if scope.get("fastapi.telemetry") is not None:
+            self._warn_about_telemetry()
             return None
         path = get_route_path(scope)
         segments = self._index.split(path)
@@ -120,62 +147,50 @@ class DirectRoutesLayer:
     def __init__(self, app: ASGIApp, application: FastAPI, routes: DirectRoutes) -> None:
         self._app = app
         self._routes = routes
-        handlers = {
-            key: handler
-            for key, handler in application.exception_handlers.items()
-            if key not in (Exception, HTTPStatus.INTERNAL_SERVER_ERROR)
-        }
-        # one for all requests, because it refers to itself
-        self._exceptions = ExceptionMiddleware(_run_failure, handlers)
+        # Shared by all requests. It refers to itself, so only the garbage collector could free one for each request.
+        self._exceptions = add_handlers_of(application, _run_app_of_request)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.find(scope) if scope["type"] == "http" else None
         if route is None:
             await self._app(scope, receive, send)
             return
-        request, sender = Request(scope, receive, send), _Sender(send)
+        if route.needs_stacks:
+            scope[_APP_KEY] = route
+            await self._exceptions(scope, receive, send)
+            return
+        request, shared = Request(scope, receive, send), share_response(send)
         try:
-            await route.serve(request, receive, sender)
+            route.begin(scope)
+            response = await route.handle(request)
+            await response(scope, receive, shared)
         except Exception as error:
-            await self._answer(error, request, receive, sender)
+            await self._answer(error, request, receive, shared)
 
-    async def _answer(self, error: Exception, request: Request, receive: Receive, sender: _Sender) -> None:
-        """Answer with the application's error handlers. As in FastAPI, they handle the errors of handlers, too."""
+    async def _answer(self, error: Exception, request: Request, receive: Receive, shared: SharedResponse) -> None:
+        """Answer with the application's error handlers. As in FastAPI, they also handle an error of such a handler."""
+
+        has_started = shared.status is not None
 
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
-            if sender.has_started:
-                await send({"type": "http.response.start"})  # so that no handler is called; it isn't sent
-            raise error  # noqa: F821 (it is deleted at the end)
+            if has_started:
+                await send({"type": "http.response.start"})  # so that no handler is called; `_discard` drops it
+            raise error  # noqa: F821  # it is deleted below, after this
 
         async def fail_in_route(scope: Scope, receive: Receive, send: Send) -> None:
-            await wrap_app_handling_exceptions(fail, request)(scope, receive, send)
+            await internals.wrap_app_handling_exceptions(fail, request)(scope, receive, send)
 
-        request.scope[_FAILURE_KEY] = fail_in_route
+        request.scope[_APP_KEY] = fail_in_route
         try:
-            await self._exceptions(request.scope, receive, _discard if sender.has_started else sender)
+            await self._exceptions(request.scope, receive, _discard if has_started else shared)
         finally:
             # The scope and the traceback of the error refer to the functions above, which refer to the request and to
             # the error. Only the garbage collector would free them.
-            del request.scope[_FAILURE_KEY], error
+            del request.scope[_APP_KEY], error
 
 
-async def _run_failure(scope: Scope, receive: Receive, send: Send) -> None:
-    await scope[_FAILURE_KEY](scope, receive, send)
-
-
-class _Sender:
-    """Passes messages on, and notices the start of the response."""
-
-    __slots__ = ("_send", "has_started")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.has_started = False
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        if message["type"] == "http.response.start":
-            self.has_started = True
-        return self._send(message)
+async def _run_app_of_request(scope: Scope, receive: Receive, send: Send) -> None:
+    await scope[_APP_KEY](scope, receive, send)
 
 
 async def _discard(message: Message) -> None:
@@ -183,67 +198,41 @@ async def _discard(message: Message) -> None:
 
 
 class DirectRoute:
-    """A direct route: its rule, its compiled handler, and what FastAPI's router would set in the scope."""
+    """A direct route: its rule, its compiled handler, and what FastAPI's router would set in the scope.
+
+    If it `needs_stacks`, call it as an ASGI application. Otherwise call `begin` and `handle`, which takes less time.
+    """
 
     def __init__(self, found: FoundRoute, compiled: CompiledRoute, application: FastAPI) -> None:
         self._route = getattr(found.route, "original_route", found.route)
         self._included = getattr(found.route, "_route_context", None)
-        self._compiled = compiled
-        self._router = application.router
+        self._application = application
         rules = set(find_rules(found.route))
         self._rule = next((rule for rule in rules if not rule.is_public), None)
         self._calls = compiled.dependencies | rules
-        provider = (self._included or self._route).dependency_overrides_provider
-        self._providers = [each for each in {id(each): each for each in (application, provider)}.values() if each]
+        self.needs_stacks, self.handle = compiled.needs_stacks, compiled.handle
+        # FastAPI's own function opens the stacks of the dependencies with `yield`, and handles the errors.
+        self._app = request_response(compiled.handle)
 
     def is_applicable(self) -> bool:
         """Whether no dependency is overridden, and FastAPI would check the rule first, too."""
-        for each in self._providers:
-            if each.dependency_overrides and not self._calls.isdisjoint(each.dependency_overrides):
-                return False
+        overrides = self._application.dependency_overrides
+        if overrides and not self._calls.isdisjoint(overrides):
+            return False
         return self._rule is None or type(self._route.handle) is RuleFirst
 
-    async def serve(self, request: Request, receive: Receive, send: Send) -> None:
-        """Check the rule, run the handler, and send its response."""
-        scope = request.scope
+    def begin(self, scope: Scope) -> None:
+        """Set in the scope what FastAPI's router would set, and check the rule."""
         scope["route"], scope["endpoint"] = self._route, self._route.endpoint
-        scope.setdefault("router", self._router)
+        scope.setdefault("router", self._application.router)
         if self._included is not None:
             scope["fastapi"] = {**scope.get("fastapi", {}), "effective_route_context": self._included}
         if self._rule is not None:
             self._rule.check_first(scope)
-        if not self._compiled.needs_stacks:
-            await (await self._compiled.handle(request))(scope, receive, send)
-            return
-        response = await self._run_with_stacks(request, receive, send)
-        if response is None:
-            raise FastAPIError("a dependency with `yield` has suppressed an exception: it must raise it again")
 
-    async def _run_with_stacks(self, request: Request, receive: Receive, send: Send) -> Response | None:
-        """Run the handler, and send its response. The result is None if a dependency has suppressed an exception.
-
-        The dependencies with `yield` end as in FastAPI: before the response is sent, or afterwards. While they end,
-        they aren't cancelled by a cancel scope of anyio around the request, such as that of a timeout in middleware.
-        """
-        scope, sent = request.scope, None
-        with CancelScope() as cleanup:
-            async with AsyncExitStack() as request_stack:
-                scope[REQUEST_STACK] = request_stack
-                try:
-                    response = None
-                    async with AsyncExitStack() as function_stack:
-                        scope[FUNCTION_STACK] = function_stack
-                        try:
-                            response = await self._compiled.handle(request)
-                        finally:
-                            cleanup.shield = True
-                    cleanup.shield = False
-                    if response is not None:
-                        await response(scope, receive, send)
-                        sent = response
-                finally:
-                    cleanup.shield = True
-        return sent
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begin(scope)
+        await self._app(scope, receive, send)
 
 
 def _compile(route: Any, found: FoundRoute | None, application: FastAPI) -> DirectRoute:
@@ -251,12 +240,15 @@ def _compile(route: Any, found: FoundRoute | None, application: FastAPI) -> Dire
     original = getattr(route, "original_route", route)
     try:
         if not isinstance(original, APIRoute):
-            raise CannotCompile("it isn't a route of FastAPI")
+            raise CannotCompile("it isn't an HTTP route of FastAPI")
         if (own := _find_own_router(application)) is not None:
             raise CannotCompile(f"{own.__name__}, the class of a router, may choose routes in its own way")
         if len({*find_rules(route)}) > 1:
             raise CannotCompile("it has several rules")
-        compiled = CompiledRoute(getattr(route, "_route_context", None) or original)
+        included = getattr(route, "_route_context", None) or original
+        if included.dependency_overrides_provider not in (None, application):
+            raise CannotCompile("it belongs to another application, and uses the `dependency_overrides` of that one")
+        compiled = CompiledRoute(included)
         if found is None:
             raise CannotCompile("each parameter of its path must be a whole segment, without a convertor")
     except CannotCompile as error:

@@ -166,7 +166,7 @@ class IdempotentRoute(APIRoute):
         known: tuple[Dependant, bool] | None = None
 
         def may_have_key(request: Request) -> bool:
-            """Whether the route has a key, or a function of a test that replaces a dependency may have one.
+            """Whether the route may have an idempotency key. A dependency in `dependency_overrides` may have one, too.
 
             `include_router` may have added dependencies, which aren't known before the first request.
             """

@@ -163,10 +163,10 @@ class RequestsInProgress:
         return get_route_path(scope) in self._exempt_paths and self._exempt < _MAX_EXEMPT
 
     def _find_task(self) -> asyncio.Task[Any]:
-        """The current task. Before that, note its loop, and start the timer if it isn't running.
+        """The current task. Its loop is noted, and the timer is started if it isn't running.
 
-        The loop is compared with that of the last request by its thread. In Python 3.11, `get_running_loop()` and
-        `current_task()` make a system call.
+        In the thread of the last request, the loop of that request is tried first. In Python 3.11, `current_task()`
+        without a loop makes a system call.
         """
         task = None
         if self._loop is not None and self._thread == get_ident():

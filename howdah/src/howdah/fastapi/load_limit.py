@@ -175,9 +175,7 @@ class LoadLimiter:
         """Count a request that was answered after so many seconds in progress."""
         self._completed += 1
         self._seconds += seconds
-        self._in_progress -= 1  # as `_release` does, without a call
-        if self._queue:
-            self._start_waiting()
+        self._release()
 
     def pause(self) -> None:
         """Stop counting the request while its client decides how long it takes."""

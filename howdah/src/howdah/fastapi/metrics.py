@@ -96,7 +96,8 @@ class _Count:
 class _RequestCollector(Collector):
     """The counts as metrics.
 
-    Those of prometheus_client take a lock for each number, which takes three times as long. Here one thread counts.
+    The counters of prometheus_client take a lock for each number, so they take three times as long. Here only one
+    thread counts.
     """
 
     def __init__(self, metrics: RequestMetrics) -> None:
@@ -120,7 +121,7 @@ class _RequestCollector(Collector):
 
 
 def _exports_created() -> bool:
-    """Whether prometheus_client exports when each time series began. Its function and its variable change this."""
+    """Whether prometheus_client exports the start of each time series. A service may turn this off."""
     return any(sample.name.endswith("_created") for metric in _ANY_COUNTER.collect() for sample in metric.samples)
 
 
@@ -189,7 +190,7 @@ class ProcessMetrics:
 
 
 def build_metrics_router(process: ProcessMetrics) -> APIRouter:
-    """`/metrics`: those of this process, or the sums of all worker processes of `howdah.serving.serve`."""
+    """`/metrics`: the metrics of this process, or their sums over all worker processes of `howdah.serving.serve`."""
     router = APIRouter(tags=["health"], dependencies=[UNAUTHENTICATED])
 
     @router.get(

@@ -12,7 +12,8 @@ from fastapi.routing import APIRoute
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from howdah.fastapi._routes import RouteLists, iterate_all_routes, iterate_dependants
+from howdah.fastapi._route_lists import RouteLists
+from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import TAKEN_RULE, AccessRule, find_rules, get_protecting_rule
 from howdah.fastapi.authentication import AuthenticationLayer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, TypeVar, overload
 
@@ -29,10 +30,15 @@ def json_response(body: JsonBytes, request: HTTPConnection | None = None) -> Res
     FastAPI sends the response unchanged.
     """
     etag = body.etag
-    if_none_match = [] if request is None else request.headers.getlist("if-none-match")
-    if if_none_match and has_tag(",".join(if_none_match), etag):
+    if request is not None and (tags := _find_if_none_match(request)) and has_tag(tags, etag):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers={"ETag": etag})
     return build_json_response(bytes(body), headers=[(b"etag", etag.encode())])
+
+
+def _find_if_none_match(request: HTTPConnection) -> str:
+    # not `request.headers`, which copies all headers of the request
+    values = [value for name, value in request.scope["headers"] if name == b"if-none-match"]
+    return b",".join(values).decode("latin-1") if values else ""
 
 
 @overload
@@ -69,8 +75,15 @@ async def list_response(
     `statement` is a `select()` of the model. Its conditions are kept, and its order unless the parameters have a
     `Sort`; without it the list has all rows. `viewer` and `count` are those of `JsonViewReader.page`.
     """
-    chosen = parameters.apply(select(reader.model) if statement is None else statement)
+    model: Any = reader.model
+    chosen = parameters.apply(_select_all(model) if statement is None else statement)
     return page_response(await reader.page(chosen, viewer=viewer, count=count, **parameters.page_arguments))
+
+
+@lru_cache(maxsize=256)
+def _select_all(model: Any) -> Select[Any]:
+    """One object for all requests, for which the view prepares its page once."""
+    return select(model)
 
 
 def page_response(page: Page[bytes]) -> Response:

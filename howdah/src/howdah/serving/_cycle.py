@@ -47,7 +47,7 @@ class Connection(Protocol):
         ...
 
     def on_response_complete(self) -> None:
-        """Begin with the next request of the connection."""
+        """Start the next request of the connection."""
         ...
 
 
@@ -151,7 +151,7 @@ class RequestCycle:
         if not self.response_complete:
             self.disconnected = True
         self.notify()
-        if self._task is not None and self._task.done():  # cancelled before its first step, so `_run` never ended
+        if self._task is not None and self._task.done():  # cancelled before its first step, so `_run` never began
             self._connection.tasks.discard(self._task)
 
     def withdraw(self) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-# prometheus_client has counters that only grow, and these types. They stay valid when a process has ended.
+# The types of metrics whose values only grow. They stay valid when their process has ended.
 _CUMULATIVE: Final = frozenset({"counter", "histogram", "summary"})
 _START_TIME: Final = "process_start_time_seconds"
 
@@ -58,7 +58,7 @@ def sum_figures(parts: Iterable[Figures]) -> Figures:
 
 
 def keep_cumulative(figures: Figures) -> Figures:
-    """Without gauges, whose values end with their process."""
+    """The metrics without gauges, whose values end with their process."""
     return [family for family in figures if family.kind in _CUMULATIVE]
 
 

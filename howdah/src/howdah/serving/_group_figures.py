@@ -18,7 +18,7 @@ _log: Final = logging.getLogger("howdah.serving")
 
 
 class GroupFigures:
-    """The metrics of all workers, including those that have ended: their counters must not fall."""
+    """The metrics of all workers. Those that have ended are included, so that no counter falls."""
 
     def __init__(self, list_running: Callable[[], list[WorkerProcess]]) -> None:
         self._list_running = list_running
@@ -37,7 +37,7 @@ class GroupFigures:
             _log.exception("the last metrics of %s can't be added, so its counts are lost", worker)
 
     def collect(self, worker: WorkerProcess, number: int) -> None:
-        """Answer this request of the worker. Requests that come in the meantime are answered together."""
+        """Answer this request of the worker. Requests that arrive before the answer share it."""
         self._asking.append((worker, number))
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._answer_all())

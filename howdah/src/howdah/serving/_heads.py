@@ -12,9 +12,9 @@ RawHeaders: TypeAlias = Iterable[tuple[bytes, bytes]]
 # What uvicorn rejects: control characters, and in a name most separators of HTTP, too.
 _INVALID_IN_NAMES: Final = re.compile(rb'[\x00-\x1f\x7f()<>@,;:\\[\]={} \t"]')
 _VALID_IN_VALUES: Final = bytes(each for each in range(256) if each == 0x09 or (each >= 0x20 and each != 0x7F))
-# Names come from the code of the application, so there are few. If not, the first ones are forgotten.
+# Names come from the code of the application, so there are few. At this number, all of them are forgotten.
 _MAX_NAMES: Final = 500
-# These say how the body is sent, so each of their values is read.
+# The values of these are read: they say how the body is sent, and whether the connection stays open.
 _LENGTH: Final = b"content-length: "
 _ENCODING: Final = b"transfer-encoding: "
 _CONNECTION: Final = b"connection: "

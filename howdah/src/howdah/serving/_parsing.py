@@ -17,8 +17,8 @@ _SLASH: Final = ord("/")
 class ParsingProtocol(HttpToolsProtocol):
     """One connection: it parses requests and starts them one after the other.
 
-    uvicorn's class provides the set-up of the connection and the change to a WebSocket. A subclass handles the begin
-    and the end of a message, and the end of a response.
+    uvicorn's class provides the set-up of the connection and the change to a WebSocket. A subclass handles the
+    beginning and the end of a message, and the end of a response.
     """
 
     cycle: Any  # the newest request
@@ -40,7 +40,7 @@ class ParsingProtocol(HttpToolsProtocol):
         cycle.start(self.app)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application. The requests in the pipeline are forgotten."""
+        """Tell the application, and drop the requests in the pipeline."""
         self.connections.discard(self)
         self.pipeline.clear()
         if self.cycle is not None:
@@ -117,8 +117,8 @@ class ParsingProtocol(HttpToolsProtocol):
         cycle = self.cycle = RequestCycle(
             scope, self, version != "1.0" and parser.should_keep_alive(), self.expect_100_continue
         )
-        # uvicorn adds trailers to the list of headers. With a new list they don't become headers of the request, which
-        # a proxy hasn't checked.
+        # uvicorn adds trailers to the list of headers. A proxy may not have checked them. With a new list they don't
+        # become headers of the request.
         self.headers = []
         if previous is None or previous.response_complete:
             self.start(cycle)

@@ -93,7 +93,7 @@ class DrainingServer(uvicorn.Server):
     def request_stop(self, requested_at: float | None = None) -> None:
         """Stop as after the first SIGTERM, but without the time limit for the process.
 
-        The steps of the stop have their times from `requested_at`, which is now by default.
+        The time limits of the steps count from `requested_at`, by default from now.
         """
         self._requested_at = time.monotonic() if requested_at is None else requested_at
         self._stop.is_draining = True
@@ -109,7 +109,7 @@ class DrainingServer(uvicorn.Server):
             self._acceptor.start()
 
     def create_protocol(self) -> asyncio.Protocol:
-        """As uvicorn does for its own listener."""
+        """Create the protocol of a connection, as uvicorn does for its own listener."""
         return self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
@@ -208,13 +208,20 @@ def build_server(app: Any, *, limits: ServerLimits, pause: float, timeout: float
     return DrainingServer(config, connections=connections, pause=pause, timeout=timeout)
 
 
+def create_application(create_app: Callable[[], Any]) -> Any:
+    """The application that the function creates. Raises `TypeError` if it returns something else."""
+    app = create_app()
+    if not callable(app):
+        raise TypeError(f"the function that creates the application must return an ASGI application, not {app!r}")
+    return app
+
+
 def build_config(app: Any, limits: ServerLimits) -> tuple[uvicorn.Config, Connections]:
     """The configuration of uvicorn, and the connections of the server."""
     connections = Connections(limits, StopState())
     config = uvicorn.Config(
         app,
-        # Otherwise uvicorn takes an application that returns a coroutine, but isn't a coroutine function, for ASGI 2.
-        # The layers of `configure_app` are such applications.
+        # Without it, uvicorn calls an object as ASGI 2 if its `__call__` is no coroutine function.
         interface="asgi3",
         http=partial(LimitedHttpProtocol, group=connections),  # type: ignore[arg-type]
         ws_max_size=limits.max_websocket_message_bytes,

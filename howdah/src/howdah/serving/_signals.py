@@ -34,11 +34,11 @@ class StopSignals:
         self.requested_at: float | None = None
         """The time of the first signal, on the clock `time.monotonic`."""
         self.is_interactive = False
-        """Whether the first signal was a SIGINT, so that nobody waits for a proxy."""
+        """Whether the first signal was SIGINT. Then the stop has no pause."""
         self.is_forced = False
 
     def handle(self, number: int, _frame: FrameType | None = None) -> None:
-        """Note a signal, as its handler. The main loop of the server does the rest."""
+        """The signal handler. It notes the signal, and the main loop of the server does the rest."""
         now = time.monotonic()
         is_repeated = now - self._last_at < _SAME_SIGNAL_SECONDS
         self._last_at = now
@@ -57,7 +57,10 @@ class StopSignals:
 
 
 def end_process(ends_at: float, seconds: float, end: Callable[[], object] = lambda: None) -> None:
-    """End the process at this time, if it is still running. Runs in a thread of its own."""
+    """Wait until this time, and end the process with the exit code 1. It runs in a daemon thread.
+
+    `seconds` is the time limit of the stop, for the log. `end` is called before the process ends.
+    """
     # The log may be blocked, for example by a pipe that nobody reads.
     logging_seconds = min(_LOGGING_SECONDS, 0.1 * seconds)
     time.sleep(max(0.0, ends_at - logging_seconds - time.monotonic()))

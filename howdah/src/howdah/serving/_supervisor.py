@@ -26,11 +26,12 @@ from howdah.serving.limits import ServerLimits
 
 _TICK_SECONDS: Final = 0.1
 _BACKLOG: Final = 2048  # as uvicorn
-# The time from the start of a worker until it serves connections.
+# The time limit for the start of a worker, until it serves connections.
 _START_SECONDS: Final = 120.0
-# A worker that has lived for this long has no fault that shows at its start.
+# If a worker has run for this long, its end doesn't count as a failure of its start.
 _STABLE_SECONDS: Final = 60.0
-_LONGEST_PAUSE_SECONDS: Final = 30.0
+_MAX_PAUSE_SECONDS: Final = 30.0
+_MAX_PAUSE_EXPONENT: Final = 5  # 2 ** 5 is more than the longest pause
 # The time between the signal that shows the stacks of a worker and the one that ends it.
 _STACKS_SECONDS: Final = 0.5
 
@@ -65,8 +66,8 @@ class Supervisor:
         self._pause = pause
         self._timeout = timeout
         self._hang_timeout = hang_timeout
-        # The workers end before this process, so that it can report and kill those that don't. `StopSignals` ends this
-        # process up to 0.5 s, or 10 %, before the timeout.
+        # The workers have less time than this process, so that it can report and kill those that don't stop in time.
+        # `StopSignals` ends this process up to 0.5 s, or 10 %, before the timeout.
         self._margin = min(1.0, 0.2 * timeout)
         self._signals = StopSignals(timeout=timeout, end=self._kill_all)
         self._is_reload_requested = False
@@ -122,6 +123,7 @@ class Supervisor:
 
     async def _start_all(self) -> None:
         """Start the workers. If one of them can't start, end with its exit code."""
+        _log.info("this process (%d) starts %d workers: send signals to it", os.getpid(), self._count)
         for _ in range(self._count):
             self._start_worker()
         ends_at = time.monotonic() + _START_SECONDS
@@ -190,14 +192,13 @@ class Supervisor:
     # Supervision
 
     async def _tick(self) -> None:
-        """Look after the workers."""
+        """Replace workers that have ended, begin a requested reload, and deliver the waiting connections."""
         self._check_workers()
         now = time.monotonic()
-        staying = sum(worker.stops_at is None for worker in self._workers)
-        if staying < self._count and now >= self._next_start and not self._is_stopping:
+        if self._is_short_of_workers() and now >= self._next_start and not self._is_stopping:
             try:
                 self._start_worker()
-            except OSError as error:  # the system has no process or file left: that may change
+            except OSError as error:  # too many processes or open files, which may be temporary
                 self._delay_next_start(now, is_stable=False, reason=f"a worker can't be started: {error}")
         if self._is_reload_requested and (self._reload is None or self._reload.done()):
             self._is_reload_requested = False
@@ -205,8 +206,11 @@ class Supervisor:
         self._deliver_waiting()
         await asyncio.sleep(_TICK_SECONDS)
 
+    def _is_short_of_workers(self) -> bool:
+        return sum(worker.stops_at is None for worker in self._workers) < self._count
+
     def _check_workers(self) -> None:
-        """Forget the workers that have ended, and kill those that hang."""
+        """Remove the workers that have ended, and kill those that hang, or don't start or stop in time."""
         now = time.monotonic()
         for worker in [*self._workers]:
             code = worker.exit_code
@@ -241,13 +245,16 @@ class Supervisor:
             if code and self._is_stopping:
                 self.exit_code = 1
             return
-        is_stable = now - worker.started_at > _STABLE_SECONDS
-        self._delay_next_start(now, is_stable=is_stable, reason=f"{worker} ended with {_describe(code)}")
+        reason = f"{worker} ended with {_describe(code)}"
+        if not self._is_short_of_workers():  # it should have replaced another one, which goes on
+            _log.error("%s", reason)
+            return
+        self._delay_next_start(now, is_stable=now - worker.started_at > _STABLE_SECONDS, reason=reason)
 
     def _delay_next_start(self, now: float, *, is_stable: bool, reason: str) -> None:
         self._failures = 1 if is_stable else self._failures + 1
-        exponent = min(self._failures - 2, _LONGEST_PAUSE_SECONDS)
-        pause = 0.0 if self._failures == 1 else min(2.0**exponent, _LONGEST_PAUSE_SECONDS)
+        exponent = min(self._failures - 2, _MAX_PAUSE_EXPONENT)
+        pause = 0.0 if self._failures == 1 else min(2.0**exponent, _MAX_PAUSE_SECONDS)
         self._next_start = now + pause
         _log.error("%s: another one starts in %g s", reason, pause)
 
@@ -269,7 +276,7 @@ class Supervisor:
             if worker in self._workers:
                 now = time.monotonic()
                 worker.stop(StopOrder(requested_at=now, is_replaced=True), stops_at=now + self._timeout)
-            while worker in self._workers:  # noqa: ASYNC110  # so that there is at most one process in addition
+            while worker in self._workers:  # noqa: ASYNC110  # so that there is only one more process
                 await asyncio.sleep(_TICK_SECONDS / 4)
         _log.info("reloading: all workers were replaced")
 

@@ -7,6 +7,7 @@ import faulthandler
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ from howdah.serving._figures import Family, Figures, encode_figures
 from howdah.serving._messages import MessageKind, encode_message, read_messages
 from howdah.serving._open_files import fit_file_limit
 from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
-from howdah.serving._server import DrainingServer, build_config
+from howdah.serving._server import DrainingServer, build_config, create_application
 from howdah.serving._signals import end_process
 from howdah.serving.limits import ServerLimits
 
@@ -35,10 +36,11 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STACK_SIGNAL: Final = signal.SIGUSR2
 """A worker writes the stacks of its threads to standard error when it gets this signal, even if it hangs."""
 
-# The connections that are taken in one iteration of the event loop.
+# The limit of new connections for one iteration of the event loop.
 _MAX_AT_ONCE: Final = 128
-# A worker that is killed loses the counts since it last sent them. Reading them takes up to 10 ms, in which no request
-# is served. So this takes at most 0.2 % of the time.
+# A worker sends its metrics to its parent every 1 to 10 s. If it is killed, the counts since then are lost. While it
+# reads the metrics, for up to 10 ms, it serves no request. So the interval is long enough that the reads take at most
+# 0.2 % of the time.
 _MIN_FIGURES_SECONDS: Final = 1.0
 _MAX_FIGURES_SECONDS: Final = 10.0
 _FIGURES_SHARE: Final = 0.002
@@ -82,17 +84,19 @@ class WorkerSetup:
 
 
 def run_worker(setup: WorkerSetup) -> None:
-    """Create the application, and serve until the parent says stop. This is the whole work of the process."""
+    """Create the application, and serve until the parent sends a `StopOrder`. The process runs this function only."""
     for each in STOP_SIGNALS:
         # The parent decides. Handlers, unlike SIG_IGN, aren't inherited by programs that the application starts.
         signal.signal(each, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # the parent has blocked them until here
+    for own in (setup.control, setup.connections):
+        own.set_inheritable(False)
     if sys.stderr is not None:
         faulthandler.register(STACK_SIGNAL, all_threads=True)
     share_lines()
     threading.Thread(target=_end_after_parent, args=(setup.stop_timeout,), daemon=True).start()
     try:
-        app = setup.create_app()
+        app = create_application(setup.create_app)
     except Exception:
         _log.exception("worker %d: the application can't be created", setup.number)
         sys.exit(STARTUP_FAILURE)
@@ -101,7 +105,7 @@ def run_worker(setup: WorkerSetup) -> None:
 
 
 def _end_after_parent(seconds: float) -> None:
-    """End this process when its parent has ended, after the time of a stop, even if the event loop is blocked."""
+    """After the parent has ended, wait for the time limit of a stop. Then end this process, even if it hangs."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -109,16 +113,16 @@ def _end_after_parent(seconds: float) -> None:
 
 
 class WorkerServer(DrainingServer):
-    """A server without a listening socket. Its parent passes connections, and says when to stop.
+    """A server without a listening socket. Its parent passes connections, and sends a `StopOrder`.
 
-    If the parent ends without that, the server stops as after SIGTERM.
+    If the parent ends without one, the server stops as after SIGTERM, without the pause.
     """
 
     def __init__(self, config: uvicorn.Config, *, connections: Connections, setup: WorkerSetup) -> None:
         super().__init__(config, connections=connections, pause=0.0, timeout=setup.stop_timeout)
         self._setup = setup
         self._shared = setup.shared
-        self._begun = 0  # connections that have a protocol, or were lost before
+        self._begun = 0  # connections that got a protocol, or were lost before they got one
         self._has_all_connections = False
         self._next_figures = 0.0
         self._has_wrong_figures = False
@@ -159,14 +163,15 @@ class WorkerServer(DrainingServer):
                 self._has_all_connections = True
                 return
             for each in descriptors:
+                os.set_inheritable(each, False)  # as for an accepted connection: no program keeps it open
                 self._connector.connect(socket.socket(fileno=each))
-            if not descriptors:  # the system has no descriptor left: the kernel has closed the connection
+            if not descriptors:  # the process has no free descriptor, so the kernel has closed the connection
                 _log.error("a connection was lost, because this process can open no more files (ulimit -n)")
                 self._begun += 1
                 self._count_closed(len(self.server_state.connections))
 
     def create_protocol(self) -> asyncio.Protocol:
-        """As for a connection that this process has accepted."""
+        """Create the protocol of a connection, and count the connection."""
         self._begun += 1
         return super().create_protocol()
 
@@ -212,14 +217,14 @@ class WorkerServer(DrainingServer):
         """Show the parent that the event loop runs, and send it the metrics every few seconds."""
         now = self._shared[HEARTBEAT] = time.monotonic()
         if now >= self._next_figures and self._control is not None:
-            if not self._control.transport.get_write_buffer_size():  # otherwise the parent doesn't read
+            if not self._control.transport.get_write_buffer_size():  # otherwise the parent hasn't read the last ones
                 self._send_figures(0)
             pause = (time.monotonic() - now) / _FIGURES_SHARE
             self._next_figures = now + min(max(pause, _MIN_FIGURES_SECONDS), _MAX_FIGURES_SECONDS)
         await super().tick()
 
     async def end_lifespan(self, seconds: float) -> None:
-        """Send the last metrics, while the application can still be asked, and shut it down."""
+        """Send the last metrics, which need the running application, and then shut it down."""
         self._send_figures(0)
         await super().end_lifespan(seconds)
         assert self._control is not None

@@ -18,13 +18,14 @@ from howdah.serving._messages import MessageKind, encode_message, read_messages
 from howdah.serving._worker import CLOSED, HEARTBEAT, STACK_SIGNAL, STOP_SIGNALS, StopOrder, WorkerSetup, run_worker
 from howdah.serving.limits import ServerLimits
 
-# The longest time between two looks at a heartbeat that counts. Otherwise a parent that was suspended, together with
-# its workers, would find all of them hanging when it goes on.
+# The time between two checks of a heartbeat counts up to this limit. Otherwise, after the parent and its workers were
+# suspended, all workers would seem to hang.
 _MAX_STEP_SECONDS: Final = 1.0
+# A worker whose event loop is blocked for this long gets a new connection only if no other worker takes it.
 _STALLED_SECONDS: Final = 1.0
-# How long the last messages of a worker that has ended may take.
+# The time limit for reading the last messages of a worker that has ended.
 _LAST_MESSAGES_SECONDS: Final = 1.0
-# For a process that has ended, or was killed.
+# The time limit of `join` for a process that has ended, or was killed.
 _JOIN_SECONDS: Final = 5.0
 
 _log: Final = logging.getLogger("howdah.serving")
@@ -48,7 +49,7 @@ class WorkerProcess:
         self.started_at = time.monotonic()
         self.is_ready = False
         self.stops_at: float | None = None
-        """The time at which it is killed. It gets no new connections, and isn't replaced when it ends."""
+        """The time at which it is killed, or None until it is told to stop. When it stops, it isn't replaced."""
         self.has_shown_stacks = False
         self.figures: bytes | None = None
         """Its last metrics."""
@@ -57,7 +58,11 @@ class WorkerProcess:
         self._shared = _context.RawArray("d", 2)
         self._is_broken = False
         self._passed = 0
-        self._beat = (0.0, self.started_at, 0.0)  # its value, when it was looked at, and for how long it has stood
+        self._beat = (
+            0.0,
+            self.started_at,
+            0.0,
+        )  # the last heartbeat, the time of the last check, and for how long it is blocked
         self._ended_at: float | None = None
         self._control: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []  # until the control socket has its stream
@@ -123,8 +128,8 @@ class WorkerProcess:
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            # Too many connections are on their way (ETOOMANYREFS, ENOBUFS), or the worker has ended. The next look at
-            # the process shows which of them it is.
+            # The worker has ended (`ConnectionError`), or too many connections are on their way to it (ETOOMANYREFS,
+            # ENOBUFS).
             self._is_broken = isinstance(error, ConnectionError)
             return False
         self._passed += 1
@@ -134,7 +139,7 @@ class WorkerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """The code of a process that has ended and whose last messages were read; -9 is a process that was killed."""
+        """The exit code, or None until the process has ended and its last messages were read; -9 after SIGKILL."""
         code: int | None = self._process.exitcode
         if code is None:
             return None
@@ -152,7 +157,7 @@ class WorkerProcess:
         return blocked
 
     def drain(self) -> None:
-        """Let its clients connect again elsewhere."""
+        """Let its `/readyz` fail, and let it close each connection after the next response."""
         self._send(encode_message(MessageKind.DRAIN))
 
     def stop(self, order: StopOrder, *, stops_at: float) -> None:
@@ -201,8 +206,8 @@ class WorkerProcess:
 
 
 def _start(process: Any) -> None:
-    """Start the process so that no signal interrupts it before it handles signals: Ctrl+C is sent to it, too."""
-    multiprocessing.resource_tracker.ensure_running()  # it unblocks these signals
+    """Start the process with blocked signals, until `run_worker` handles them. Ctrl+C is sent to it, too."""
+    multiprocessing.resource_tracker.ensure_running()  # first, because it unblocks these signals
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         process.start()

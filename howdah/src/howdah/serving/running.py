@@ -52,11 +52,12 @@ def serve(
 
     **With `workers`, `app` is a function that creates the application**: a function of a module, or a
     `functools.partial` of one. With `workers=1` it is called in this process. With more, each worker is a new process
-    that calls it. So it also has to configure the log of its process. The limits are those of each worker. This process
-    accepts the connections, and passes each one to the worker with the fewest. It replaces a worker that ends, or
-    whose event loop is blocked for `hang_timeout` seconds. SIGHUP replaces the workers one by one, with the current
-    code of the application, and no request fails. The metrics of `configure_app` are the sums of all workers. The
-    module that is run as `__main__` must call `serve` under `if __name__ == "__main__"`, because workers import it.
+    that calls it. So it also has to configure the log of its process, and the caller has to configure that of this
+    one. The limits are those of each worker. This process accepts the connections, and passes each one to the worker
+    with the fewest. It replaces a worker that ends, or whose event loop is blocked for `hang_timeout` seconds. SIGHUP
+    replaces the workers one by one, with the current code of the application, and no request fails. The metrics of
+    `configure_app` are the sums of all workers. The module that is run as `__main__` must call `serve` under
+    `if __name__ == "__main__"`, because workers import it.
 
     On SIGTERM, `/readyz` fails first, while requests are served for `stop_pause` seconds more, so that a proxy can
     learn of it. SIGINT skips this pause. Then the server accepts no more connections, closes idle ones, and finishes
@@ -73,16 +74,22 @@ def serve(
         raise ValueError(
             f"stop_timeout ({stop_timeout:g} s) includes stop_pause ({stop_pause:g} s), so it must be longer"
         )
-    if workers is not None and (workers < 1 or (workers > 1 and sys.platform == "win32")):
-        raise ValueError(f"workers must be at least 1, and on Windows exactly 1, not {workers}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if workers is not None and workers > 1 and sys.platform == "win32":
+        raise ValueError(f"Windows can't pass connections to other processes, so workers must be 1, not {workers}")
     if hang_timeout <= 0:
         raise ValueError(f"hang_timeout must be more than 0 seconds, not {hang_timeout}")
     if workers is not None and workers > 1:
         _check_importable(app)
+    if workers == 1:
+        from howdah.serving._server import create_application
+
+        app = create_application(app)
     bound = [bind_socket(host, port)] if sockets is None else list(sockets)
     limits = limits if limits is not None else ServerLimits()
     if workers is None or workers == 1:
-        _serve_here(app if workers is None else app(), bound, limits, pause=stop_pause, timeout=stop_timeout)
+        _serve_here(app, bound, limits, pause=stop_pause, timeout=stop_timeout)
         return
     from howdah._log_writer import share_lines
     from howdah.serving._supervisor import Supervisor

@@ -29,6 +29,7 @@ from howdah_tests.support.path_inputs import (
 from howdah_tests.support.path_outputs import add_responses, add_sessions, note_reader
 from howdah_tests.support.path_pairs import Mark
 from howdah_tests.support.principals import CUSTOMER, OPERATOR, Caller, authenticate
+from howdah_tests.support.untraced import create_fastapi
 
 UNREACHABLE: Final = "postgresql+asyncpg://nobody@127.0.0.1:1/none"
 MAX_BODY: Final = 2_000
@@ -66,7 +67,7 @@ async def authenticate_or_fail(connection: HTTPConnection) -> Caller | None:
 
 def create_path_app(mark: Mark, url: str = UNREACHABLE, *, mounted: bool = False, **options: Any) -> FastAPI:
     """The application. With `mounted` it has another one inside, with the same routes and an internal port."""
-    app = FastAPI()
+    app = create_fastapi()
     app.add_middleware(AddHeader, name=b"x-inner")
     configure_app(
         app,

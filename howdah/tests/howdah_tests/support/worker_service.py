@@ -1,7 +1,8 @@
 """A service with several worker processes: `python -m howdah_tests.support.worker_service --workers 2`.
 
-`/pid` answers with the process id and the port, `/wait` answers after 0.3 s, and `/block` blocks the event loop. With
-`--metrics` the application has `/metrics` and the probes.
+`/pid` answers with the process id and the port, `/wait` answers after 0.3 s, and `/block` blocks the event loop.
+`/metrics` answers with the metrics of all workers as JSON, and `/readyz` with 503 in a worker that drains.
+`/inherited` answers with the sockets that a program would inherit.
 """
 
 from __future__ import annotations
@@ -17,35 +18,49 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from howdah.logs import configure_logging
-from howdah.serving import bind_socket, serve
+from howdah.serving import bind_socket, is_draining, serve
+from howdah.serving._figures import Family, Figures, sum_figures
+from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
 
 
 class PidApp:
-    """The routes without FastAPI, whose import takes a second."""
+    """The routes without FastAPI, so that a worker starts in half the time."""
 
     def __init__(self, folder: Path, *, second_fails: bool) -> None:
         self._folder, self._second_fails = folder, second_fails
+        self._answers = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._run_lifespan(receive, send)
+            await self._run_lifespan(scope, receive, send)
             return
+        content: dict[str, Any]
+        status, content = 200, {"pid": os.getpid(), "port": scope["server"][1]}
         match scope["path"]:
+            case "/pid":
+                self._answers += 1
             case "/wait":
                 await asyncio.sleep(0.3)
             case "/block":
                 time.sleep(60)  # noqa: ASYNC251
-        body = json.dumps({"pid": os.getpid(), "port": scope["server"][1]}).encode()
+            case "/readyz":
+                status = 503 if is_draining(scope) else 200
+            case "/inherited":
+                content = {"descriptors": list_inheritable_sockets()}
+            case "/metrics":
+                figures = sum_figures(await scope["state"][WORKERS_KEY].collect())
+                content = {name: value for family in figures for name, _, value in family.samples}
+        body = json.dumps(content).encode()
         headers = [(b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def _run_lifespan(self, receive: Receive, send: Send) -> None:
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
+        scope["state"][FIGURES_KEY] = self
         try:
             Path(self._folder, "first").touch(exist_ok=not self._second_fails)
         except FileExistsError:
@@ -55,31 +70,27 @@ class PidApp:
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
+    def read(self) -> Figures:
+        """The metrics of this process."""
+        return [
+            Family("answers", "counter", "Answers to /pid", [("answers_total", {}, self._answers)]),
+            Family("processes", "gauge", "1 for each worker", [("processes", {}, 1)]),
+        ]
+
+
+def list_inheritable_sockets() -> list[int]:
+    with os.scandir("/proc/self/fd") as entries:
+        descriptors = [
+            int(each.name) for each in entries if os.path.realpath(each.path).partition(":")[0].endswith("socket")
+        ]
+    return [each for each in descriptors if each > 2 and os.get_inheritable(each)]
+
 
 def create_service(options: argparse.Namespace) -> Any:
     configure_logging("json")
     if Path(options.folder, "broken").exists():
         raise RuntimeError("the new code is broken")
-    app = PidApp(Path(options.folder), second_fails=options.second_fails)
-    if not options.metrics:
-        return app
-    from fastapi import FastAPI
-
-    from howdah import Database
-    from howdah.fastapi import configure_app
-
-    configured = FastAPI()
-    configure_app(configured, database=lambda: Database("postgresql://nobody@127.0.0.1:1/none"), request_log=False)
-
-    @configured.get("/wait")
-    async def wait() -> None:
-        await asyncio.sleep(0.3)
-
-    @configured.get("/pid")
-    async def get_pid(request: Request) -> dict[str, int | None]:
-        return {"pid": os.getpid(), "port": request.url.port}
-
-    return configured
+    return PidApp(Path(options.folder), second_fails=options.second_fails)
 
 
 def main() -> None:
@@ -89,7 +100,6 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.1)
     parser.add_argument("--timeout", type=float, default=5.0)
     parser.add_argument("--hang-timeout", type=float, default=30.0)
-    parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--second-fails", action="store_true")
     options = parser.parse_args()
     configure_logging("json")

@@ -83,7 +83,7 @@ class Revocations:
         self._forget_at.update(dict.fromkeys(session_ids, forget_at))
 
     def is_stale(self) -> bool:
-        """Whether the last poll is too long ago. Call `refresh`, because `check` would raise a 503."""
+        """Whether the last poll is too long ago. Then `check` raises a 503, so call `refresh` before it."""
         return self._polled_at is None or self._clock() - self._polled_at > _MAX_STALENESS_SECONDS
 
     async def refresh(self) -> None:

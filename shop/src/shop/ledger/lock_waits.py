@@ -9,8 +9,8 @@ from typing import Final
 
 from howdah import LockTimeout, UniqueViolation
 
-# Longer than the batches of several processes take while they wait for each other. In this time all requests of the
-# batch wait. After that, those of the locked account wait in the blocked queue, with the session's `lock_timeout`.
+# It is longer than several processes wait for each other's batches. All requests of a batch wait for this time. After
+# that, those of the locked account wait in the blocked queue, with the session's `lock_timeout`.
 LOCK_WAIT_MS: Final = 200
 # A `LockTimeout` after this time isn't caused by `LOCK_WAIT_MS`: the statement waited for a lock on the whole table.
 _MAX_WAIT_SECONDS: Final = 1.5

@@ -20,13 +20,13 @@ class RefusingAccounts:
         self._ids: dict[UUID, None] = {}
 
     def add(self, ids: Iterable[UUID]) -> None:
-        """These accounts declined a batch."""
+        """Remember accounts that declined a batch."""
         self._ids.update(dict.fromkeys(ids))
         while len(self._ids) > _MAX_ACCOUNTS:
             del self._ids[next(iter(self._ids))]
 
     def discard(self, ids: Iterable[UUID]) -> None:
-        """A transfer of these accounts was posted under locks."""
+        """Forget accounts, because a transfer of them was posted under locks."""
         for id_ in ids:
             self._ids.pop(id_, None)
 

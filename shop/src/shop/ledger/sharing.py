@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Final
 from uuid import UUID
 
-# So many batches without a change by others mean that this process is alone.
+# After this number of batches without a change by others, this process counts as the only one.
 _REMEMBERED_BATCHES: Final = 32
 
 
 class SharedAccounts:
-    """Notices that others have posted on accounts of the last batch since that batch.
+    """Notices that others have posted on the accounts of the last batch, by the entry counts of the next one.
 
     Call `record` after each batch, in the order in which the batches were posted.
     """
@@ -26,7 +26,7 @@ class SharedAccounts:
         return self._batches_left > 0
 
     def record(self, accounts: Iterable[tuple[UUID, int, int]]) -> None:
-        """The accounts of a batch, each with its entry count before and after the batch."""
+        """Compare the accounts of a batch with the last one. Each has its entry count before and after the batch."""
         known, counts, is_changed = self._entry_counts, {}, False
         for id_, before, after in accounts:
             counts[id_] = after

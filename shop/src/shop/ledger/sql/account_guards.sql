@@ -28,13 +28,12 @@ BEGIN
 END
 $$;
 
--- The ledger's processes cache the owner, and decide for customers by it.
+-- An account keeps its id, its owner and its currency.
 CREATE OR REPLACE TRIGGER reject_delete_or_identity_change
 BEFORE DELETE OR TRUNCATE OR UPDATE OF id, user_id, currency ON accounts
 FOR EACH STATEMENT EXECUTE FUNCTION reject_identity_change();
 
--- `revision` counts the changes that create no entry, whoever makes them. Optimistic posting compares it with the
--- cached value.
+-- `revision` counts the changes that create no entry, whoever makes them. The seals of an account have its revision.
 CREATE OR REPLACE FUNCTION increment_revision() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.revision := OLD.revision + 1;
