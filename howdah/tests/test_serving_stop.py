@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import sys
 import time
@@ -14,9 +16,11 @@ import pytest
 from fastapi import FastAPI
 
 from howdah import Database
+from howdah._log_writer import ThreadedWriter
 from howdah.fastapi import configure_app
 from howdah.serving import ServerLimits, is_draining, serve
 from howdah.serving._server import DrainingServer
+from howdah.serving._signals import end_process
 from howdah_tests.support.raw_http import GET, EchoApp, RunningServer, running_server, wait_until
 
 WAIT = GET.replace(b"/", b"/wait", 1)
@@ -238,3 +242,24 @@ async def test_ctrl_c_skips_the_pause_and_a_second_signal_cancels_requests() -> 
 def test_the_pause_is_a_part_of_the_timeout() -> None:
     with pytest.raises(ValueError, match=r"stop_timeout \(5 s\) includes stop_pause \(5 s\)"):
         serve(EchoApp(), stop_pause=5, stop_timeout=5)
+
+
+def test_the_last_line_is_written_before_the_process_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log's lines are written by a thread, which ends with the process."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    writer = ThreadedWriter(writing, lambda _: b"")
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: writer.write(record.getMessage().encode()))
+    logger = logging.getLogger("howdah.serving")
+    seen: list[bytes] = []
+    monkeypatch.setattr("howdah.serving._signals.os._exit", lambda _: seen.append(os.read(reading, 1000)))
+    logger.addHandler(handler)
+    try:
+        end_process(time.monotonic(), 10)
+    finally:
+        logger.removeHandler(handler)
+        writer.close()
+        os.close(reading)
+        os.close(writing)
+    assert seen[0].startswith(b"the process did not stop within 10 s")

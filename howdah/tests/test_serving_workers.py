@@ -147,6 +147,14 @@ def test_workers_end_if_their_parent_is_killed_even_if_one_hangs() -> None:
         assert alive == []
 
 
+def test_a_worker_that_does_not_stop_in_time_is_killed_and_reported() -> None:
+    with running_workers("--pause", "0", "--timeout", "1") as frozen:
+        os.kill(frozen.list_workers()[0], signal.SIGSTOP)
+        frozen.process.send_signal(signal.SIGTERM)
+        assert frozen.process.wait(10) == 1
+        assert "is killed: it didn't stop in time" in frozen.log
+
+
 def test_a_worker_that_cannot_start_ends_the_service() -> None:
     with WorkerService("--second-fails") as service:
         assert service.process.wait(20) == 3

@@ -189,6 +189,12 @@ def open_standard_error(describe_dropped: Callable[[int], bytes]) -> LineWriter:
     return ThreadedWriter(descriptor, describe_dropped)
 
 
+def flush_lines(seconds: float) -> None:
+    """Wait until all lines are written, at most for this time. For a process that ends at once after that."""
+    for writer in [*_writers]:
+        writer.flush(seconds)
+
+
 def share_lines() -> None:
     """Don't mix the lines of this process with those of others that also call this and share its standard error.
 

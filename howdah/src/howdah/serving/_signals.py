@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
+from howdah._log_writer import flush_lines
+
 # Two signals within this time count as one: a terminal and a process such as `uv run` may both send it.
 _SAME_SIGNAL_SECONDS: Final = 0.5
 _LOGGING_SECONDS: Final = 0.5
@@ -63,7 +65,12 @@ def end_process(ends_at: float, seconds: float, end: Callable[[], object] = lamb
     logging_seconds = min(_LOGGING_SECONDS, 0.1 * seconds)
     time.sleep(max(0.0, ends_at - logging_seconds - time.monotonic()))
     message = "the process did not stop within %g s: it ends now, without closing its connections"
-    logging_thread = threading.Thread(target=_log.critical, args=(message, seconds), daemon=True)
+
+    def report() -> None:
+        _log.critical(message, seconds)
+        flush_lines(logging_seconds)
+
+    logging_thread = threading.Thread(target=report, daemon=True)
     logging_thread.start()
     logging_thread.join(logging_seconds)
     end()

@@ -66,8 +66,9 @@ class Supervisor:
         self._pause = pause
         self._timeout = timeout
         self._hang_timeout = hang_timeout
-        # The workers have less time than this process, so that it can report those that don't stop in time.
-        self._margin = min(1.0, 0.1 * timeout)
+        # The workers have less time than this process, so that it can report and kill those that don't stop in time.
+        # `StopSignals` ends this process up to 0.5 s, or 10 %, before the timeout.
+        self._margin = min(1.0, 0.2 * timeout)
         self._signals = StopSignals(timeout=timeout, end=self._kill_all)
         self._is_reload_requested = False
         self._has_terminal = _has_terminal()
@@ -299,7 +300,7 @@ class Supervisor:
                 await asyncio.sleep(_TICK_SECONDS)
         await self._stop_listening()
         order = StopOrder(requested_at=requested_at, is_interactive=is_interactive)
-        stops_at = requested_at + self._timeout - self._margin / 2
+        stops_at = requested_at + self._timeout - 0.75 * self._margin
         for worker in self._workers:
             if worker.stops_at is None:
                 worker.stop(order, stops_at=stops_at)
