@@ -92,11 +92,14 @@ def without_options(statement: Select[Any]) -> Select[Any]:
 def find_structure(statement: Select[Any]) -> tuple[Hashable, Sequence[BindParameter[Any]]] | None:
     """A value that is equal for two statements with the same text, and the statement's parameters in a fixed order.
 
-    It is SQLAlchemy's key for its statement cache. None if the statement has a part that SQLAlchemy doesn't cache, or
-    values of `params()`.
+    It is SQLAlchemy's key for its statement cache. None if the statement has a part or a type that SQLAlchemy
+    doesn't cache, or values of `params()`.
     """
     key: Any = statement._generate_cache_key()
     if key is None or getattr(key, "params", None):  # SQLAlchemy 2.1 has the values of `params()` apart
+        return None
+    # SQLAlchemy has the same key for parameters of all types that it doesn't cache
+    if any(cache_key_of(bind.type) is bind.type for bind in key.bindparams):
         return None
     return key.key, key.bindparams
 
