@@ -110,8 +110,9 @@ class Ledger:
             close_timeout=close_timeout,
             bisect_on_error=True,
             # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too,
-            # PostgreSQL is never idle, and larger batches cost less.
-            split_between_workers=lambda: not self._shared_accounts.has_others,
+            # PostgreSQL is never idle, and large batches cost less.
+            split_between_workers=True,
+            one_at_a_time=lambda: self._shared_accounts.has_others,
         )
         self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
             self._post_unblocked,
