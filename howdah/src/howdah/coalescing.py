@@ -77,8 +77,11 @@ class Coalescer(Generic[ItemT, ResultT]):
     it for reads.
 
     With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
-    while another one is being written. Use it if part of `apply` is serialized. If it is a function, it is called for
-    each batch.
+    while another one is being written. Use it if part of `apply` is serialized.
+
+    While the function `one_at_a_time` returns True, a single worker runs, and the next batch is formed after the tasks
+    have got the results of the last one. So that batch includes what these tasks submit at once. Use it if the batches
+    wait for those of other processes: a few large batches wait less often than many small ones.
 
     Errors:
 
@@ -123,7 +126,8 @@ class Coalescer(Generic[ItemT, ResultT]):
         workers: int = 1,
         key: Callable[[ItemT], Hashable] | None = None,
         bisect_on_error: bool = False,
-        split_between_workers: bool | Callable[[], bool] = False,
+        split_between_workers: bool = False,
+        one_at_a_time: Callable[[], bool] = bool,
         max_attempts: int = 3,
         submit_timeout: float = 10.0,
         batch_timeout: float | None = None,
@@ -141,7 +145,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._apply = apply
         self._max_batch_size, self._max_waiting, self._workers = max_batch_size, max_waiting, workers
         self._key, self._bisect_on_error = key, bisect_on_error
-        self._is_split = split_between_workers if callable(split_between_workers) else lambda: split_between_workers
+        self._is_split, self._is_one_at_a_time = split_between_workers, one_at_a_time
         self._max_attempts = max_attempts
         self._submit_timeout, self._batch_timeout, self._close_timeout = submit_timeout, batch_timeout, close_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -271,7 +275,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
         this iteration.
         """
-        if not self._queue or self._is_worker_starting or len(self._running) >= self._workers:
+        if not self._queue or self._is_worker_starting or len(self._running) >= self._count_workers():
             return
         if len(self._queue) < min(self._running_items, self._max_batch_size):
             return
@@ -281,7 +285,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         worker.add_done_callback(self._worker_ended)
 
     async def _run_batches(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run one batch after the other until the queue is empty."""
+        """Run one batch after the other until the queue is empty. With `one_at_a_time` run one batch."""
         self._is_worker_starting = False
         while self._queue:
             batch = self._next_batch(loop)
@@ -294,6 +298,11 @@ class Coalescer(Generic[ItemT, ResultT]):
                 self._running_items -= len(batch)
                 del self._running_batches[id(batch)]
                 fail(batch, BatchAbandoned("the batch was cancelled before it had a result; it may have been written"))
+            if self._is_one_at_a_time():
+                return  # `_worker_ended` is called after the tasks have got their results, and starts the next worker
+
+    def _count_workers(self) -> int:
+        return 1 if self._is_one_at_a_time() else self._workers
 
     def _worker_ended(self, worker: asyncio.Task[None]) -> None:
         """Start the next worker, or fail all waiters if the event loop is ending."""
@@ -348,7 +357,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
         # This worker is in `_running`, but it is idle.
-        idle = self._workers - len(self._running) + 1 if self._is_split() else 1
+        idle = self._count_workers() - len(self._running) + 1 if self._is_split else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
         now, waits, waited = loop.time(), self._figures.waits, 0.0

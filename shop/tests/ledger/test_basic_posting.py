@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import permutations
 from random import Random
@@ -16,15 +17,25 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database
-from shop.ledger import basic_posting
+from shop.ledger import basic_posting, group_commit
 from shop.ledger.basic_posting import Declined, Posted, plan_basic_posting, post_basic
+from shop.ledger.basic_refusals import find_refused
 from shop.ledger.group_commit import Ledger
 from shop.ledger.models import Account, AccountState
 from shop.ledger.posting import PostingContext
 from shop.ledger.repository import TransferRepository
-from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRecord, TransferRequest, TransferResult
-from shop.ledger.service import post_transfers
+from shop.ledger.requests import (
+    MAX_AMOUNT,
+    Refusal,
+    TransferRecord,
+    TransferRequest,
+    TransferResult,
+    split_into_chains,
+)
+from shop.ledger.service import collect_account_ids, post_transfers
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
+from shop_tests.support.statement_log import log_statements
+from shop_tests.support.trigger_bypass import expire
 from shop_tests.support.waiting import until_waiting
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
@@ -92,6 +103,8 @@ async def test_postgresql_decides_as_python_does(
         outcome = None if plan is None else await post_basic(await session.connection(), plan)
         if any(each.refusal is not None or each.replayed for each in expected):
             assert outcome is None or isinstance(outcome, Declined)
+            if isinstance(outcome, Declined):
+                await check_refusals(session, list(split_into_chains(batch)), expected, outcome)
             return
         if sum(each.amount or 0 for each in batch) > MAX_AMOUNT and not isinstance(outcome, Posted):
             return  # sums of more than 2^62 are always decided under locks
@@ -111,6 +124,35 @@ async def test_postgresql_decides_as_python_does(
     finally:
         session.expunge_all()
         await savepoint.rollback()
+
+
+async def check_refusals(
+    session: AsyncSession,
+    items: Sequence[Sequence[TransferRequest]],
+    expected: list[TransferResult],
+    declined: Declined,
+) -> None:
+    """The refused items are those that the model refuses, and their refusals are stored and replayed."""
+    found = find_refused(items, declined)
+    by_item = iter(expected)
+    ids = {id_ for item in items for id_ in collect_account_ids(item)}
+    for n, item in enumerate(items):
+        in_order = [next(by_item) for _ in item]
+        locked = await TransferRepository(session).lock_accounts(ids)
+        alone = PostingContext(accounts=locked.accounts, at=locked.at).decide(item)
+        assert (n in found) == all(each.refusal is not None for each in (*in_order, *alone))
+        assert n not in found or found[n].results == alone
+    rest = [item for n, item in enumerate(items) if n not in found]
+    plan = plan_basic_posting([request for item in rest for request in item])
+    assert plan is not None
+    refused = {key: outcome for each in found.values() for key, outcome in each.keys.items()}
+    posted = await post_basic(await session.connection(), plan, refused=refused)
+    if isinstance(posted, Posted):
+        for n, each in found.items():
+            for request, result, replay in zip(
+                items[n], each.results, await post_transfers(session, items[n]), strict=True
+            ):
+                assert (replay.refusal, replay.replayed) == (result.refusal, request.key is not None)
 
 
 async def open_drawn(session: AsyncSession, drawn: list[dict[str, Any]], funded: set[int]) -> list[UUID]:
@@ -135,7 +177,11 @@ async def test_an_account_of_another_customer_is_declined_without_a_lock(stored:
     async with stored.begin() as session:
         await session.execute(select(Account.id).where(Account.id == a).with_for_update())
         async with stored.autocommit() as connection:
-            assert await post_basic(connection, plan) == Declined(frozenset({a}))
+            declined = await post_basic(connection, plan)
+    assert isinstance(declined, Declined)
+    assert declined.states is not None
+    assert declined.refusing == {a}
+    assert set(declined.states.read([a, b])) == {b}
 
 
 @pytest.fixture
@@ -174,6 +220,80 @@ async def test_without_the_locks_the_statement_reads_old_states(
     monkeypatch.setattr(basic_posting, "POST_BASIC", without_locks)
     with pytest.raises(CheckViolation, match="does not continue the entries"):
         await post_during_another_transaction(stored)
+
+
+async def test_a_refusal_depends_on_no_transfer_that_is_posted_later(
+    stored: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two statements of a batch, another transaction pays in. So the second transfer from `a` is allowed.
+    As a control, the decision in the order of the batch has refused it."""
+    a, b, poor = await open_accounts(stored, 10, 0, 0)
+    requests = [
+        TransferRequest(a, b, 10, key="first"),
+        TransferRequest(a, b, 10, key="second"),
+        TransferRequest(poor, b, 1, key="poor"),
+    ]
+    before: list[Refusal | None] = []
+
+    async def pay_in_after_the_first(*args: Any, **options: Any) -> Posted | Declined:
+        outcome = await post_basic(*args, **options)
+        if not before:
+            assert isinstance(outcome, Declined)
+            assert outcome.states is not None
+            context = PostingContext(accounts=outcome.states.read([a, b, poor]), at=outcome.states.at)
+            before.extend(each.refusal for each in context.decide(requests))
+            async with stored.begin() as session:
+                world = (await open_accounts(stored, 50))[0]
+                await post_transfers(session, [TransferRequest(world, id_, 10) for id_ in (a, poor)])
+        return outcome
+
+    monkeypatch.setattr(group_commit, "post_basic", pay_in_after_the_first)
+    async with Ledger(stored) as ledger:
+        results = await asyncio.gather(*map(ledger.submit, requests))
+        replays = await asyncio.gather(*map(ledger.submit, requests))
+    assert before == [None, Refusal.INSUFFICIENT_FUNDS, Refusal.INSUFFICIENT_FUNDS]
+    # The last one was refused when the states were read, before the money came.
+    assert [each.refusal for each in results] == [None, None, Refusal.INSUFFICIENT_FUNDS]
+    assert [(each.refusal, each.replayed) for each in replays] == [(each.refusal, True) for each in results]
+
+
+async def test_a_refusal_is_stored_only_if_its_key_is_unused(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two statements, another process posts the request after a deposit. So the result is its replay."""
+    a, b = await open_accounts(stored, 0, 10)
+    request = TransferRequest(a, b, 1, key="once")
+    elsewhere: list[TransferResult] = []
+
+    async def post_elsewhere(*args: Any, **options: Any) -> Posted | Declined:
+        outcome = await post_basic(*args, **options)
+        if not elsewhere:
+            async with stored.begin() as session:
+                elsewhere.extend(await post_transfers(session, [TransferRequest(b, a, 5), request]))
+        return outcome
+
+    monkeypatch.setattr(group_commit, "post_basic", post_elsewhere)
+    async with Ledger(stored) as ledger:
+        result = await ledger.submit(request)
+    assert result == elsewhere[1].as_replay()
+
+
+async def test_a_customer_with_a_foreign_account_spoils_no_transfer_of_others(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    requests = [TransferRequest(a, b, 1), TransferRequest(b, a, 1, posted_by=uuid4()), TransferRequest(a, b, 2)]
+    async with Ledger(stored) as ledger, log_statements(stored) as seen:
+        results = await asyncio.gather(*map(ledger.submit, requests))
+        assert seen.take() == ["post", "post"]
+    assert [each.refusal for each in results] == [None, Refusal.UNKNOWN_ACCOUNT, None]
+
+
+async def test_an_account_with_a_hold_is_decided_under_locks(stored: Database) -> None:
+    """The hold may have expired."""
+    a, b, c = await open_accounts(stored, 10, 0, 10)
+    async with stored.begin() as session:
+        [hold] = await post_transfers(session, [TransferRequest(a, b, 10, pending_seconds=60)])
+    await expire(stored, hold.unwrap().id)
+    async with Ledger(stored) as ledger:
+        results = await asyncio.gather(*(ledger.submit(TransferRequest(id_, b, 10)) for id_ in (a, c)))
+    assert [each.refusal for each in results] == [None, None]
 
 
 async def post_with_two_ledgers(stored: Database, accounts: list[UUID]) -> list[list[TransferResult]]:

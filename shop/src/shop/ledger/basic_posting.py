@@ -5,34 +5,38 @@ statement `post_basic.sql` locks the accounts, compares these values with their 
 So the decision needs no states that were read before, and no round trip between the locks and the commit.
 
 It decides as `PostingContext` does, except that it refuses nothing: a batch with a refusal, or with a key that was used
-before, is declined. Then `shop.ledger.service` decides it under locks.
+before, is declined. Then `shop.ledger.basic_refusals` decides which requests are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ARRAY, BigInteger, DateTime, Integer, LargeBinary, String, Uuid, bindparam, text
+from sqlalchemy import ARRAY, BigInteger, DateTime, Integer, LargeBinary, Row, String, Uuid, bindparam, text
 from sqlalchemy.dialects.postgresql.asyncpg import dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from howdah import uuid7
 from shop.ledger.lock_waits import LOCK_WAIT_MS, raise_key_in_use, raise_locked_for_long
-from shop.ledger.posting import stored_metadata, to_utc
+from shop.ledger.models import AccountState
+from shop.ledger.posting import Outcome, stored_metadata, to_utc
 from shop.ledger.requests import (
     MAX_AMOUNT,
+    ScopedKey,
     TransferRecord,
     TransferRequest,
     TransferResult,
     compute_fingerprints,
     split_into_chains,
 )
+from shop.ledger.snapshots import PostingAccount
 from shop.ledger.writing import omit_nulls, to_json
 
 # The statement adds a change to a balance within the same limits, so the sum is a bigint. Larger ones are declined.
@@ -42,12 +46,55 @@ _Record: Final = TransferRecord
 
 
 class Declined(NamedTuple):
+<<<<<<< HEAD
     """Nothing was posted. `refusing` has the accounts that don't exist, don't allow their transfers, or were skipped.
 
     It is empty if there is another reason, for example two accounts with different currencies.
+=======
+    """Nothing was posted. `refusing` has the accounts that don't allow their transfers, or weren't found.
+
+    It is empty if the reason is another one, for example two accounts with different currencies. `states` is None if
+    the states of the accounts aren't known.
+>>>>>>> ledger2
     """
 
-    refusing: frozenset[UUID]
+    refusing: frozenset[UUID] = frozenset()
+    states: DeclinedStates | None = None
+
+
+@dataclass(slots=True)
+class DeclinedStates:
+    """The accounts of a declined batch at the time `at`, as the statement has returned them.
+
+    An account isn't among them if it doesn't exist, or if it doesn't belong to its customer in `owners`.
+    """
+
+    at: datetime
+    owners: Mapping[UUID, UUID]
+    row: Row[Any]
+    positions: Mapping[UUID, int]
+
+    def read(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
+        """New objects for these accounts. They have only what a decision reads: no revision and no time."""
+        row = self.row
+        return {
+            id_: PostingAccount(
+                id=id_,
+                user_id=row.owners[n],
+                currency=row.currencies[n],
+                balance=row.balances[n],
+                held=row.held[n],
+                allows_negative=row.allows_negative[n],
+                overdraft_limit=row.overdraft_limit[n],
+                balance_limit=row.balance_limit[n],
+                state=AccountState(row.state[n]),
+                entry_count=row.entry_counts[n],
+                revision=0,
+                updated_at=self.at,
+            )
+            for id_ in ids
+            if (n := self.positions.get(id_)) is not None
+        }
 
 
 class Posted(NamedTuple):
@@ -166,8 +213,20 @@ def _add_step(plan: BasicPlan, request: TransferRequest, group_id: UUID | None) 
     return True
 
 
+<<<<<<< HEAD
 async def post_basic(connection: AsyncConnection, plan: BasicPlan, *, skips_locked: bool = False) -> Posted | Declined:
     """Post the transfers of the plan in one transaction. The connection must commit each statement.
+=======
+async def post_basic(
+    connection: AsyncConnection,
+    plan: BasicPlan,
+    *,
+    refused: Mapping[ScopedKey, Outcome] = MappingProxyType({}),
+    skips_locked: bool = False,
+) -> Posted | Declined:
+    """Post the transfers of the plan in one transaction, and store the `refused` keys with their refusals. The
+    connection must commit each statement.
+>>>>>>> ledger2
 
     The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
     `LockedForLong`. With `skips_locked` it doesn't wait for accounts, and counts the locked ones as refusing. Raises
@@ -175,12 +234,16 @@ async def post_basic(connection: AsyncConnection, plan: BasicPlan, *, skips_lock
     """
     statement = _POST_BASIC_SKIP_LOCKED if skips_locked else POST_BASIC
     with raise_key_in_use(), raise_locked_for_long():
-        rows = await connection.exec_driver_sql(statement, basic_parameters(plan))
+        rows = await connection.exec_driver_sql(statement, basic_parameters(plan, refused))
     row = rows.one()
     if not row.is_posted:
         allowing = set(row.allowing or ())
-        return Declined(frozenset(id_ for id_, each in plan.accounts.items() if each.position not in allowing))
-    states = _States(row.balances, row.entry_counts, row.owners, row.currencies)
+        refusing = frozenset(id_ for id_, each in plan.accounts.items() if each.position not in allowing)
+        if skips_locked:
+            return Declined(refusing)  # an account that isn't among the states may have been skipped
+        owners = {id_: each.owner for id_, each in plan.accounts.items() if each.owner is not None}
+        return Declined(refusing, DeclinedStates(row.at, owners, row, {id_: n for n, id_ in enumerate(row.id or ())}))
+    states = _States(row.balances or (), row.entry_counts or (), row.owners or (), row.currencies or ())
     return Posted(_build_results(plan, row.at, states), states.entry_counts)
 
 
@@ -225,7 +288,7 @@ def _build_results(plan: BasicPlan, at: datetime, states: _States) -> list[Trans
     return results
 
 
-def basic_parameters(plan: BasicPlan) -> tuple[Any, ...]:
+def basic_parameters(plan: BasicPlan, refused: Mapping[ScopedKey, Outcome] = MappingProxyType({})) -> tuple[Any, ...]:
     """The parameters of `POST_BASIC`."""
     accounts, steps = plan.accounts.values(), plan.steps
     requests = [step.request for step in steps]
@@ -250,6 +313,10 @@ def basic_parameters(plan: BasicPlan) -> tuple[Any, ...]:
         "k_scope": omit_nulls([request.scope or None for request in requests]),
         "k_key": omit_nulls([request.key for request in requests]),
         "k_fingerprint": plan.fingerprints,
+        "r_scope": [scope for scope, _ in refused],
+        "r_key": [key for _, key in refused],
+        "r_fingerprint": [each.fingerprint for each in refused.values()],
+        "r_refusal": [each.result.refusal for each in refused.values()],
     }
     return tuple(values[name] for name in _NAMES)
 
@@ -275,6 +342,10 @@ _TYPES: Final[dict[str, TypeEngine[Any]]] = {
     "k_scope": ARRAY(String()),
     "k_key": ARRAY(String()),
     "k_fingerprint": ARRAY(LargeBinary()),
+    "r_scope": ARRAY(String()),
+    "r_key": ARRAY(String()),
+    "r_fingerprint": ARRAY(LargeBinary()),
+    "r_refusal": ARRAY(String()),
 }
 # Compiled once. Otherwise SQLAlchemy would compute the statement's cache key, and convert each array, every time.
 _STATEMENT: Final = text(Path(__file__).with_name("post_basic.sql").read_text(encoding="utf-8")).bindparams(

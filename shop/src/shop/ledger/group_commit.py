@@ -23,8 +23,8 @@ from howdah import (
     run_transaction,
 )
 from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
+from shop.ledger.basic_refusals import Refused, find_refused
 from shop.ledger.lock_waits import KeyInUse, KeyLocked, LockedForLong
-from shop.ledger.refusing_accounts import RefusingAccounts
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
@@ -42,9 +42,9 @@ from shop.ledger.validation import check_request, validate_requests
 _MAX_KEY_ATTEMPTS: Final = 5
 # Short, because `Ledger.aclose` waits for the submitted requests before it closes the other queues.
 _SECOND_CLOSE_SECONDS: Final = 1.0
-# The first attempt finds the accounts that refuse. If others refuse in the second one, the rest is decided under locks.
-_BASIC_ATTEMPTS: Final = 2
-_DECLINED: Final = Declined(frozenset())
+# The first attempt may find refused items, and the second one accounts whose items must be decided under locks.
+_BASIC_ATTEMPTS: Final = 3
+_DECLINED: Final = Declined()
 
 
 class Undecided(Enum):
@@ -66,8 +66,8 @@ class Ledger:
 
     A batch of basic transfers is posted by one statement (see `shop.ledger.basic_posting`). It locks the accounts, so
     several processes may post on the same accounts: they wait for each other in PostgreSQL. If one of the transfers is
-    refused, or its key was used before, the transfers of the refusing accounts are decided under locks, and the others
-    are posted by the statement. Requests that aren't basic are always decided under locks.
+    refused, the statement is executed again. It stores the refusal, and posts the others. If a key was used before, the
+    batch is decided under locks. Requests that aren't basic are always decided under locks.
 
     All times are those of the database's clock. The wall clock of this process isn't used.
 
@@ -110,8 +110,9 @@ class Ledger:
             close_timeout=close_timeout,
             bisect_on_error=True,
             # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too,
-            # PostgreSQL is never idle, and larger batches cost less.
-            split_between_workers=lambda: not self._shared_accounts.has_others,
+            # PostgreSQL is never idle, and large batches cost less.
+            split_between_workers=True,
+            one_at_a_time=lambda: self._shared_accounts.has_others,
         )
         self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
             self._post_unblocked,
@@ -134,7 +135,6 @@ class Ledger:
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
         self._shared_accounts = SharedAccounts()
-        self._refusing_accounts = RefusingAccounts()
         self._blocked_items = 0
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
@@ -224,8 +224,6 @@ class Ledger:
                 return posted
             decided = await self._locks_queue.submit(item, timeout=deadline - loop.time())
             if not isinstance(decided, Blocked):
-                if all(result.refusal is None for result in decided):
-                    self._refusing_accounts.discard(collect_account_ids(item))
                 return decided
             self._blocked_items += 1
             try:
@@ -245,6 +243,7 @@ class Ledger:
         may call it again with a part of the batch.
         """
         answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
+<<<<<<< HEAD
         positions = [
             n
             for n, item in enumerate(items)
@@ -261,18 +260,42 @@ class Ledger:
             self._refusing_accounts.add(results.refusing)
             allowed = [n for n in positions if results.refusing.isdisjoint(collect_account_ids(items[n]))]
             if len(allowed) == len(positions):
+=======
+        places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
+        refused: dict[int, Refused] = {}
+        for _ in range(_BASIC_ATTEMPTS):
+            if not places and not refused:
+                break
+            results = await self._post_all([items[n] for n in places], list(refused.values()))
+            if not isinstance(results, Declined):
+                for place, answer in zip((*places, *refused), results, strict=True):
+                    answers[place] = answer
+                break
+            found = find_refused([items[n] for n in places], results)
+            refused |= {places[n]: each for n, each in found.items()}
+            # Send the others again. If none is refused, send those that need no account which has refused.
+            refusing = frozenset() if found else results.refusing
+            allowed = [n for n in places if n not in refused and refusing.isdisjoint(collect_account_ids(items[n]))]
+            if len(allowed) == len(places):
+>>>>>>> ledger2
                 break
             positions = allowed
         return answers
 
-    async def _post_all(self, items: Sequence[_Item]) -> Sequence[_Answer] | Declined:
-        """Post all of these basic transfers, or none."""
-        plan = plan_basic_posting(_flatten(items)) if items else None
+    async def _post_all(
+        self, items: Sequence[_Item], refused: Sequence[Refused]
+    ) -> Sequence[_Answer | Undecided] | Declined:
+        """Post all of these basic transfers and store the refusals, or do nothing. Return the answers of the items,
+        then those of the refused items."""
+        plan = plan_basic_posting(_flatten(items))
         if plan is None:
             return _DECLINED
+        keys = {key: outcome for each in refused for key, outcome in each.keys.items()}
+        if not items and not keys:
+            return [each.results for each in refused]
         try:
             async with self.database.autocommit() as connection, self._write_lock:
-                posted = await post_basic(connection, plan, skips_locked=self._has_blocked_items)
+                posted = await post_basic(connection, plan, refused=keys, skips_locked=self._has_blocked_items)
                 if isinstance(posted, Declined):
                     return posted
                 self._shared_accounts.record(
@@ -282,8 +305,8 @@ class Ledger:
         except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
-            return await self._recover(items, lost)
-        return group_results(items, posted.results)
+            return [*await self._recover(items, lost), *[UNDECIDED] * len(refused)]
+        return [*group_results(items, posted.results), *(each.results for each in refused)]
 
     @property
     def _has_blocked_items(self) -> bool:

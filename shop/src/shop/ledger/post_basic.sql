@@ -1,7 +1,12 @@
 -- Post basic transfers, all of them or none. See basic_posting.py. (This is a statement, and no function.)
 --
 -- The arrays a_… have an element for each account, and the arrays t_… and k_… one for each transfer. t_source and
+<<<<<<< HEAD
 -- t_target are the positions of its accounts in a_id, from 1. An empty array means that all values are NULL.
+=======
+-- t_target are the positions of its accounts in a_id, from 1. An empty array stands for NULLs only. The arrays r_… are
+-- the keys of requests that an earlier execution has refused. If it posts nothing, it returns the accounts.
+>>>>>>> ledger2
 WITH wait AS MATERIALIZED (
     -- It is set before the locks are requested. It holds until the end of the transaction, so it also limits the wait
     -- for a key.
@@ -32,7 +37,7 @@ WITH wait AS MATERIALIZED (
         array_agg(currency) AS currencies, min(currency) AS first_currency, max(currency) AS last_currency
     FROM checked
 ), decision AS MATERIALIZED (
-    SELECT *, found = cardinality(:a_id) AND cardinality(allowing) = found AND (
+    SELECT *, found = cardinality(:a_id) AND coalesce(cardinality(allowing), 0) = found AND (
         first_currency = last_currency OR NOT EXISTS (
             SELECT FROM unnest(:t_source, :t_target) AS pair (source, target)
             WHERE currencies[source] <> currencies[target]
@@ -60,7 +65,20 @@ WITH wait AS MATERIALIZED (
         description, metadata::jsonb, coalesce(effective_at, at), group_id, posted_by, at
     FROM accepted
 ), new_keys AS (
-    INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, answer, created_at)
-    SELECT coalesce(scope, ''), key, fingerprint, id, 'posted', at FROM accepted WHERE key IS NOT NULL
+    INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, refusal, answer, created_at)
+    SELECT coalesce(scope, ''), key, fingerprint, id, NULL, 'posted', at FROM accepted WHERE key IS NOT NULL
+    UNION ALL
+    SELECT coalesce(scope, ''), key, fingerprint, NULL, refusal, 'refused', at
+    FROM decision CROSS JOIN unnest(:r_scope, :r_key, :r_fingerprint, :r_refusal)
+        AS refused (scope, key, fingerprint, refusal)
+    WHERE is_accepted
 )
-SELECT coalesce(is_accepted, false) AS is_posted, at, allowing, balances, entry_counts, owners, currencies FROM decision
+SELECT coalesce(is_accepted, false) AS is_posted, at, allowing, balances, entry_counts, owners, currencies, declined.*,
+    -- if nothing was written, the transaction has only locks, and its end need not wait for the disk
+    CASE WHEN is_accepted THEN NULL ELSE set_config('synchronous_commit', 'off', true) END
+FROM decision CROSS JOIN LATERAL (
+    SELECT array_agg(id) AS id, array_agg(held) AS held, array_agg(allows_negative) AS allows_negative,
+        array_agg(overdraft_limit) AS overdraft_limit, array_agg(balance_limit) AS balance_limit,
+        array_agg(state) AS state
+    FROM checked WHERE is_accepted IS NOT TRUE
+) AS declined
