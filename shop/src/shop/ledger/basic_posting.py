@@ -46,16 +46,10 @@ _Record: Final = TransferRecord
 
 
 class Declined(NamedTuple):
-<<<<<<< HEAD
-    """Nothing was posted. `refusing` has the accounts that don't exist, don't allow their transfers, or were skipped.
-
-    It is empty if there is another reason, for example two accounts with different currencies.
-=======
     """Nothing was posted. `refusing` has the accounts that don't allow their transfers, or weren't found.
 
     It is empty if the reason is another one, for example two accounts with different currencies. `states` is None if
     the states of the accounts aren't known.
->>>>>>> ledger2
     """
 
     refusing: frozenset[UUID] = frozenset()
@@ -106,9 +100,9 @@ class Posted(NamedTuple):
 
 @dataclass(slots=True)
 class _NeededAccount:
-    """The requirements of a batch for one account: changes of its balance, its owner and its currency.
+    """What a batch needs of an account: changes of its balance, its owner and its currency.
 
-    `change` and `entries` are the sums over the requests that were added so far.
+    `change` and `entries` are those of the requests so far.
     """
 
     position: int
@@ -137,7 +131,7 @@ class _Step(NamedTuple):
 
 @dataclass(slots=True)
 class BasicPlan:
-    """The transfers of a batch, and the accounts that they need. A `position` is that in `accounts`, from 1."""
+    """The transfers of a batch and what they need of their accounts, in the order of `accounts`."""
 
     accounts: dict[UUID, _NeededAccount] = field(default_factory=dict)
     steps: list[_Step] = field(default_factory=list)
@@ -145,10 +139,8 @@ class BasicPlan:
 
 
 def plan_basic_posting(requests: Sequence[TransferRequest]) -> BasicPlan | None:
-    """The plan to post all requests.
-
-    Returns None if the accounts can't allow them in any state: a request is surely refused, or two have the same key.
-    """
+    """The plan to post all requests. None if that is not possible, whatever the states of the accounts: a request is
+    surely refused, or two requests have the same key."""
     plan = BasicPlan()
     has_keys = False
     for chain in split_into_chains(requests):
@@ -213,10 +205,6 @@ def _add_step(plan: BasicPlan, request: TransferRequest, group_id: UUID | None) 
     return True
 
 
-<<<<<<< HEAD
-async def post_basic(connection: AsyncConnection, plan: BasicPlan, *, skips_locked: bool = False) -> Posted | Declined:
-    """Post the transfers of the plan in one transaction. The connection must commit each statement.
-=======
 async def post_basic(
     connection: AsyncConnection,
     plan: BasicPlan,
@@ -226,7 +214,6 @@ async def post_basic(
 ) -> Posted | Declined:
     """Post the transfers of the plan in one transaction, and store the `refused` keys with their refusals. The
     connection must commit each statement.
->>>>>>> ledger2
 
     The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
     `LockedForLong`. With `skips_locked` it doesn't wait for accounts, and counts the locked ones as refusing. Raises

@@ -48,7 +48,7 @@ _DECLINED: Final = Declined()
 
 
 class Undecided(Enum):
-    """The result of an item that `post_basic` hasn't posted. It must be decided under locks."""
+    """The result if one statement can't decide the item: it must be decided under locks. Nothing was posted."""
 
     UNDECIDED = "undecided"
 
@@ -243,24 +243,6 @@ class Ledger:
         may call it again with a part of the batch.
         """
         answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
-<<<<<<< HEAD
-        positions = [
-            n
-            for n, item in enumerate(items)
-            if all(request.is_basic for request in item)
-            and not self._refusing_accounts.has_any(collect_account_ids(item))
-        ]
-        for _ in range(_BASIC_ATTEMPTS):
-            results = await self._post_all([items[n] for n in positions])
-            if not isinstance(results, Declined):
-                for position, answer in zip(positions, results, strict=True):
-                    answers[position] = answer
-                break
-            # Send the items again that need no account which has refused.
-            self._refusing_accounts.add(results.refusing)
-            allowed = [n for n in positions if results.refusing.isdisjoint(collect_account_ids(items[n]))]
-            if len(allowed) == len(positions):
-=======
         places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
         refused: dict[int, Refused] = {}
         for _ in range(_BASIC_ATTEMPTS):
@@ -277,9 +259,8 @@ class Ledger:
             refusing = frozenset() if found else results.refusing
             allowed = [n for n in places if n not in refused and refusing.isdisjoint(collect_account_ids(items[n]))]
             if len(allowed) == len(places):
->>>>>>> ledger2
                 break
-            positions = allowed
+            places = allowed
         return answers
 
     async def _post_all(

@@ -1,15 +1,10 @@
 -- Post basic transfers, all of them or none. See basic_posting.py. (This is a statement, and no function.)
 --
 -- The arrays a_… have an element for each account, and the arrays t_… and k_… one for each transfer. t_source and
-<<<<<<< HEAD
--- t_target are the positions of its accounts in a_id, from 1. An empty array means that all values are NULL.
-=======
 -- t_target are the positions of its accounts in a_id, from 1. An empty array stands for NULLs only. The arrays r_… are
 -- the keys of requests that an earlier execution has refused. If it posts nothing, it returns the accounts.
->>>>>>> ledger2
 WITH wait AS MATERIALIZED (
-    -- It is set before the locks are requested. It holds until the end of the transaction, so it also limits the wait
-    -- for a key.
+    -- before the locks are requested; until the end of the transaction, so also for the wait for a key
     SELECT set_config('lock_timeout', :lock_timeout, true) IS NOT NULL AS is_limited
 ), locked AS MATERIALIZED (
     -- In key order, so that two transactions can't deadlock. The debited account of another customer isn't locked: if
