@@ -40,7 +40,10 @@ WITH wait AS MATERIALIZED (
     ) AS is_accepted
     FROM states
 ), accepted AS MATERIALIZED (
-    SELECT input.*, decision.at, balances, entry_counts,
+    -- without the arrays of the accounts: they would be copied for each transfer
+    SELECT input.*, decision.at, (:a_id)[source] AS from_account_id, (:a_id)[target] AS to_account_id,
+        entry_counts[source] + source_entry AS from_entry_number,
+        entry_counts[target] + target_entry AS to_entry_number,
         CASE WHEN first_currency = last_currency THEN first_currency ELSE currencies[source] END AS currency
     FROM decision CROSS JOIN unnest(
         :t_id, :t_source, :t_source_entry, :t_target, :t_target_entry, :t_amount, :t_description, :t_metadata,
@@ -55,8 +58,7 @@ WITH wait AS MATERIALIZED (
         id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
         description, metadata, effective_at, group_id, posted_by, created_at
     )
-    SELECT id, (:a_id)[source], entry_counts[source] + source_entry, (:a_id)[target],
-        entry_counts[target] + target_entry, amount, currency,
+    SELECT id, from_account_id, from_entry_number, to_account_id, to_entry_number, amount, currency,
         description, metadata::jsonb, coalesce(effective_at, at), group_id, posted_by, at
     FROM accepted
 ), new_keys AS (
