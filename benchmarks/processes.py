@@ -61,13 +61,17 @@ async def run_module(module: str, *arguments: str) -> Measured:
 def cpu_seconds(pid: int) -> float:
     """The CPU time that a process and its children have used, with the children that have ended."""
     process = psutil.Process(pid)
-    own = process.cpu_times()
-    total = own.user + own.system + own.children_user + own.children_system
-    for child in process.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):  # it ended just now: the next call has its time
-            times = child.cpu_times()
-            total += times.user + times.system
-    return float(total)
+    while True:
+        before = process.cpu_times()
+        total = before.user + before.system + before.children_user + before.children_system
+        for child in process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                times = child.cpu_times()
+                total += times.user + times.system
+        after = process.cpu_times()
+        if (before.children_user, before.children_system) == (after.children_user, after.children_system):
+            return float(total)
+        # A child has ended in the meantime: its time would be missing, or be counted twice.
 
 
 @asynccontextmanager
