@@ -12,6 +12,8 @@ from shop_tests.support.trigger_bypass import disable_triggers
 ACCOUNTS, TRANSFERS = 100, 20_000
 
 _STATEMENTS = (
+    # With new, empty files. Otherwise the costs of a plan would depend on the pages that other tests have left.
+    "TRUNCATE accounts, transfers, entries, pending_transfers CASCADE",
     """
     INSERT INTO accounts (id, name, currency, balance, held, allows_negative, overdraft_limit, state, metadata,
         entry_count, revision, created_at, updated_at)
@@ -45,8 +47,8 @@ _STATEMENTS = (
 
 
 async def create_large_ledger(session: AsyncSession) -> UUID:
-    """Insert 20,000 transfers, one per minute, between 100 accounts, and 2,000 holds. Returns an account with 400
-    entries."""
+    """Replace the ledger by 20,000 transfers, one per minute, between 100 accounts, and 2,000 holds. Returns an account
+    with 400 entries."""
     await disable_triggers(session)
     for statement in _STATEMENTS:
         await session.execute(text(statement))
