@@ -62,10 +62,12 @@ async def by_submit_many(database: Database, a: UUID, b: UUID) -> None:
 
 async def by_hold(database: Database, a: UUID, b: UUID) -> None:
     async with Ledger(database) as ledger:
+        before = await database_time(database)
         posted, voided = [
             (await ledger.submit(TransferRequest(a, b, 1, pending_seconds=60))).unwrap() for _ in range(2)
         ]
-        assert timedelta(seconds=59) < posted.expires_at - await database_time(database) < timedelta(minutes=1)  # type: ignore[operator]
+        assert posted.expires_at is not None
+        assert before <= posted.expires_at - timedelta(seconds=60) <= await database_time(database)
         for request in (TransferRequest(a, b, None, posts=posted.id), TransferRequest(a, b, None, voids=voided.id)):
             (await ledger.submit(request)).unwrap()
 
@@ -157,13 +159,15 @@ async def test_a_hold_of_a_second_lasts_a_second(
         await post_transfer(client, a, b, 1)
         pending = (await client.post("/transfers", json=body, headers={"Idempotency-Key": "hold"})).json()
         assert pending["state"] == "pending"
-        assert (await client.get(f"/accounts/{a['id']}")).json()["held"] == 60
+        expires_at = datetime.fromisoformat(pending["expires_at"])
+        held = (await client.get(f"/accounts/{a['id']}")).json()["held"]
+        assert held == 60 or await database_time(stored) >= expires_at  # a busy machine may need more than a second
 
         async def expired() -> bool:
             return bool((await client.get(f"/transfers/{pending['id']}")).json()["state"] == "voided")
 
         await until(expired, seconds=5)
-        assert datetime.fromisoformat(pending["expires_at"]) <= await database_time(stored)
+        assert expires_at <= await database_time(stored)
         assert (await client.get(f"/accounts/{a['id']}")).json()["held"] == 0
         assert (await post_transfer(client, a, b, 99)).status_code == 201
 
