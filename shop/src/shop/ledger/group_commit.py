@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -101,40 +102,32 @@ class Ledger:
         self.database: Final = database
         self._submit_timeout = submit_timeout
         self._close_timeout = close_timeout
-        self._coalescer: Coalescer[_Item, list[TransferResult] | Undecided] = Coalescer(
-            self._post_basic,
+        self._shared_accounts = SharedAccounts()
+        queue = partial(
+            Coalescer,
             workers=workers,
             max_batch_size=max_batch_size,
             max_waiting=max_waiting,
             submit_timeout=submit_timeout,
-            close_timeout=close_timeout,
             bisect_on_error=True,
+        )
+        second_close_timeout = min(close_timeout, _SECOND_CLOSE_SECONDS)
+        self._basic_queue: Coalescer[_Item, list[TransferResult] | Undecided] = queue(
+            self._post_basic,
+            close_timeout=close_timeout,
             # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too,
             # PostgreSQL is never idle, and large batches cost less.
             split_between_workers=True,
             one_at_a_time=lambda: self._shared_accounts.has_others,
         )
-        self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = Coalescer(
-            self._post_unblocked,
-            workers=workers,
-            max_batch_size=max_batch_size,
-            max_waiting=max_waiting,
-            submit_timeout=submit_timeout,
-            close_timeout=min(close_timeout, _SECOND_CLOSE_SECONDS),
-            bisect_on_error=True,
+        self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = queue(
+            self._post_unblocked, close_timeout=second_close_timeout
         )
-        self._blocked_queue: Coalescer[_Item, list[TransferResult]] = Coalescer(
-            self._post_blocked,
-            workers=workers,
-            max_batch_size=max_batch_size,
-            max_waiting=max_waiting,
-            submit_timeout=submit_timeout,
-            close_timeout=min(close_timeout, _SECOND_CLOSE_SECONDS),
-            bisect_on_error=True,
+        self._blocked_queue: Coalescer[_Item, list[TransferResult]] = queue(
+            self._post_blocked, close_timeout=second_close_timeout
         )
         self._bulk_slots = asyncio.Semaphore(workers)
         self._write_lock = asyncio.Lock()
-        self._shared_accounts = SharedAccounts()
         self._blocked_items = 0
         self._active_submits, self._has_no_submits = 0, asyncio.Event()
         self._has_no_submits.set()
@@ -151,7 +144,7 @@ class Ledger:
         This takes at most `close_timeout` seconds, and one second more for each of the other queues.
         """
         until = asyncio.get_running_loop().time() + self._close_timeout
-        await self._coalescer.aclose()
+        await self._basic_queue.aclose()
         with suppress(TimeoutError):  # then closing the other queues fails the remaining requests
             async with asyncio.timeout_at(until):
                 await self._has_no_submits.wait()  # a request may be on its way to another queue
@@ -160,7 +153,7 @@ class Ledger:
 
     def status(self) -> CoalescerStatus:
         """The status of the queue and of the batches."""
-        return self._coalescer.status()
+        return self._basic_queue.status()
 
     async def submit(self, request: TransferRequest) -> TransferResult:
         """Post one request. With a key it can be submitted again after any failure, and is posted once.
@@ -219,7 +212,7 @@ class Ledger:
         self._active_submits += 1
         self._has_no_submits.clear()
         try:
-            posted = await self._coalescer.submit(item, timeout=timeout)
+            posted = await self._basic_queue.submit(item, timeout=timeout)
             if not isinstance(posted, Undecided):
                 return posted
             decided = await self._locks_queue.submit(item, timeout=deadline - loop.time())

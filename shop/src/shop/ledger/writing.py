@@ -38,19 +38,18 @@ async def write(session: AsyncSession, context: PostingContext, *, waits_for_key
         await _write_holds(session, context, settled, _SETTLE_HOLDS, values)
     if waits_for_keys:
         with raise_key_in_use():
-            await session.execute(WRITE, values_to_write(context))
+            await session.execute(WRITE, _values_to_write(context))
     else:
         with raise_key_in_use(), raise_locked_for_long(KeyLocked):
-            await session.execute(WRITE_WITHOUT_WAIT, values_to_write(context))
+            await session.execute(_WRITE_WITHOUT_WAIT, _values_to_write(context))
     if context.holds:  # last, because a new hold may reserve amounts of the new transfers
         await _write_holds(session, context, context.holds, _INSERT_HOLDS, _hold_values(context.holds))
     for account in context.changed_accounts():
         update_loaded_account(session, account, ("balance", "held", "entry_count", "revision", "updated_at"))
 
 
-def values_to_write(context: PostingContext) -> dict[str, Any]:
-    """The parameters with the rows to write. Call this directly after the decision, because the next decision changes
-    the accounts.
+def _values_to_write(context: PostingContext) -> dict[str, Any]:
+    """The parameters with the transfers and keys to write.
 
     The time of the context is sent once, and None in the arrays stands for it. If all transfers have the same currency,
     it is sent once and its array is empty.
@@ -211,9 +210,8 @@ _KEY_STORED_AS: Final = {
 def _write_statement(*, waits_for_keys: bool) -> Any:
     """The statement that writes transfers and keys. A trigger creates the entries and balances.
 
-    A transaction waits for another one that has inserted the same key. The caller holds the write lock of its process,
-    so all transfers would wait. Without `waits_for_keys`, the wait of the statement (and of the rest of its
-    transaction) is short.
+    A transaction waits for another one that has inserted the same key. Without `waits_for_keys`, the statement (and the
+    rest of its transaction) waits only for `LOCK_WAIT_MS`, because all requests of the batch wait.
     """
     condition, first = "true", ""
     if not waits_for_keys:
@@ -241,7 +239,7 @@ def _write_statement(*, waits_for_keys: bool) -> Any:
 
 
 WRITE: Final = _write_statement(waits_for_keys=True)
-WRITE_WITHOUT_WAIT: Final = _write_statement(waits_for_keys=False)
+_WRITE_WITHOUT_WAIT: Final = _write_statement(waits_for_keys=False)
 
 
 def _hold_statement(change: str, *, condition: str, parameters: Sequence[Any]) -> Any:
