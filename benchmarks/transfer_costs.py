@@ -13,9 +13,7 @@ import statistics
 import sys
 import time
 from contextlib import suppress
-from itertools import count
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
 import asyncpg
 import psutil
@@ -23,11 +21,10 @@ import uvloop
 from sqlalchemy import make_url
 
 from benchmarks.distributions import HOT, UNIFORM
-from benchmarks.transfer_loads import Window, fill, load
-from howdah import Database, uuid7
+from benchmarks.transfer_loads import Window, fill, load, transfer_by
+from howdah import Database
 from howdah.embedded import EmbeddedPostgres, default_data_dir
 from shop.ledger.group_commit import Ledger
-from shop.ledger.requests import TransferRequest
 
 _DATABASE: Final = "transfer_costs"
 _ACCOUNTS: Final = 1_000
@@ -81,7 +78,6 @@ async def _execute(url: str, *statements: str) -> Any:
 
 
 async def _measure_one(server: EmbeddedPostgres, url: str, distribution: str, tasks: int) -> Costs:
-    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
     started: dict[int, float] = {}
     python_started = 0.0
 
@@ -91,11 +87,7 @@ async def _measure_one(server: EmbeddedPostgres, url: str, distribution: str, ta
         python_started = time.process_time()
 
     async with Database(url) as database, Ledger(database) as ledger:
-
-        async def transfer(source: UUID, target: UUID) -> None:
-            (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
-
-        measured = await load(transfer, Window(distribution, tasks, _SECONDS, wait_for_others=start))
+        measured = await load(transfer_by(ledger), Window(distribution, tasks, _SECONDS, wait_for_others=start))
         python = time.process_time() - python_started
         own = set(await _execute(url, "SELECT array_agg(pid) FROM pg_stat_activity WHERE datname = current_database()"))
         postgresql = sum(

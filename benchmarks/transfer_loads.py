@@ -138,14 +138,19 @@ async def load(transfer: Transfer, window: Window) -> Load:
     return Load(time.perf_counter() - started, latencies)
 
 
-async def with_ledger(url: str, window: Window) -> Load:
+def transfer_by(ledger: Ledger) -> Transfer:
+    """A function that posts a transfer with a new idempotency key."""
     keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
+
+    async def transfer(source: UUID, target: UUID) -> None:
+        (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
+
+    return transfer
+
+
+async def with_ledger(url: str, window: Window) -> Load:
     async with Database(url) as database, Ledger(database) as ledger:
-
-        async def transfer(source: UUID, target: UUID) -> None:
-            (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
-
-        return await load(transfer, window)
+        return await load(transfer_by(ledger), window)
 
 
 async def with_ledger_for_customers(url: str, window: Window) -> Load:
