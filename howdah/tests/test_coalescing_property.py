@@ -203,9 +203,7 @@ class Careless(Coalescer[Any, Any]):
         self._is_worker_starting = False
         while self._queue:
             batch = self._next_batch(loop)
-            for entry, result in zip(
-                batch, await self._apply_with_retries([entry.item for entry in batch]), strict=True
-            ):
+            for entry, result in zip(batch, await self._calls.run(self._apply, batch), strict=True):
                 for waiter in entry.waiters:
                     waiter.set_result(result)
 

@@ -142,7 +142,7 @@ def test_both_paths_do_the_same_for_other_requests(pair: PathPair) -> None:
 
 
 def find_difference(pair: PathPair, raw: bytes) -> object:
-    """What is different, apart from which of them FastAPI's router has served."""
+    """The differences, or None. It may differ whether FastAPI's router or a direct route has answered."""
     difference = pair.find_difference(raw)
     return None if isinstance(difference, dict) and difference.keys() == {"routed"} else difference
 

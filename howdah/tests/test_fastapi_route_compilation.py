@@ -1,4 +1,4 @@
-"""What can't be a direct route, and the parts of FastAPI and Starlette that direct routes replace or use."""
+"""Routes that can't be direct ones, and the parts of FastAPI and Starlette that direct routes replace or use."""
 
 from __future__ import annotations
 

@@ -113,6 +113,7 @@ async def test_a_reload_under_load_fails_no_request(service: WorkerService) -> N
         answers = load.answers
         await asyncio.to_thread(wait_for, lambda: load.answers >= answers + 8)
     assert load.failures == []
+    assert not load.was_refused
     assert service.count_answers() == before + load.answers
     assert len(service.list_workers()) == 2
 

@@ -29,8 +29,8 @@ _CLOSED_WHILE_IDLE: Final = (
 
 # The name of the attribute in which `mark_rejected_settings` adds the explanation to a driver's error.
 _REJECTED_SETTINGS: Final = "howdah_rejected_settings"
-# An invalid or unknown setting, a role that doesn't exist, and a missing right.
-_CLASSES_OF_REJECTED_SETTINGS: Final = ("22", "42")
+# The classes of SQLSTATEs: an invalid or unknown setting, a role that doesn't exist, and a missing right.
+CLASSES_OF_REJECTED_SETTINGS: Final = ("22", "42")
 
 
 def driver_error(error: BaseException) -> BaseException | None:
@@ -56,7 +56,7 @@ def mark_rejected_settings(error: BaseException, explanation: str) -> None:
     shutdown, nothing is added.
     """
     root = root_error(error)
-    if root is not None and (message_field(root, "sqlstate") or "")[:2] in _CLASSES_OF_REJECTED_SETTINGS:
+    if root is not None and (message_field(root, "sqlstate") or "")[:2] in CLASSES_OF_REJECTED_SETTINGS:
         setattr(root, _REJECTED_SETTINGS, explanation)
 
 

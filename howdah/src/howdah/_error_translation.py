@@ -10,6 +10,7 @@ from sqlalchemy import exc as sa
 
 from howdah._driver_errors import driver_error, message_field, rejected_settings
 from howdah._lazy_loads import explain_missing_await
+from howdah._rejected_values import RejectedValue
 from howdah._sqlalchemy import raise_adapted, raise_handled
 from howdah.errors import (
     CheckViolation,
@@ -32,7 +33,6 @@ from howdah.errors import (
     OutOfResources,
     PolicyViolation,
     ReadOnly,
-    RejectedValue,
     SchemaChanged,
     SerializationFailure,
     ServerFault,

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Mapper, QueryableAttribute
 from sqlalchemy.types import TypeEngine
 
 from howdah._arrays import Array, build_array, resolve_postgresql_type
-from howdah.errors import InvalidValue, RejectedValue
+from howdah._rejected_values import RejectedValue
+from howdah.errors import InvalidValue
 
 _INTEGERS: Final = frozenset({int})
 _UUIDS: Final = frozenset({UUID, asyncpg.pgproto.pgproto.UUID})

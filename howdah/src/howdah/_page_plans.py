@@ -129,7 +129,7 @@ class _Place(str):
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the text of a page's statement depends on, besides the list query: the direction, and the cursor's form."""
+    """The direction of a page and the form of its cursor. Pages of a list with equal shapes have the same SQL text."""
 
     is_backward: bool
     inclusive: bool

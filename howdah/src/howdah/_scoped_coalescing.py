@@ -7,8 +7,9 @@ from collections.abc import Awaitable, Hashable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from howdah._batch_calls import Apply
 from howdah._batch_figures import CoalescerStatus
-from howdah.coalescing import Apply, Coalescer
+from howdah.coalescing import Coalescer
 from howdah.errors import CoalescerClosed
 
 ItemT = TypeVar("ItemT")

@@ -18,15 +18,15 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain
 from types import TracebackType
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeVar
 
+from howdah._batch_calls import Apply, BatchCalls
 from howdah._batch_figures import BatchFigures, CoalescerStatus
 from howdah._connections.slots import new_batch_context
-from howdah._queued_items import DeadlineTimer, QueuedItem, fail, give_results, last_deadline
-from howdah._retry import call_with_retries
+from howdah._queued_items import DeadlineTimer, QueuedItem, fail, give_results
 from howdah._tracing import batch_span, current_link
 from howdah.errors import (
     BatchAbandoned,
@@ -43,10 +43,7 @@ from howdah.errors import (
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-Apply: TypeAlias = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
 
-# These errors mean that nothing was written, so `apply` can be called again with the same batch.
-_RETRIED: Final = (TransactionConflict, ConnectionFailed)
 # Without a connection the next batch would fail, too, after the same wait.
 _NO_CONNECTION: Final = (ConnectionFailed, PoolExhausted)
 # A single item doesn't cause these errors. Each half of the batch would fail again, perhaps after the same timeout.
@@ -127,7 +124,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         key: Callable[[ItemT], Hashable] | None = None,
         bisect_on_error: bool = False,
         split_between_workers: bool = False,
-        one_at_a_time: Callable[[], bool] = bool,
+        one_at_a_time: Callable[[], bool] = bool,  # `bool()` is False
         max_attempts: int = 3,
         submit_timeout: float = 10.0,
         batch_timeout: float | None = None,
@@ -146,10 +143,10 @@ class Coalescer(Generic[ItemT, ResultT]):
         self._max_batch_size, self._max_waiting, self._workers = max_batch_size, max_waiting, workers
         self._key, self._bisect_on_error = key, bisect_on_error
         self._is_split, self._is_one_at_a_time = split_between_workers, one_at_a_time
-        self._max_attempts = max_attempts
-        self._submit_timeout, self._batch_timeout, self._close_timeout = submit_timeout, batch_timeout, close_timeout
+        self._submit_timeout, self._close_timeout = submit_timeout, close_timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._figures = BatchFigures()
+        self._calls = BatchCalls(max_attempts, submit_timeout, batch_timeout, self._figures)
         self._clear()
 
     def _clear(self) -> None:
@@ -374,7 +371,7 @@ class Coalescer(Generic[ItemT, ResultT]):
         started = time.monotonic()
         try:
             with batch_span(len(batch), (link for entry in batch for link in entry.links)):
-                results = await self._apply_with_retries(batch)
+                results = await self._calls.run(self._apply, batch)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -398,27 +395,3 @@ class Coalescer(Generic[ItemT, ResultT]):
         for part in (batch[:half], batch[half:]):
             if remaining := [entry for entry in part if entry.has_waiters()]:
                 await self._run(remaining)
-
-    async def _apply_with_retries(self, batch: Sequence[QueuedItem[ItemT, ResultT]]) -> Sequence[ResultT | Exception]:
-        """Call `apply`, and again after some errors if the waiters may still get that result in time."""
-        items, loop = [entry.item for entry in batch], asyncio.get_running_loop()
-        return await call_with_retries(
-            lambda: self._call_apply(items),
-            on=_RETRIED,
-            attempts=self._max_attempts,
-            has_time=lambda seconds: loop.time() + seconds < last_deadline(batch, self._submit_timeout),
-        )
-
-    async def _call_apply(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        """Call `apply` within `batch_timeout`, and count the call."""
-        self._figures.count_batch(len(items))
-        bound = asyncio.timeout(self._batch_timeout)
-        try:
-            async with bound:
-                return await self._apply(items)
-        except TimeoutError as error:
-            if not bound.expired():
-                raise
-            raise BatchAbandoned(
-                f"the batch took longer than batch_timeout ({self._batch_timeout:g} s); it may have been written"
-            ) from error

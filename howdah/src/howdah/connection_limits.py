@@ -31,7 +31,7 @@ _LIMITS: Final = text(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Limit:
-    """The connections that one server accepts from one login, and what limits them."""
+    """The number of connections that one server accepts from one login. `name` names the limit in the message."""
 
     connections: int
     name: str

@@ -13,36 +13,19 @@ import orjson
 from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
-from howdah._connections.aborted_transactions import raise_errors_again
-from howdah._connections.discarding import check_server, discard_unusable_connections
+from howdah._connections.discarding import check_server
 from howdah._connections.driver import CloseLimit
+from howdah._connections.engine_setup import set_up_engine
+from howdah._connections.hosts import is_replica
 from howdah._connections.kept import KeptConnections
 from howdah._connections.names import SettingValue
-from howdah._connections.options import (
-    COMMIT_EACH,
-    EngineOptions,
-    Pooler,
-    behind_transaction_pooler,
-    bound_pre_ping,
-    driver_arguments,
-    listen_for_single_statements,
-)
+from howdah._connections.options import COMMIT_EACH, EngineOptions, Pooler, behind_transaction_pooler, driver_arguments
 from howdah._connections.pool import BoundedPool, PoolState, PoolStatus, count_open_connections
 from howdah._connections.sessions import new_session_factory, set_read_only
-from howdah._connections.settings import (
-    NO_SETTINGS,
-    TransactionSettings,
-    apply_in_block,
-    apply_in_session,
-    listen_for_transactions,
-    require_own_connections,
-)
+from howdah._connections.settings import NO_SETTINGS, TransactionSettings, apply_in_block, apply_in_session
 from howdah._connections.slots import Priority, Slots
 from howdah._connections.urls import asyncpg_url
-from howdah._types.casts import use_exact_casts
-from howdah._types.integers import use_exact_integers
 from howdah._types.json_encoding import dump_json
-from howdah._types.times import use_exact_times
 from howdah._writes.copying import COPY_OPTION
 from howdah.errors import ConnectionFailed
 
@@ -51,9 +34,6 @@ IsolationLevel = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
 # At most half of `pool_size` is kept open between reads.
 _KEPT_CONNECTIONS_DIVISOR: Final = 2
-
-# The values of `target_session_attrs` for a database that isn't written to.
-_REPLICA_ATTRIBUTES: Final = frozenset({"standby", "prefer-standby", "read-only"})
 
 
 class Database:
@@ -148,10 +128,9 @@ class Database:
             raise ValueError(f"pooler must be 'transaction', or None for a direct connection, not {pooler!r}")
         parsed, from_url = asyncpg_url(url)
         options = {"timeout": connect_timeout, **from_url, **(connect_args or {})}
-        attributes = options.get("target_session_attrs", "any")
-        self._is_read_only = read_only or attributes in _REPLICA_ATTRIBUTES
-        if "target_session_attrs" not in options and isinstance(options.get("host"), list):
-            options["target_session_attrs"] = "prefer-standby" if read_only else "primary"
+        self._is_read_only = is_replica(options, read_only=read_only)
+        if isinstance(options.get("host"), list):
+            options.setdefault("target_session_attrs", "prefer-standby" if read_only else "primary")
         close_limit = CloseLimit()
         arguments = driver_arguments(
             options,
@@ -185,17 +164,13 @@ class Database:
             connect_args=arguments,
             **engine_options,
         )
-        discard_unusable_connections(self.engine.sync_engine, is_replica=self._is_read_only)
-        raise_errors_again(self.engine.sync_engine)
-        listen_for_transactions(self.engine.sync_engine)
-        use_exact_times(self.engine.sync_engine)
-        use_exact_integers(self.engine.sync_engine)
-        use_exact_casts(self.engine.sync_engine)
-        if role is not None:
-            require_own_connections(self.engine.sync_engine)
-        if pooler is not None:
-            listen_for_single_statements(self.engine.sync_engine)
-        bound_pre_ping(self.engine.sync_engine, options["timeout"])
+        set_up_engine(
+            self.engine.sync_engine,
+            is_replica=self._is_read_only,
+            has_role=role is not None,
+            is_transaction_pooled=pooler is not None,
+            ping_seconds=options["timeout"],
+        )
         event.listen(self.engine.sync_engine, "do_connect", self._check_is_open)
         self._bind: AsyncConnection | None = None  # of `bound_to`
         self._engines = EngineOptions(self.engine, is_transaction_pooled=pooler is not None)

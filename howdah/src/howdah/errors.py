@@ -71,6 +71,7 @@ from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
 from howdah._driver_errors import describe_closing_timeout, message_field, rejected_settings, root_error
+from howdah._rejected_values import RejectedValue
 
 
 class HowdahError(Exception):
@@ -451,18 +452,3 @@ class ReadOnly(DatabaseError, sa.InternalError):
 
 class ServerFault(DatabaseError, sa.InternalError):
     """PostgreSQL found an internal error, or damaged data."""
-
-
-class RejectedValue(ValueError):
-    """A column type of this library has rejected a value. The text gives the reason, but not the value.
-
-    The caller gets an `InvalidValue` with this text.
-    """
-
-
-class RejectedTime(RejectedValue, OverflowError):
-    """A time is rejected, because it couldn't be read back exactly. The caller gets an `OutOfRange` with this text."""
-
-
-class UnreadableTime(asyncpg.InterfaceError, RejectedTime):  # type: ignore[misc]  # asyncpg has no types
-    """The database has a time that Python's type can't hold. The driver raises this error while it reads a result."""

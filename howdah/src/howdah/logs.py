@@ -41,7 +41,7 @@ _add_timestamp: Final = AddTimestamp()
 
 @dataclass(frozen=True, slots=True)
 class _JsonOutput:
-    """Where `configure_logging("json")` writes, and structlog's configuration after that call."""
+    """The writer that `configure_logging("json")` has opened, and structlog's configuration after that call."""
 
     writer: LineWriter
     config: Mapping[str, Any]

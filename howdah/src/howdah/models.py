@@ -25,9 +25,9 @@ from sqlalchemy.types import TypeEngine
 from uuid_utils import uuid7 as _uuid7
 
 from howdah._lazy_loads import explain_raising_loads
+from howdah._rejected_values import RejectedValue
 from howdah._sqlalchemy import properties_of
 from howdah._types.times import describe_naive_value
-from howdah.errors import RejectedValue
 
 NAMING_CONVENTION: Final[dict[Any, str]] = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",

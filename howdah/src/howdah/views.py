@@ -17,10 +17,9 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypeAlias, overload
 
 from pydantic import BaseModel
-from sqlalchemy import LargeBinary, Select, Text, and_, case, cast, func, literal_column, null, select
+from sqlalchemy import LargeBinary, Select, Text, and_, case, cast, func, literal_column, null
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.util import unwrap_order_by
 from typing_extensions import TypeVar
 
 from howdah._batch_figures import CoalescerStatus
@@ -39,15 +38,14 @@ from howdah._reads.lookups import JsonBytes, KeyLookups, ViewerLookup, make_body
 from howdah._reads.page import Page
 from howdah._reads.rendering import Renderer
 from howdah._reads.row_filters import RowFilter, RowFilters, ViewerFilter
-from howdah._reads.unsupported_parts import reject_unordered_model, reject_unsupported_parts
 from howdah._reads.viewers import ViewerAttributes, ViewerColumns
 from howdah._scoped_coalescing import Scope, ScopedCoalescers
-from howdah._sqlalchemy import has_distinct, order_by_of
+from howdah._view_lists import build_list_query, stream_lines
 from howdah._writes.columns import get_version_name
 from howdah.coalescing import Coalescer
 from howdah.database import Database
 from howdah.errors import NotFound
-from howdah.pagination import get_entity, with_total_order
+from howdah.pagination import with_total_order
 
 ModelT = TypeVar("ModelT", bound=DeclarativeBase)
 ViewerT = TypeVar("ViewerT", default=Any)
@@ -191,7 +189,7 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         self._by_key = KeyLookups(view.model, [version_column, view._body], view.criteria)
         self._select_one = PreparedSelect(self._by_key.one)
         self._select_many = PreparedSelect(self._by_key.many)
-        self._page_plans = PagePlans(view._body, self._build_list_query)
+        self._page_plans = PagePlans(view._body, partial(build_list_query, view.model, view.criteria))
         if self._viewer is not None:
             columns = self._viewer.columns(get_requested_keys_name(view.model))
             body, criteria = view._render(columns)
@@ -349,22 +347,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         viewer is read by this call, and not when the first row is read.
         """
         parameters = self._bind_viewer(self._read_viewer(viewer))
-        return self._stream(with_total_order(self._build_list_query(statement)), parameters, batch)
-
-    async def _stream(self, list_query: Select[Any], parameters: Mapping[str, Any], batch: int) -> AsyncIterator[bytes]:
-        """Rows of the list query as lines of NDJSON."""
-        async with self._database.session(read_only=True) as session:
-            # with DISTINCT, ORDER BY expressions must be selected
-            order = [part for each in order_by_of(list_query) for part in unwrap_order_by(each)]
-            columns = [self._view._body, *(order if has_distinct(list_query) else ())]
-            bodies = list_query.with_only_columns(*columns, maintain_column_froms=True)
-            result = await session.stream_scalars(bodies.execution_options(yield_per=batch), parameters)
-            try:
-                async for body in result:
-                    # In JSON a newline is only between tokens; in a text it is escaped.
-                    yield body.replace(b"\n", b" ") + b"\n"
-            finally:
-                await result.close()
+        list_query = with_total_order(build_list_query(self._view.model, self._view.criteria, statement))
+        return stream_lines(self._database, self._view._body, list_query, parameters, batch)
 
     def _read_viewer(self, viewer: Any) -> tuple[Any, ...] | None:
         """The values of the viewer, or None if the view has no viewer. Raises `TypeError` for a missing viewer."""
@@ -383,18 +367,6 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         # Two keys may be equal in Python but different in PostgreSQL.
         identity = key if self._has_exact_keys else (key, repr(key))
         return identity if self._viewer is None or values is None else (identity, self._viewer.identify(values))
-
-    def _build_list_query(self, statement: Select[Any] | None) -> Select[Any]:
-        """The statement with the row filters; without a statement, a SELECT of all rows."""
-        reject_unordered_model(self._view.model)
-        if statement is None:
-            return select(self._view.model).where(*self._view.criteria)
-        if get_entity(statement) is not self._view.model:
-            raise ValueError(
-                f"a list query of this view is a select({self._view.model.__name__}), not of another class or an alias"
-            )
-        reject_unsupported_parts(statement)
-        return statement.where(*self._view.criteria)
 
     async def _read(self, database: Database, requests: Sequence[_Request]) -> Sequence[JsonBytes | Exception]:
         """The results of one batch. A `NotFound` is the result of its own request."""

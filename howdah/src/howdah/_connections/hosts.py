@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import asyncpg
+
+# The values of `target_session_attrs` for a database that isn't written to.
+_REPLICA_ATTRIBUTES: Final = frozenset({"standby", "prefer-standby", "read-only"})
+
+
+def is_replica(options: Mapping[str, Any], *, read_only: bool) -> bool:
+    """Whether the database of these options of a connection isn't written to."""
+    return read_only or options.get("target_session_attrs") in _REPLICA_ATTRIBUTES
 
 
 class Hosts:

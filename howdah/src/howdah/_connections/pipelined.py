@@ -28,7 +28,7 @@ from howdah._connections.settings import (
     end_failed_transaction,
     run_in_transaction,
 )
-from howdah._driver_errors import DRIVER_ERRORS, message_field
+from howdah._driver_errors import CLASSES_OF_REJECTED_SETTINGS, DRIVER_ERRORS, message_field
 from howdah._error_translation import raise_for_statement
 from howdah._sqlalchemy import write_before_next_message
 
@@ -37,12 +37,11 @@ _DRIVER_ERRORS: Final[tuple[type[Exception], ...]] = (*DRIVER_ERRORS, OSError)
 # The prepared statements of a connection. The driver keeps as many for other statements.
 _MAX_STATEMENTS: Final = 100
 
-# These errors may have been caused by a setting: an invalid or unknown one, a role, or a missing right.
-_CLASSES_OF_REJECTED_SETTINGS: Final = ("22", "42")
+# Another error that may have been caused by a setting.
 _CANNOT_CHANGE_NOW: Final = "55P02"
 
-# Execute the unnamed portal, and return all rows.
 _LENGTH: Final = struct.Struct("!i").pack
+# Execute the unnamed portal, and return all rows.
 _EXECUTE: Final = b"E\x00\x00\x00\x09\x00\x00\x00\x00\x00"
 
 
@@ -149,7 +148,7 @@ def can_pipeline(driver: Any) -> bool:
 
 def _may_be_caused_by_a_setting(error: BaseException) -> bool:
     sqlstate = message_field(error, "sqlstate") or ""
-    return sqlstate[:2] in _CLASSES_OF_REJECTED_SETTINGS or sqlstate == _CANNOT_CHANGE_NOW
+    return sqlstate[:2] in CLASSES_OF_REJECTED_SETTINGS or sqlstate == _CANNOT_CHANGE_NOW
 
 
 @lru_cache

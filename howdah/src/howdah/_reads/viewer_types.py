@@ -34,9 +34,10 @@ from sqlalchemy.dialects.postgresql import asyncpg as asyncpg_dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from howdah._arrays import Array, writes_by_expression
+from howdah._rejected_values import RejectedValue
 from howdah._sqlalchemy import cache_key_of
 from howdah._types.integers import to_exact_integer
-from howdah.errors import InvalidValue, RejectedValue
+from howdah.errors import InvalidValue
 
 _DIALECT: Final = asyncpg_dialect.dialect()  # type: ignore[no-untyped-call]
 _UUIDS: Final = frozenset({UUID, asyncpg.pgproto.pgproto.UUID})

@@ -36,7 +36,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import TypeEngine
 
 from howdah._arrays import Array, compile_without_length
-from howdah.errors import RejectedValue
+from howdah._rejected_values import RejectedValue
 
 _INTEGER_OR_NULL: Final = frozenset({int, NoneType})
 

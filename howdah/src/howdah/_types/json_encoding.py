@@ -9,8 +9,8 @@ from uuid import UUID
 
 import orjson
 
+from howdah._rejected_values import RejectedValue
 from howdah._types.times import InfiniteDate
-from howdah.errors import RejectedValue
 
 
 def dump_json(value: Any) -> str:

@@ -32,7 +32,7 @@ from typing import Any, Final
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import AdaptedConnection
 
-from howdah.errors import RejectedTime, RejectedValue, UnreadableTime
+from howdah._rejected_values import RejectedTime, RejectedValue, UnreadableTime
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH: Final = _EPOCH.replace(tzinfo=None)

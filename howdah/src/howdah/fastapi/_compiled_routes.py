@@ -55,7 +55,7 @@ class CompiledRoute:
 
 
 def _check_route(route: APIRoute, included: Any) -> None:
-    """Raise `CannotCompile` for what the handler can't do."""
+    """Raise `CannotCompile` if the route needs something that the handler can't do."""
     own_class = type(route)
     for name in ("handle", "matches"):
         if getattr(own_class, name) is not getattr(APIRoute, name):

@@ -19,7 +19,7 @@ def share_response(send: Send) -> SharedResponse:
 
 
 class SharedResponse:
-    """The `send` of neighbouring layers, and what they know about the response.
+    """The `send` of neighbouring layers, and the state of the response.
 
     A layer calls `share_response(send)`, adds a function to `before_start` if it changes the headers or the status, and
     passes the result on as its `send`. If something between two layers wraps `send`, they have two objects of this

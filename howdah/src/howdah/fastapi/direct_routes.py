@@ -197,7 +197,7 @@ async def _discard(message: Message) -> None:
 
 
 class DirectRoute:
-    """A direct route: its rule, its compiled handler, and what FastAPI's router would set in the scope.
+    """A direct route: its rule, its compiled handler, and the values that FastAPI's router would set in the scope.
 
     If it `needs_stacks`, call it as an ASGI application. Otherwise call `begin` and `handle`, which takes less time.
     """
@@ -221,7 +221,7 @@ class DirectRoute:
         return self._rule is None or type(self._route.handle) is RuleFirst
 
     def begin(self, scope: Scope) -> None:
-        """Set in the scope what FastAPI's router would set, and check the rule."""
+        """Set the same values in the scope as FastAPI's router, and check the rule."""
         scope["route"], scope["endpoint"] = self._route, self._route.endpoint
         scope.setdefault("router", self._application.router)
         if self._included is not None:

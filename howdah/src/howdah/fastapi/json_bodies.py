@@ -115,7 +115,7 @@ class _StrictRequest(Request):
     """Reads the body from the other request, which another class of routes may have read before, or may read again."""
 
     def __init__(self, request: Request) -> None:
-        self.__dict__.update(request.__dict__)  # what the other one has parsed already, such as its query
+        self.__dict__.update(request.__dict__)  # with the parts that were parsed already, such as the query
         self._request = request
         self._strict_json: Any = _NO_VALUE
 

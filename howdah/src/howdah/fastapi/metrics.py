@@ -39,7 +39,7 @@ _UNMATCHED: Final = "unmatched"
 # The upper bounds of the durations, in seconds. The last one is infinity.
 _BOUNDS: Final = Histogram.DEFAULT_BUCKETS
 _BOUND_NAMES: Final = ["+Inf" if bound == math.inf else str(bound) for bound in _BOUNDS]
-_ANY_COUNTER: Final = Counter("howdah", "Tells what prometheus_client exports for each counter", registry=None)
+_ANY_COUNTER: Final = Counter("howdah", "Shows which samples prometheus_client exports", registry=None)
 
 
 class RequestMetrics:
@@ -157,12 +157,12 @@ class RequestMetricsMiddleware:
 class ProcessMetrics:
     """All metrics of this process: the default registry, and those of one application."""
 
-    def __init__(self, in_progress: RequestsInProgress, rate_limiter: RateLimiter | None = None) -> None:
+    def __init__(self, in_progress: RequestsInProgress, rate_limiter: RateLimiter | None) -> None:
         self.requests = RequestMetrics()
         self._in_progress = in_progress
         self._rate_limiter = rate_limiter
         self.opened: Opened | None = None
-        """What the application has opened, if it is the outermost one of this process."""
+        """The open objects of the application, if it is the outermost one of this process."""
 
     def list_registries(self, opened: Opened) -> list[CollectorRegistry]:
         current = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""Which dependencies of a route are called for a request, whoever calls them."""
+"""Record the calls of a route's dependencies during a request, by FastAPI or by a direct route."""
 
 from __future__ import annotations
 

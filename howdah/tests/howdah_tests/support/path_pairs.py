@@ -26,7 +26,7 @@ Mark: TypeAlias = Callable[[Any], Any]
 """`direct`, or a decorator that does nothing."""
 
 ServedBy: TypeAlias = Literal["direct", "fastapi", "layers"]
-"""What answers a request in the first application: its direct route, FastAPI's router, or a layer before both."""
+"""The part of the first application that answers: a direct route, FastAPI's router, or a layer before both."""
 
 _ROUTED: Final[dict[ServedBy, tuple[int, int]]] = {"direct": (0, 1), "fastapi": (1, 1), "layers": (0, 0)}
 # Values that are random, or that depend on the time.
@@ -62,7 +62,7 @@ def json_request(method: str, target: str, body: bytes, *headers: str) -> bytes:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A response, and what the service did for it. `routed` is how often FastAPI's router was called."""
+    """A response, and its entries in the log. `routed` is the number of calls of FastAPI's router."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -93,7 +93,7 @@ class PathPair:
         self.first, self.second = sides
 
     def find_difference(self, raw: bytes, *, served: ServedBy = "direct", logged: int = 1) -> Any:
-        """Send the request to both. What is different, with the second application's value, or None."""
+        """Send the request to both. The differences, each with both values, or None."""
         exchanges = [side.exchange(raw, logged) for side in self.sides]
         first, second = (each.describe() for each in exchanges)
         found = {key: (first[key], second[key]) for key in first if first[key] != second[key]}
@@ -158,7 +158,7 @@ class Side:
         return bool(self._begun)
 
     def forget(self) -> None:
-        """Forget what was noted so far."""
+        """Forget everything that was noted so far."""
         for each in (self._entries, self._warnings, self._begun, self._routed):
             each.clear()
 

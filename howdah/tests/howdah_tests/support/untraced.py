@@ -1,4 +1,4 @@
-"""An application whose direct routes are direct, whatever other tests of the process have set."""
+"""An application without FastAPI's telemetry, so that its direct routes are served directly."""
 
 import inspect
 from typing import Any

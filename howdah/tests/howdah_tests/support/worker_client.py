@@ -100,7 +100,7 @@ class Load:
         self._port, self._request = port, GET.replace(b"/", path.encode(), 1)
         self.failures: list[str] = []
         self.answers = 0
-        self.is_stopping = False
+        self.is_stopping = self.was_refused = False
         self._tasks: list[asyncio.Task[None]] = []
 
     @asynccontextmanager
@@ -126,7 +126,8 @@ class Load:
                     is_open = b"connection: close" not in head
                     await asyncio.sleep(0.02)  # leaves the processors to the workers that start
             except ConnectionRefusedError:
-                return  # the service has stopped
+                self.was_refused = True  # the service has stopped
+                return
             except (OSError, EOFError) as error:
                 self.failures.append(repr(error))
             finally:
