@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import ExitStack
+from typing import cast
 
 import pytest
 import uvloop
 
-from howdah.serving import bind_socket
+from howdah.serving import ServerLimits, bind_socket
 from howdah.serving._accepting import Acceptor, Connector
+from howdah.serving._supervisor import Supervisor
+from howdah.serving._worker_process import WorkerProcess
 
 CLIENTS = 300
 FEW_ITERATIONS = 20
@@ -80,6 +84,46 @@ def test_a_stop_accepts_the_waiting_connections() -> None:
         return accepted
 
     assert uvloop.run(run()) == CLIENTS
+
+
+class FullWorker:
+    """A worker whose socket is full: it takes no connection until the attempt with this number."""
+
+    is_open = True
+    load = (False, 0)
+
+    def __init__(self, first_attempt: int) -> None:
+        self._attempts_left = first_attempt
+        self.taken = 0
+
+    def pass_connection(self, accepted: socket.socket) -> bool:
+        self._attempts_left -= 1
+        self.taken += self._attempts_left <= 0
+        return self._attempts_left <= 0
+
+
+@pytest.mark.parametrize(("first_attempt", "taken"), [(1, CLIENTS), (4, CLIENTS), (1_000_000, 0)])
+async def test_a_stop_passes_the_last_connections_to_workers_that_are_full_at_first(
+    first_attempt: int, taken: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("howdah.serving._supervisor._LAST_CONNECTIONS_SECONDS", 5.0 if taken else 0.05)
+    bound = bind_socket("127.0.0.1", 0)
+    supervisor = Supervisor(
+        print, workers=1, sockets=[bound], limits=ServerLimits(), pause=0.0, timeout=5.0, hang_timeout=5.0
+    )
+    worker = FullWorker(first_attempt)
+    supervisor._workers = cast(list[WorkerProcess], [worker])
+    supervisor._listen()
+    with ExitStack() as clients:
+        for _ in range(CLIENTS):
+            clients.enter_context(socket.create_connection(bound.getsockname()))
+        await supervisor._stop_listening()
+    assert worker.taken == taken
+    assert [each.getMessage() for each in caplog.records] == (
+        [] if taken else ["1 connections are closed, because no worker took them"]
+    )
+    for accepted in supervisor._undelivered:
+        accepted.close()
 
 
 @pytest.mark.parametrize("error", [24, 23])  # EMFILE, ENFILE

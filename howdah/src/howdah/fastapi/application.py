@@ -43,7 +43,7 @@ from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.fastapi.route_rules import RuleCheck
 from howdah.fastapi.security_headers import SecurityHeaders
 from howdah.fastapi.trusted_proxies import TrustedProxies
-from howdah.serving._scope_keys import ADMIT_KEY, FIGURES_KEY
+from howdah.serving._scope_keys import ADMIT_KEY, METRICS_KEY
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ class _Configuration:
             shared: dict[str, Any] = {STATES_KEY: states, ADMIT_KEY: self._in_progress}
             if self.metrics is not None:
                 self.metrics.opened = opened
-                shared[FIGURES_KEY] = self.metrics
+                shared[METRICS_KEY] = self.metrics
             yield {**states[app], **shared}
 
     async def _open_database(self, stack: AsyncExitStack, name: str) -> Database:

@@ -28,8 +28,8 @@ from howdah.fastapi.path_methods import ROUTE_PATH_KEY, get_route_path
 from howdah.fastapi.rate_limits import RateLimiter
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
-from howdah.serving._figures import Family, Figures, sum_figures
-from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
+from howdah.serving._metrics import Family, Metrics, sum_metrics
+from howdah.serving._scope_keys import METRICS_KEY, WORKERS_KEY
 
 # Other methods have the label `any`. A client can send any text as the method, and each would be a new time series.
 _METHODS: Final = frozenset(HTTPMethod)
@@ -176,7 +176,7 @@ class ProcessMetrics:
             current.register(_JobCollector(opened.jobs))
         return [REGISTRY, self.requests.registry, current]
 
-    def read(self) -> Figures:
+    def read(self) -> Metrics:
         """The metrics, for the sum over all worker processes. The values of a collector may be any numbers."""
         assert self.opened is not None
         return [
@@ -204,9 +204,9 @@ def build_metrics_router(process: ProcessMetrics) -> APIRouter:
         state = request.scope["state"]
         registries = process.list_registries(opened)
         # A mounted application has metrics of its own, which the server doesn't know.
-        if state.get(FIGURES_KEY) is process and (workers := state.get(WORKERS_KEY)) is not None:
+        if state.get(METRICS_KEY) is process and (workers := state.get(WORKERS_KEY)) is not None:
             try:
-                registries = [_as_registry(sum_figures(await workers.collect()))]
+                registries = [_as_registry(sum_metrics(await workers.collect()))]
             except TimeoutError as error:
                 raise HTTPException(
                     503, "the metrics of the other worker processes can't be read: try again later"
@@ -217,20 +217,20 @@ def build_metrics_router(process: ProcessMetrics) -> APIRouter:
     return router
 
 
-def _as_registry(figures: Figures) -> CollectorRegistry:
+def _as_registry(metrics: Metrics) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(_FigureCollector(figures))
+    registry.register(_SummedMetricsCollector(metrics))
     return registry
 
 
-class _FigureCollector(Collector):
+class _SummedMetricsCollector(Collector):
     """The summed metrics of several processes."""
 
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        for family in self._figures:
+        for family in self._metrics:
             metric = Metric(family.name, family.help, family.kind)
             for name, labels, value in family.samples:
                 metric.add_sample(name, labels, value)

@@ -79,11 +79,16 @@ class Acceptor:
             for each in self._sockets:
                 self._loop.add_reader(each, self._accept, each)
 
+    def accept_waiting(self) -> None:
+        """Accept all waiting connections, unless `pause` is called."""
+        for each in self._sockets:
+            while self._accept(each):
+                pass
+
     def stop(self) -> None:
         """Accept the waiting connections, and then stop."""
+        self.accept_waiting()
         for each in self._sockets:
-            while not self._is_paused and self._accept(each):
-                pass
             self._loop.remove_reader(each)
             each.close()
         self._sockets.clear()

@@ -16,13 +16,13 @@ class MessageKind(IntEnum):
 
     # from a worker
     READY = auto()  # it serves connections
-    FIGURES = auto()  # its metrics; the number is that of `SEND_FIGURES`, or 0
+    METRICS = auto()  # its metrics; the number is that of `SEND_METRICS`, or 0
     COLLECT = auto()  # asks for the metrics of all workers
     # from the parent
     DRAIN = auto()  # /readyz fails, and each response has `Connection: close`
     STOP = auto()  # no more connections come: a `StopOrder` as JSON
     FORCE = auto()  # cancel the requests
-    SEND_FIGURES = auto()  # asks for its metrics
+    SEND_METRICS = auto()  # asks for its metrics
     SUMS = auto()  # the answer to `COLLECT`: a JSON array with the metrics of each worker
 
 

@@ -16,8 +16,8 @@ REPORTS_DISCONNECTS_KEY: Final = "howdah.reports_disconnects"
 A server that sets it calls `handle_disconnect`. So the application needn't watch for the disconnect itself.
 """
 
-FIGURES_KEY: Final = "howdah_figures"
-"""The key in the lifespan's state for the application's `FigureSource`, which a worker process reads."""
+METRICS_KEY: Final = "howdah_metrics"
+"""The key in the lifespan's state for the application's `MetricsSource`, which a worker process reads."""
 
 WORKERS_KEY: Final = "howdah_workers"
-"""The key in the lifespan's state for the server's object whose `collect` returns the figures of all workers."""
+"""The key in the lifespan's state for the server's object whose `collect` returns the metrics of all workers."""

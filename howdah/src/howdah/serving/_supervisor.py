@@ -16,7 +16,7 @@ from typing import Any, Final
 from uvicorn.config import STARTUP_FAILURE
 
 from howdah.serving._accepting import Acceptor
-from howdah.serving._group_figures import GroupFigures
+from howdah.serving._group_metrics import GroupMetrics
 from howdah.serving._listening import reject_new_connections
 from howdah.serving._server import HANDSHAKE_SECONDS
 from howdah.serving._signals import StopSignals
@@ -32,6 +32,8 @@ _START_SECONDS: Final = 120.0
 _STABLE_SECONDS: Final = 60.0
 _MAX_PAUSE_SECONDS: Final = 30.0
 _MAX_PAUSE_EXPONENT: Final = 5  # 2 ** 5 is more than the longest pause
+# The time limit for passing the last connections when the service stops, if the workers take none at the moment.
+_LAST_CONNECTIONS_SECONDS: Final = 1.0
 # The time between the signal that shows the stacks of a worker and the one that ends it.
 _STACKS_SECONDS: Final = 0.5
 
@@ -80,7 +82,7 @@ class Supervisor:
         self._failures = 0  # workers in a row that ended soon after their start
         self._next_start = 0.0
         self._reload: asyncio.Task[None] | None = None
-        self._figures = GroupFigures(self._list_running)
+        self._metrics = GroupMetrics(self._list_running)
         self.exit_code = 0
 
     def run(self) -> None:
@@ -144,7 +146,7 @@ class Supervisor:
             create_app=self._create_app,
             limits=self._limits,
             stop_timeout=self._timeout - self._margin,
-            collect=self._figures.collect,
+            collect=self._metrics.collect,
         )
         self._workers.append(worker)
         return worker
@@ -171,8 +173,11 @@ class Supervisor:
             if not self._pass(self._undelivered[0]):
                 return
             self._undelivered.popleft().close()
-        if self._acceptor is not None and any(worker.is_open for worker in self._workers):
+        if self._acceptor is not None and self._has_open_worker():
             self._acceptor.resume()
+
+    def _has_open_worker(self) -> bool:
+        return any(worker.is_open for worker in self._workers)
 
     def _pass(self, accepted: socket.socket) -> bool:
         candidates = sorted((worker for worker in self._workers if worker.is_open), key=lambda worker: worker.load)
@@ -185,7 +190,15 @@ class Supervisor:
         if reject_new_connections(self._sockets):
             await asyncio.sleep(HANDSHAKE_SECONDS)
         self._deliver_waiting()
+        self._acceptor.accept_waiting()
+        ends_at = time.monotonic() + _LAST_CONNECTIONS_SECONDS
+        while self._undelivered and self._has_open_worker() and time.monotonic() < ends_at:
+            await asyncio.sleep(_TICK_SECONDS / 4)
+            self._deliver_waiting()
+            self._acceptor.accept_waiting()
         self._acceptor.stop()
+        if self._undelivered:
+            _log.error("%d connections are closed, because no worker took them", len(self._undelivered))
         for each in self._sockets:
             each.close()
 
@@ -238,7 +251,7 @@ class Supervisor:
         """Keep the counts of a worker that has ended, and decide when another one starts."""
         self._workers.remove(worker)
         is_expected = worker.stops_at is not None
-        self._figures.keep(worker, is_expected=is_expected)
+        self._metrics.keep(worker, is_expected=is_expected)
         worker.close()
         if is_expected or self._is_stopping:
             _log.log(logging.ERROR if code else logging.INFO, "%s has stopped with %s", worker, _describe(code))

@@ -24,10 +24,10 @@ from uvicorn.config import STARTUP_FAILURE
 from howdah._log_writer import share_lines
 from howdah.serving._accepting import Connector
 from howdah.serving._connections import Connections
-from howdah.serving._figures import Family, Figures, encode_figures
 from howdah.serving._messages import MessageKind, encode_message, read_messages
+from howdah.serving._metrics import Family, Metrics, encode_metrics
 from howdah.serving._open_files import fit_file_limit
-from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
+from howdah.serving._scope_keys import METRICS_KEY, WORKERS_KEY
 from howdah.serving._server import DrainingServer, build_config, create_application
 from howdah.serving._signals import end_process
 from howdah.serving.limits import ServerLimits
@@ -41,9 +41,9 @@ _MAX_AT_ONCE: Final = 128
 # A worker sends its metrics to its parent every 1 to 10 s. If it is killed, the counts since then are lost. While it
 # reads the metrics, for up to 10 ms, it serves no request. So the interval is long enough that the reads take at most
 # 0.2 % of the time.
-_MIN_FIGURES_SECONDS: Final = 1.0
-_MAX_FIGURES_SECONDS: Final = 10.0
-_FIGURES_SHARE: Final = 0.002
+_MIN_METRICS_SECONDS: Final = 1.0
+_MAX_METRICS_SECONDS: Final = 10.0
+_METRICS_SHARE: Final = 0.002
 _COLLECT_SECONDS: Final = 3.0
 # How long a worker that stops waits for the connections that the parent has accepted.
 _LAST_CONNECTIONS_SECONDS: Final = 2.0
@@ -124,10 +124,10 @@ class WorkerServer(DrainingServer):
         self._shared = setup.shared
         self._begun = 0  # connections that got a protocol, or were lost before they got one
         self._has_all_connections = False
-        self._next_figures = 0.0
-        self._has_wrong_figures = False
+        self._next_metrics = 0.0
+        self._has_wrong_metrics = False
         self.server_state.connections = connections.all = _CountedConnections(self._count_closed)
-        self._group = WorkerGroup(self._send, self._read_own_figures)
+        self._group = WorkerGroup(self._send, self._read_own_metrics)
         self._connector: Connector | None = None
         self._control: asyncio.StreamWriter | None = None
         self._messages: asyncio.Task[None] | None = None
@@ -191,8 +191,8 @@ class WorkerServer(DrainingServer):
                     self._begin_stop(order.requested_at)
                 case MessageKind.FORCE:
                     self.force_exit = True
-                case MessageKind.SEND_FIGURES:
-                    self._send_figures(number)
+                case MessageKind.SEND_METRICS:
+                    self._send_metrics(number)
                 case MessageKind.SUMS:
                     self._group.receive(number, payload)
                 case _:
@@ -216,16 +216,16 @@ class WorkerServer(DrainingServer):
     async def tick(self) -> None:
         """Show the parent that the event loop runs, and send it the metrics every few seconds."""
         now = self._shared[HEARTBEAT] = time.monotonic()
-        if now >= self._next_figures and self._control is not None:
+        if now >= self._next_metrics and self._control is not None:
             if not self._control.transport.get_write_buffer_size():  # otherwise the parent hasn't read the last ones
-                self._send_figures(0)
-            pause = (time.monotonic() - now) / _FIGURES_SHARE
-            self._next_figures = now + min(max(pause, _MIN_FIGURES_SECONDS), _MAX_FIGURES_SECONDS)
+                self._send_metrics(0)
+            pause = (time.monotonic() - now) / _METRICS_SHARE
+            self._next_metrics = now + min(max(pause, _MIN_METRICS_SECONDS), _MAX_METRICS_SECONDS)
         await super().tick()
 
     async def end_lifespan(self, seconds: float) -> None:
         """Send the last metrics, which need the running application, and then shut it down."""
-        self._send_figures(0)
+        self._send_metrics(0)
         await super().end_lifespan(seconds)
         assert self._control is not None
         try:
@@ -233,21 +233,21 @@ class WorkerServer(DrainingServer):
         except (TimeoutError, ConnectionError):
             _log.warning("worker %d couldn't send its last metrics to the parent process", self._setup.number)
 
-    def _read_own_figures(self) -> Figures:
-        source = self.lifespan.state.get(FIGURES_KEY)
-        figures: Figures = [] if source is None else source.read()
-        return figures
+    def _read_own_metrics(self) -> Metrics:
+        source = self.lifespan.state.get(METRICS_KEY)
+        metrics: Metrics = [] if source is None else source.read()
+        return metrics
 
-    def _send_figures(self, number: int) -> None:
+    def _send_metrics(self, number: int) -> None:
         """Send the metrics. If a collector of the application fails, the parent keeps those that it has."""
         try:
-            figures = encode_figures(self._read_own_figures())
+            metrics = encode_metrics(self._read_own_metrics())
         except Exception:
-            if not self._has_wrong_figures:  # only once
+            if not self._has_wrong_metrics:  # only once
                 _log.exception("worker %d: the metrics can't be read", self._setup.number)
-            self._has_wrong_figures = True
+            self._has_wrong_metrics = True
             return
-        self._send(encode_message(MessageKind.FIGURES, number, figures))
+        self._send(encode_message(MessageKind.METRICS, number, metrics))
 
     def _send(self, data: bytes) -> None:
         assert self._control is not None
@@ -257,12 +257,12 @@ class WorkerServer(DrainingServer):
 class WorkerGroup:
     """All workers of the service. The application of a worker finds it in the lifespan's state."""
 
-    def __init__(self, send: Callable[[bytes], None], read: Callable[[], Figures]) -> None:
+    def __init__(self, send: Callable[[bytes], None], read: Callable[[], Metrics]) -> None:
         self._send = send
         self._last_number = 0
-        self._waiting: dict[int, asyncio.Future[list[Figures]]] = {}
+        self._waiting: dict[int, asyncio.Future[list[Metrics]]] = {}
 
-    async def collect(self) -> list[Figures]:
+    async def collect(self) -> list[Metrics]:
         """The metrics of each worker and of those that have ended. Raises `TimeoutError` after 3 s."""
         self._last_number += 1
         number = self._last_number

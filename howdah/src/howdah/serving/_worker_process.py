@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from howdah.serving._figures import Figures, decode_figures
 from howdah.serving._messages import MessageKind, encode_message, read_messages
+from howdah.serving._metrics import Metrics, decode_metrics
 from howdah.serving._worker import CLOSED, HEARTBEAT, STACK_SIGNAL, STOP_SIGNALS, StopOrder, WorkerSetup, run_worker
 from howdah.serving.limits import ServerLimits
 
@@ -51,18 +51,16 @@ class WorkerProcess:
         self.stops_at: float | None = None
         """The time at which it is killed, or None until it is told to stop. When it stops, it isn't replaced."""
         self.has_shown_stacks = False
-        self.figures: bytes | None = None
+        self.metrics: bytes | None = None
         """Its last metrics."""
-        self.answered = 0
-        """The number of the last `SEND_FIGURES` that it has answered."""
+        self._asked_number = 0  # of the last `SEND_METRICS`
+        self._answer: asyncio.Future[None] | None = None
         self._shared = _context.RawArray("d", 2)
         self._is_broken = False
         self._passed = 0
-        self._beat = (
-            0.0,
-            self.started_at,
-            0.0,
-        )  # the last heartbeat, the time of the last check, and for how long it is blocked
+        self._last_heartbeat = 0.0
+        self._checked_at = self.started_at
+        self._blocked_seconds = 0.0
         self._ended_at: float | None = None
         self._control: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []  # until the control socket has its stream
@@ -96,11 +94,12 @@ class WorkerProcess:
             match kind:
                 case MessageKind.READY:
                     self.is_ready = True
-                    self._beat = (0.0, time.monotonic(), 0.0)
+                    self._last_heartbeat, self._checked_at, self._blocked_seconds = 0.0, time.monotonic(), 0.0
                     _log.info("%s serves connections", self)
-                case MessageKind.FIGURES:
-                    self.figures = payload
-                    self.answered = max(self.answered, number)
+                case MessageKind.METRICS:
+                    self.metrics = payload
+                    if number == self._asked_number:
+                        self._end_wait_for_metrics()
                 case MessageKind.COLLECT:
                     collect(self, number)
                 case _:
@@ -119,7 +118,7 @@ class WorkerProcess:
     @property
     def load(self) -> tuple[bool, int]:
         """The order in which workers get connections: one whose event loop is blocked comes last."""
-        return self._beat[2] > _STALLED_SECONDS, self._passed - int(self._shared[CLOSED])
+        return self._blocked_seconds > _STALLED_SECONDS, self._passed - int(self._shared[CLOSED])
 
     def pass_connection(self, accepted: socket.socket) -> bool:
         """Pass the connection to the worker. Returns false if it takes none at the moment, or has ended."""
@@ -150,11 +149,13 @@ class WorkerProcess:
 
     def seconds_without_heartbeat(self) -> float:
         """For how long its event loop has been blocked."""
-        value, seen_at, blocked = self._beat
-        now, current = time.monotonic(), self._shared[HEARTBEAT]
-        blocked = 0.0 if current != value else blocked + min(now - seen_at, _MAX_STEP_SECONDS)
-        self._beat = current, now, blocked
-        return blocked
+        now, heartbeat = time.monotonic(), self._shared[HEARTBEAT]
+        if heartbeat != self._last_heartbeat:
+            self._blocked_seconds = 0.0
+        else:
+            self._blocked_seconds += min(now - self._checked_at, _MAX_STEP_SECONDS)
+        self._last_heartbeat, self._checked_at = heartbeat, now
+        return self._blocked_seconds
 
     def drain(self) -> None:
         """Let its `/readyz` fail, and let it close each connection after the next response."""
@@ -170,8 +171,16 @@ class WorkerProcess:
         """Let it cancel its requests."""
         self._send(encode_message(MessageKind.FORCE))
 
-    def ask_for_figures(self, number: int) -> None:
-        self._send(encode_message(MessageKind.SEND_FIGURES, number))
+    def ask_for_metrics(self) -> asyncio.Future[None]:
+        """Ask for its current metrics. The future is done when `metrics` has them, or after `close`."""
+        self._asked_number += 1
+        self._answer = asyncio.get_running_loop().create_future()
+        self._send(encode_message(MessageKind.SEND_METRICS, self._asked_number))
+        return self._answer
+
+    def _end_wait_for_metrics(self) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(None)
 
     def answer(self, number: int, parts: list[bytes]) -> None:
         """Answer its `COLLECT`."""
@@ -187,14 +196,15 @@ class WorkerProcess:
     def kill(self) -> None:
         self._process.kill()
 
-    def read_last_figures(self) -> Figures:
-        return [] if self.figures is None else decode_figures(self.figures)
+    def read_last_metrics(self) -> Metrics:
+        return [] if self.metrics is None else decode_metrics(self.metrics)
 
     def close(self) -> None:
         """Wait for the end of the process, and release what it used here."""
         self._process.join(_JOIN_SECONDS)
         self._connections.close()
         self._reading.cancel()
+        self._end_wait_for_metrics()
         if self._control is not None:
             self._control.close()
 

@@ -22,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from howdah.logs import configure_logging
 from howdah.serving import bind_socket, is_draining, serve
-from howdah.serving._figures import Family, Figures, sum_figures
-from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
+from howdah.serving._metrics import Family, Metrics, sum_metrics
+from howdah.serving._scope_keys import METRICS_KEY, WORKERS_KEY
 
 
 class PidApp:
@@ -51,8 +51,8 @@ class PidApp:
             case "/inherited":
                 content = {"descriptors": list_inheritable_sockets()}
             case "/metrics":
-                figures = sum_figures(await scope["state"][WORKERS_KEY].collect())
-                content = {name: value for family in figures for name, _, value in family.samples}
+                metrics = sum_metrics(await scope["state"][WORKERS_KEY].collect())
+                content = {name: value for family in metrics for name, _, value in family.samples}
         body = json.dumps(content).encode()
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -60,7 +60,7 @@ class PidApp:
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        scope["state"][FIGURES_KEY] = self
+        scope["state"][METRICS_KEY] = self
         try:
             Path(self._folder, "first").touch(exist_ok=not self._second_fails)
         except FileExistsError:
@@ -70,7 +70,7 @@ class PidApp:
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    def read(self) -> Figures:
+    def read(self) -> Metrics:
         """The metrics of this process."""
         return [
             Family("answers", "counter", "Answers to /pid", [("answers_total", {}, self._answers)]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from decimal import Decimal
 from types import SimpleNamespace
@@ -15,9 +16,9 @@ from fastapi import FastAPI
 from howdah import Database
 from howdah.fastapi import configure_app
 from howdah.serving import ServerLimits
-from howdah.serving._figures import Family, Figures, decode_figures, encode_figures, keep_cumulative, sum_figures
-from howdah.serving._group_figures import GroupFigures
-from howdah.serving._scope_keys import FIGURES_KEY, WORKERS_KEY
+from howdah.serving._group_metrics import GroupMetrics
+from howdah.serving._metrics import Family, Metrics, decode_metrics, encode_metrics, keep_cumulative, sum_metrics
+from howdah.serving._scope_keys import METRICS_KEY, WORKERS_KEY
 from howdah.serving._server import build_config
 from howdah.serving._worker import WorkerServer
 from howdah.serving._worker_process import WorkerProcess
@@ -45,7 +46,7 @@ def test_each_kind_of_metric_is_combined_by_its_meaning() -> None:
         family("python_info", "gauge", ("", 1)),
         family("process_start_time_seconds", "gauge", ("", 60)),
     ]
-    total = sum_figures([[first for first, _ in cases], others])
+    total = sum_metrics([[first for first, _ in cases], others])
     assert [[value for *_, value in each.samples] for each in total] == [expected for _, expected in cases]
 
 
@@ -57,7 +58,7 @@ def test_samples_with_other_labels_are_kept_apart_and_buckets_are_added() -> Non
         "h",
         [("size_bucket", {"queue": "a", "le": "1"}, 2.0), ("size_bucket", {"queue": "b", "le": "1"}, 4.0)],
     )
-    (total,) = sum_figures([[first], [second]])
+    (total,) = sum_metrics([[first], [second]])
     assert total.samples == [
         ("size_bucket", {"queue": "a", "le": "1"}, 3.0),
         ("size_bucket", {"queue": "b", "le": "1"}, 4.0),
@@ -65,22 +66,22 @@ def test_samples_with_other_labels_are_kept_apart_and_buckets_are_added() -> Non
 
 
 def test_only_cumulative_metrics_of_an_ended_process_are_kept() -> None:
-    figures = [family("requests", "counter", ("_total", 2)), family("connections", "gauge", ("", 2))]
-    assert keep_cumulative(figures) == figures[:1]
+    metrics = [family("requests", "counter", ("_total", 2)), family("connections", "gauge", ("", 2))]
+    assert keep_cumulative(metrics) == metrics[:1]
 
 
 def test_infinities_survive_the_way_to_the_parent() -> None:
-    (decoded,) = decode_figures(encode_figures([family("limit", "gauge", ("", math.inf))]))
+    (decoded,) = decode_metrics(encode_metrics([family("limit", "gauge", ("", math.inf))]))
     assert decoded.samples[0][2] == math.inf
 
 
 class Group:
     """Two workers with the same metrics. The second answer of their parent comes too late."""
 
-    def __init__(self, figures: Figures) -> None:
-        self._answers = iter([[figures, figures]])
+    def __init__(self, metrics: Metrics) -> None:
+        self._answers = iter([[metrics, metrics]])
 
-    async def collect(self) -> list[Figures]:
+    async def collect(self) -> list[Metrics]:
         try:
             return next(self._answers)
         except StopIteration as error:
@@ -92,7 +93,7 @@ async def test_the_route_has_the_sums_of_all_workers_or_is_a_503() -> None:
     configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/none"))
     async with app.router.lifespan_context(app) as state:
         assert state is not None
-        shared = {**state, WORKERS_KEY: Group(state[FIGURES_KEY].read())}
+        shared = {**state, WORKERS_KEY: Group(state[METRICS_KEY].read())}
 
         async def serve(scope: Any, receive: Any, send: Any) -> None:
             await app(scope | {"state": {**shared}}, receive, send)
@@ -108,9 +109,9 @@ async def test_the_route_has_the_sums_of_all_workers_or_is_a_503() -> None:
 
 async def test_metrics_of_a_worker_that_cannot_be_added_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     """Otherwise the parent, and with it the whole service, would end when this worker ends."""
-    figures = GroupFigures(list)
+    metrics = GroupMetrics(list)
     for text in (b"no JSON", b"[[1, 2]]", b'[["a", "counter", "", [["a_total", {"b": []}, 1]]]]'):
-        figures.keep(cast(WorkerProcess, EndedWorker(text)), is_expected=False)
+        metrics.keep(cast(WorkerProcess, EndedWorker(text)), is_expected=False)
     assert [each.getMessage() for each in caplog.records] == [
         "the last metrics of worker 7 can't be added, so its counts are lost"
     ] * 3
@@ -123,17 +124,52 @@ class EndedWorker:
     def __str__(self) -> str:
         return "worker 7"
 
-    def read_last_figures(self) -> Figures:
-        return decode_figures(self._text)
+    def read_last_metrics(self) -> Metrics:
+        return decode_metrics(self._text)
+
+
+async def test_a_worker_that_does_not_answer_is_counted_with_its_last_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("howdah.serving._group_metrics._METRICS_SECONDS", 0.02)
+    quick, silent = RunningWorker(answers=True), RunningWorker(answers=False)
+    group = GroupMetrics(lambda: cast(list[WorkerProcess], [quick, silent]))
+    group.collect(cast(WorkerProcess, quick), 5)
+    async with asyncio.timeout(5):
+        number, parts = await quick.answered
+    assert number == 5
+    assert [decode_metrics(part)[0].samples[0][2] for part in parts] == [2, 1, 2]  # the last one is `howdah_workers`
+
+
+class RunningWorker:
+    """It counts 1, and 2 as soon as it is asked, if it answers."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self._answers = answers
+        self._count(1)
+        self.answered: asyncio.Future[tuple[int, list[bytes]]] = asyncio.get_running_loop().create_future()
+
+    def _count(self, value: float) -> None:
+        self.metrics = encode_metrics([family("requests", "counter", ("_total", value))])
+
+    def ask_for_metrics(self) -> asyncio.Future[None]:
+        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._answers:
+            self._count(2)
+            asked.set_result(None)
+        return asked
+
+    def answer(self, number: int, parts: list[bytes]) -> None:
+        self.answered.set_result((number, parts))
 
 
 async def test_metrics_that_cannot_be_encoded_do_not_end_the_worker(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
-        def read(self) -> Figures:
+        def read(self) -> Metrics:
             return [family("a", "counter", ("_total", cast(float, Decimal(1))))]
 
     config, connections = build_config(None, ServerLimits())
     server = WorkerServer(config, connections=connections, setup=MagicMock(number=7, stop_timeout=1.0))
-    server.lifespan = cast(Any, SimpleNamespace(state={FIGURES_KEY: Broken()}))
-    server._send_figures(0)
+    server.lifespan = cast(Any, SimpleNamespace(state={METRICS_KEY: Broken()}))
+    server._send_metrics(0)
     assert [each.getMessage() for each in caplog.records] == ["worker 7: the metrics can't be read"]

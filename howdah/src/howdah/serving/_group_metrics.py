@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from howdah.serving._figures import Family, Figures, encode_figures, keep_cumulative, sum_figures
+from howdah.serving._metrics import Family, Metrics, encode_metrics, keep_cumulative, sum_metrics
 from howdah.serving._worker_process import WorkerProcess
 
-_FIGURES_SECONDS: Final = 1.0
+_METRICS_SECONDS: Final = 1.0
 
 _log: Final = logging.getLogger("howdah.serving")
 
 
-class GroupFigures:
+class GroupMetrics:
     """The metrics of all workers. Those that have ended are included, so that no counter falls."""
 
     def __init__(self, list_running: Callable[[], list[WorkerProcess]]) -> None:
         self._list_running = list_running
-        self._ended: Figures = []
+        self._ended: Metrics = []
         self._failures = 0
-        self._last_number = 0
         self._asking: deque[tuple[WorkerProcess, int]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -32,7 +30,7 @@ class GroupFigures:
         """Add the last counts of a worker that has ended."""
         self._failures += not is_expected
         try:
-            self._ended = sum_figures([self._ended, keep_cumulative(worker.read_last_figures())])
+            self._ended = sum_metrics([self._ended, keep_cumulative(worker.read_last_metrics())])
         except Exception:  # a collector of the application may return anything; the other workers go on
             _log.exception("the last metrics of %s can't be added, so its counts are lost", worker)
 
@@ -48,26 +46,19 @@ class GroupFigures:
             self._asking.clear()
             await self._ask_workers()
             running = self._list_running()
-            parts = [worker.figures for worker in running if worker.figures is not None]
-            own = encode_figures([*self._ended, *_describe_workers(len(running), self._failures)])
+            parts = [worker.metrics for worker in running if worker.metrics is not None]
+            own = encode_metrics([*self._ended, *_describe_workers(len(running), self._failures)])
             for worker, number in asking:
                 worker.answer(number, [*parts, own])
 
     async def _ask_workers(self) -> None:
         """Wait for the current metrics of all workers. One that doesn't answer in time has its last ones."""
-        self._last_number += 1
-        asked = self._list_running()
-        for worker in asked:
-            worker.ask_for_figures(self._last_number)
-        ends_at = time.monotonic() + _FIGURES_SECONDS
-        while time.monotonic() < ends_at:
-            running = self._list_running()
-            if all(worker.answered >= self._last_number for worker in asked if worker in running):
-                return
-            await asyncio.sleep(0.002)
+        answers = [worker.ask_for_metrics() for worker in self._list_running()]
+        if answers:
+            await asyncio.wait(answers, timeout=_METRICS_SECONDS)
 
 
-def _describe_workers(running: int, failures: int) -> Figures:
+def _describe_workers(running: int, failures: int) -> Metrics:
     return [
         Family("howdah_workers", "gauge", "Worker processes that serve requests", [("howdah_workers", {}, running)]),
         Family(

@@ -20,32 +20,32 @@ class Family(NamedTuple):
     samples: list[tuple[str, dict[str, str], float]]
 
 
-Figures = list[Family]
+Metrics = list[Family]
 
 
-class FigureSource(Protocol):
+class MetricsSource(Protocol):
     """Reads the metrics of this process. The application puts it into the lifespan's state."""
 
-    def read(self) -> Figures: ...
+    def read(self) -> Metrics: ...
 
 
-def encode_figures(figures: Figures) -> bytes:
-    return json.dumps(figures, separators=(",", ":")).encode()  # unlike orjson, it keeps NaN and infinities
+def encode_metrics(metrics: Metrics) -> bytes:
+    return json.dumps(metrics, separators=(",", ":")).encode()  # unlike orjson, it keeps NaN and infinities
 
 
-def decode_figures(text: bytes) -> Figures:
+def decode_metrics(text: bytes) -> Metrics:
     return [Family(name, kind, help, samples) for name, kind, help, samples in json.loads(text)]
 
 
-def sum_figures(parts: Iterable[Figures]) -> Figures:
+def sum_metrics(parts: Iterable[Metrics]) -> Metrics:
     """The metrics of all processes as those of one service.
 
     Counters, histograms and gauges are added. A timestamp is the latest one, a start time the first one, and a metric
     with constant values, such as `python_info`, stays as it is.
     """
     families: dict[str, tuple[Family, dict[Any, float]]] = {}
-    for figures in parts:
-        for family in figures:
+    for metrics in parts:
+        for family in metrics:
             _, values = families.setdefault(family.name, (family, {}))
             for name, labels, value in family.samples:
                 key = name, *labels.items()
@@ -57,9 +57,9 @@ def sum_figures(parts: Iterable[Figures]) -> Figures:
     ]
 
 
-def keep_cumulative(figures: Figures) -> Figures:
+def keep_cumulative(metrics: Metrics) -> Metrics:
     """The metrics without gauges, whose values end with their process."""
-    return [family for family in figures if family.kind in _CUMULATIVE]
+    return [family for family in metrics if family.kind in _CUMULATIVE]
 
 
 def _combine(name: str, kind: str, first: float, second: float) -> float:
