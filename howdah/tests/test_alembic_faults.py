@@ -21,7 +21,8 @@ from howdah_tests.support.waiting import wait_until
 
 CREATE = 'op.execute("CREATE TABLE issues (id int)")'
 SLEEP = 'op.execute("SELECT pg_sleep(60)")'
-IS_SLEEPING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)'"
+# `query` alone would also find a session that has prepared the statement but doesn't run it yet.
+IS_SLEEPING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 HELD_LOCKS = (
     f"SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = {LOCK_KEY & 0xFFFFFFFF}::oid AND granted"
 )
@@ -64,7 +65,7 @@ def test_control_by_default_the_statement_of_a_killed_process_goes_on_and_keeps_
     project.set_options("wait=1.5")
     with pytest.raises(MigrationBlocked, match="of application 'howdah migrate' from this machine, connected since"):
         project.migrations.upgrade()
-    run(project.url, IS_SLEEPING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)"))
+    run(project.url, IS_SLEEPING.replace("SELECT pid", "SELECT pg_terminate_backend(pid, 5000)"))
 
 
 def test_a_waiting_process_logs_which_process_migrates(

@@ -8,12 +8,13 @@ import selectors
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 import pytest
 
 from howdah.serving import ServerLimits
-from howdah_tests.support.raw_http import GET, POST, EchoApp, RunningServer, running_server, wait_until
+from howdah.serving._protocol import LimitedHttpProtocol, Phase
+from howdah_tests.support.raw_http import GET, POST, EchoApp, Peer, RunningServer, running_server, wait_until
 
 LIMITS = ServerLimits(
     max_connections=20,
@@ -105,14 +106,15 @@ async def test_a_request_at_the_limits_is_answered(limited: RunningServer) -> No
         assert (await peer.read())[0] == 200
 
 
-async def test_the_first_byte_starts_the_time_of_a_later_header(limited: RunningServer) -> None:
-    async with limited.connect(GET) as peer:
-        assert (await peer.read())[0] == 200
-        await asyncio.sleep(0.3)  # longer than the limit for the header
-        await peer.send(GET)
-        assert (await peer.read())[0] == 200
-        await peer.send(GET[:10])
-        assert await peer.read_problem() == (408, "header-timeout")
+async def test_the_first_byte_starts_the_time_of_a_later_header() -> None:
+    with running_server(EchoApp(), ServerLimits(header_timeout=0.1)) as server:
+        async with server.connect(GET) as peer:
+            assert (await peer.read())[0] == 200
+            await asyncio.sleep(0.2)  # longer than the limit for the header
+            await peer.send(GET)
+            assert (await peer.read())[0] == 200
+            await peer.send(GET[:10])
+            assert await peer.read_problem() == (408, "header-timeout")
 
 
 async def test_a_connection_without_a_request_is_closed_without_a_response(limited: RunningServer) -> None:
@@ -122,12 +124,13 @@ async def test_a_connection_without_a_request_is_closed_without_a_response(limit
         assert await used.is_closed()
 
 
-async def test_a_body_may_take_long_if_bytes_arrive(limited: RunningServer) -> None:
-    async with limited.connect(POST + b"Content-Length: 5\r\n\r\n") as peer:
-        for _ in range(5):
-            await asyncio.sleep(0.1)
-            await peer.send(b"a")
-        assert json.loads((await peer.read())[2])["size"] == 5
+async def test_a_body_may_take_long_if_bytes_arrive() -> None:
+    with running_server(EchoApp(), ServerLimits(body_timeout=0.5)) as server:
+        async with server.connect(POST + b"Content-Length: 6\r\n\r\n") as peer:
+            for _ in range(6):
+                await asyncio.sleep(0.1)
+                await peer.send(b"a")
+            assert json.loads((await peer.read())[2])["size"] == 6
 
 
 async def test_chunks_of_one_byte_are_accepted(limited: RunningServer) -> None:
@@ -235,18 +238,43 @@ async def test_connections_that_were_accepted_together_are_not_too_slow(limited:
         assert (await first.read())[0] == 200
 
 
-async def test_an_idle_connection_is_closed_for_a_new_one() -> None:
-    limits = ServerLimits(max_connections=3, reserved_connections=3)
-    with running_server(EchoApp(), limits) as server:
-        async with server.connect(GET) as oldest, server.connect(GET) as second, server.connect(GET) as third:
-            for each in (oldest, second, third):
-                await each.read()
-            await asyncio.sleep(1.2)  # a connection that has just become idle isn't closed
-            async with server.connect(GET) as new:
-                assert (await new.read())[0] == 200
-            assert await oldest.is_closed()
-            await second.send(GET)
-            assert (await second.read())[0] == 200
+async def test_an_idle_connection_is_closed_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("howdah.serving._connections._MIN_IDLE_SECONDS", -1.0)
+    async with _three_idle_connections() as (server, [oldest, second, _]):
+        async with server.connect(GET) as new:
+            assert (await new.read())[0] == 200
+        assert await oldest.is_closed()
+        await second.send(GET)
+        assert (await second.read())[0] == 200
+
+
+async def test_a_connection_that_has_just_become_idle_is_not_closed_for_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("howdah.serving._connections._MIN_IDLE_SECONDS", 30.0)  # for a slow machine
+    async with _three_idle_connections() as (server, idle):
+        async with server.connect(GET) as new:
+            assert await new.read_problem() == (503, "too-many-connections")
+        for each in idle:
+            await each.send(GET)
+            assert (await each.read())[0] == 200
+
+
+@asynccontextmanager
+async def _three_idle_connections() -> AsyncIterator[tuple[RunningServer, list[Peer]]]:
+    """A server that has as many connections as it allows, and the connections. The first one became idle first."""
+    with running_server(EchoApp(), ServerLimits(max_connections=3, reserved_connections=3)) as server:
+        async with AsyncExitStack() as stack:
+            idle = []
+            for _ in range(3):
+                idle.append(await stack.enter_async_context(server.connect(GET)))
+                await idle[-1].read()
+            await wait_until(lambda: all(map(_is_idle, server.server.server_state.connections)))
+            yield server, idle
+
+
+def _is_idle(connection: object) -> bool:
+    return isinstance(connection, LimitedHttpProtocol) and connection.phase is Phase.IDLE
 
 
 async def test_pipelined_requests_are_limited(limited: RunningServer) -> None:

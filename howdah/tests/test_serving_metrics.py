@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import httpx
 import pytest
@@ -17,10 +18,18 @@ from howdah import Database
 from howdah.fastapi import configure_app
 from howdah.serving import ServerLimits
 from howdah.serving._group_metrics import GroupMetrics
-from howdah.serving._metrics import Family, Metrics, decode_metrics, encode_metrics, keep_cumulative, sum_metrics
+from howdah.serving._metrics import (
+    Family,
+    Metrics,
+    MetricsSource,
+    decode_metrics,
+    encode_metrics,
+    keep_cumulative,
+    sum_metrics,
+)
 from howdah.serving._scope_keys import METRICS_KEY, WORKERS_KEY
 from howdah.serving._server import build_config
-from howdah.serving._worker import WorkerServer
+from howdah.serving._worker import WorkerServer, WorkerSetup
 from howdah.serving._worker_process import WorkerProcess
 
 
@@ -139,6 +148,12 @@ async def test_a_worker_that_does_not_answer_is_counted_with_its_last_metrics(
         number, parts = await quick.answered
     assert number == 5
     assert [decode_metrics(part)[0].samples[0][2] for part in parts] == [2, 1, 2]  # the last one is `howdah_workers`
+    assert find_value(decode_metrics(parts[-1]), "howdah_worker_metrics_missing_total") == 1
+
+
+def find_value(metrics: Metrics, name: str) -> float:
+    [value] = [value for family in metrics for sample, _, value in family.samples if sample == name]
+    return value
 
 
 class RunningWorker:
@@ -152,11 +167,11 @@ class RunningWorker:
     def _count(self, value: float) -> None:
         self.metrics = encode_metrics([family("requests", "counter", ("_total", value))])
 
-    def ask_for_metrics(self) -> asyncio.Future[None]:
-        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def ask_for_metrics(self) -> asyncio.Future[bool]:
+        asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if self._answers:
             self._count(2)
-            asked.set_result(None)
+            asked.set_result(True)
         return asked
 
     def answer(self, number: int, parts: list[bytes]) -> None:
@@ -168,8 +183,69 @@ async def test_metrics_that_cannot_be_encoded_do_not_end_the_worker(caplog: pyte
         def read(self) -> Metrics:
             return [family("a", "counter", ("_total", cast(float, Decimal(1))))]
 
-    config, connections = build_config(None, ServerLimits())
-    server = WorkerServer(config, connections=connections, setup=MagicMock(number=7, stop_timeout=1.0))
-    server.lifespan = cast(Any, SimpleNamespace(state={METRICS_KEY: Broken()}))
+    server = create_worker(MagicMock(number=7, stop_timeout=1.0), Broken())
+    server._control = MagicMock()
     server._send_metrics(0)
     assert [each.getMessage() for each in caplog.records] == ["worker 7: the metrics can't be read"]
+
+
+def create_worker(setup: WorkerSetup, source: MetricsSource) -> WorkerServer:
+    config, connections = build_config(None, ServerLimits())
+    server = WorkerServer(config, connections=connections, setup=setup)
+    server.lifespan = cast(Any, SimpleNamespace(state={METRICS_KEY: source}))
+    return server
+
+
+class Counting:
+    """Counts its reads. Later ones may fail."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.is_broken = False
+
+    def read(self) -> Metrics:
+        if self.is_broken:
+            raise LookupError("a bug of a collector")
+        self.reads += 1
+        return [family("reads", "counter", ("_total", self.reads))]
+
+
+async def test_a_worker_that_cannot_read_its_metrics_says_so_and_no_scrape_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the parent waited for the metrics, `collect` would raise `TimeoutError` after 3 s."""
+    monkeypatch.setattr("howdah.serving._group_metrics._METRICS_SECONDS", 60.0)
+    monkeypatch.setattr("howdah.serving._worker_process._start", lambda _: None)
+    workers: list[WorkerProcess] = []
+    group = GroupMetrics(lambda: workers)
+    setups: list[WorkerSetup] = []
+    monkeypatch.setattr("howdah.serving._worker_process._context.Process", NoProcess(setups))
+    workers.append(WorkerProcess(7, create_app=Mock(), limits=ServerLimits(), stop_timeout=1.0, collect=group.collect))
+    source = Counting()
+    server = create_worker(setups[0], source)
+    reader, server._control = await asyncio.open_connection(sock=setups[0].control)
+    obeying = asyncio.create_task(server._obey(reader))
+    try:
+        for reads, missing in ((1, 0), (2, 0), (2, 1), (2, 2)):
+            source.is_broken = missing > 0
+            parts = await server._group.collect()
+            assert find_value(parts[0], "reads_total") == reads
+            assert find_value(parts[-1], "howdah_worker_metrics_missing_total") == missing
+    finally:
+        obeying.cancel()
+        server._control.close()
+        workers[0].close()
+
+
+class NoProcess:
+    """Takes the place of the class `Process`. It keeps the setup of the worker, and starts nothing."""
+
+    def __init__(self, setups: list[WorkerSetup]) -> None:
+        self._setups = setups
+        self.pid = 7
+
+    def __call__(self, *, args: tuple[WorkerSetup], **_: object) -> NoProcess:
+        self._setups.append(replace(args[0], control=args[0].control.dup()))
+        return self
+
+    def join(self, _: float) -> None: ...

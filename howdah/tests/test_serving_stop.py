@@ -26,12 +26,12 @@ from howdah_tests.support.raw_http import GET, EchoApp, RunningServer, running_s
 WAIT = GET.replace(b"/", b"/wait", 1)
 
 
-def stop(server: RunningServer, *, pause: float = 0.0) -> None:
+def stop(server: RunningServer, *, pause: float = 0.0, idle_seconds: float = 0.3) -> None:
     """Stop as after SIGTERM."""
     assert isinstance(server.server, DrainingServer)
     server.server._is_interactive = False
     server.server._pause = pause
-    server.server._idle_seconds = 0.3
+    server.server._idle_seconds = idle_seconds
     server.server.request_stop()
 
 
@@ -44,17 +44,16 @@ async def until_refused(port: int) -> None:
                 await asyncio.sleep(0.01)
 
 
-async def send_requests(server: RunningServer, failures: list[str]) -> int:
+async def send_requests(server: RunningServer, answered: list[int], failures: list[str]) -> None:
     """Send requests over connections that are kept alive, until the server refuses connections. Retries nothing."""
-    answered = 0
     while True:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         except ConnectionRefusedError:
-            return answered
+            return
         except OSError as error:
             failures.append(f"connecting: {error!r}")
-            return answered
+            return
         try:
             is_open = True
             while is_open:
@@ -62,7 +61,7 @@ async def send_requests(server: RunningServer, failures: list[str]) -> int:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
                 await reader.readexactly(length)
-                answered += 1
+                answered.append(length)
                 is_open = b"connection: close" not in head
         except (OSError, EOFError) as error:
             failures.append(repr(error))
@@ -74,16 +73,16 @@ async def send_requests(server: RunningServer, failures: list[str]) -> int:
 
 async def stop_under_load(limits: ServerLimits | None, *, pause: float) -> list[str]:
     """The failures of requests while the server stops."""
+    answered: list[int] = []
     failures: list[str] = []
     with running_server(EchoApp(), limits) as server:
-        clients = [asyncio.create_task(send_requests(server, failures)) for _ in range(20)]
-        await asyncio.sleep(0.2)
+        clients = [asyncio.create_task(send_requests(server, answered, failures)) for _ in range(20)]
+        await wait_until(lambda: len(answered) > 100)
         if limits is None:
             server.server.should_exit = True
         else:
             stop(server, pause=pause)
-        answered = await asyncio.wait_for(asyncio.gather(*clients), 20)
-        assert sum(answered) > 100
+        await asyncio.wait_for(asyncio.gather(*clients), 20)
     return failures
 
 
@@ -137,8 +136,8 @@ async def test_a_request_on_an_idle_connection_is_answered_after_the_stop_began(
     with running_server(EchoApp(), ServerLimits()) as server:
         async with server.connect(GET) as idle:
             await idle.read()
-            stop(server)
-            await asyncio.sleep(0.4)  # the server has stopped listening
+            stop(server, idle_seconds=5)
+            await until_refused(server.port)
             await idle.send(GET)
             status, headers, _ = await idle.read()
             assert (status, headers["connection"]) == (200, "close")

@@ -9,7 +9,6 @@ from howdah._reads.page import Page
 from howdah._reads.sort_markers import Sort
 from howdah._types.times import INFINITY, MINUS_INFINITY
 from howdah._writes.results import InsertResult, MatchResult, RejectedRow, UpsertResult
-from howdah.clock import DatabaseClock
 from howdah.coalescing import Coalescer
 from howdah.connection_limits import check_connection_limits
 from howdah.database import Database, IsolationLevel
@@ -101,7 +100,6 @@ __all__ = [
     "ConnectionFailed",
     "ConnectionLost",
     "Database",
-    "DatabaseClock",
     "DatabaseError",
     "DeadlockDetected",
     "ExclusionViolation",

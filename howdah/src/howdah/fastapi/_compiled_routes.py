@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from howdah.fastapi import _fastapi_internals as internals
 from howdah.fastapi._json_responses import build_json_response
+from howdah.fastapi._native_telemetry import report_validation_error
 from howdah.fastapi._route_parameters import build_reads
 from howdah.fastapi.access import AccessRule
 
@@ -177,7 +178,7 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
                 shared.setdefault(each.key, result)
         if errors:
             content = None if body is PydanticUndefined else body
-            raise RequestValidationError(errors, body=content, endpoint_ctx=describe(request))
+            raise report_validation_error(RequestValidationError(errors, body=content, endpoint_ctx=describe(request)))
         return result if isinstance(result, Response) else respond(request, result, response)
 
     return handle
@@ -214,7 +215,8 @@ async def _read_body(request: Request, describe: Any, *, is_strict: bool) -> Any
     except JSONDecodeError as error:
         place, context = ("body", error.pos), {"error": error.msg}
         problem = {"type": "json_invalid", "loc": place, "msg": "JSON decode error", "input": {}, "ctx": context}
-        raise RequestValidationError([problem], body=error.doc, endpoint_ctx=describe(request)) from error
+        invalid = RequestValidationError([problem], body=error.doc, endpoint_ctx=describe(request))
+        raise report_validation_error(invalid) from error
     except HTTPException:
         raise
     except Exception as error:

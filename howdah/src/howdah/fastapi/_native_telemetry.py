@@ -1,10 +1,26 @@
-"""FastAPI's own telemetry, which looks for the providers of OpenTelemetry before each request."""
+"""FastAPI's own telemetry: the providers of OpenTelemetry, and what FastAPI's router and handlers report to it.
+
+`FastAPI.__call__` makes the span of a request, and its metrics and log entries. They need the path of the route, and
+the errors of validation. A direct route reports both. It makes no spans of the operations inside of the request.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.types import Scope
+
+try:
+    from fastapi.telemetry._api import _route_selected, _validation_failed
+except ImportError:  # older versions have no telemetry
+    _HAS_TELEMETRY = False
+else:
+    _HAS_TELEMETRY = True
+
+TELEMETRY_KEY: Final = "fastapi.telemetry"
+"""The key in the ASGI scope of the telemetry of the request. Without telemetry its value is None, or it is missing."""
 
 
 def look_for_telemetry_once(app: FastAPI) -> None:
@@ -18,3 +34,15 @@ def look_for_telemetry_once(app: FastAPI) -> None:
     vars(telemetry).pop("enabled", None)
     is_enabled: bool = telemetry.enabled()
     telemetry.enabled = lambda: is_enabled
+
+
+def report_route(scope: Scope, path: str) -> None:
+    """Report the path template of the route to the telemetry in the scope, as FastAPI's router does."""
+    _route_selected(scope=scope, path=path)
+
+
+def report_validation_error(error: RequestValidationError) -> RequestValidationError:
+    """Report the error to the telemetry of the current request, if there is one, as FastAPI does. Returns the error."""
+    if _HAS_TELEMETRY:
+        _validation_failed(error)
+    return error

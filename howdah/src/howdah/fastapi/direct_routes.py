@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from howdah.fastapi import _fastapi_internals as internals
 from howdah.fastapi._error_handlers import add_handlers_of
+from howdah.fastapi._native_telemetry import TELEMETRY_KEY, report_route
 from howdah.fastapi._route_index import FoundRoute, RouteIndex
 from howdah.fastapi._route_lists import RouteLists, iterate_routers
 from howdah.fastapi._routes import iterate_all_routes
@@ -53,7 +54,8 @@ def direct(endpoint: EndpointT) -> EndpointT:
     FastAPI serves the route as before if
 
     - `dependency_overrides` replaces its rule or one of its dependencies,
-    - FastAPI's own telemetry is on, because a provider of OpenTelemetry is set,
+    - FastAPI makes spans of the operations inside of each request, because a provider of OpenTelemetry is set, and
+      `FastAPI(telemetry={"operation_spans": False})` wasn't passed,
     - the version of FastAPI is older than 0.164.
     """
     setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
@@ -94,13 +96,13 @@ class DirectRoutes:
         self._version = version
 
     def _warn_about_telemetry(self) -> None:
-        """Log once that FastAPI's own telemetry is on."""
+        """Log once that FastAPI's own telemetry makes spans that a direct route doesn't make."""
         if not self._has_warned_about_telemetry:
             self._has_warned_about_telemetry = True
             _log.warning(
-                "FastAPI serves the direct routes itself, because a provider of OpenTelemetry is set, and so FastAPI's "
-                "own telemetry is on. To turn it off: FastAPI(telemetry={'tracing': False, 'metrics': False, "
-                "'logs': False})"
+                "FastAPI serves the direct routes itself, because a provider of OpenTelemetry is set, and so FastAPI "
+                "makes spans of the operations inside of each request. FastAPI(telemetry={'operation_spans': False}) "
+                "turns these off, and keeps the spans, metrics and log entries of the requests"
             )
 
     def _log_served(self, marked: Mapping[int, Any]) -> None:
@@ -124,7 +126,8 @@ class DirectRoutes:
             self.prepare()
         if not self._served:
             return None
-        if scope.get("fastapi.telemetry") is not None:
+        telemetry = scope.get(TELEMETRY_KEY)
+        if telemetry is not None and telemetry.tracer is not None:
             self._warn_about_telemetry()
             return None
         path = get_route_path(scope)
@@ -138,6 +141,8 @@ class DirectRoutes:
         parameters = {name: segments[number] for number, name in found.parameters}
         outer = scope.get("path_params")
         scope["path_params"] = {**outer, **parameters} if outer else parameters
+        if telemetry is not None:
+            report_route(scope, route.path_template)
         return route
 
 
@@ -205,6 +210,7 @@ class DirectRoute:
     def __init__(self, found: FoundRoute, compiled: CompiledRoute, application: FastAPI) -> None:
         self._route = getattr(found.route, "original_route", found.route)
         self._included = getattr(found.route, "_route_context", None)
+        self.path_template: str = (self._included or self._route).path_format
         self._application = application
         rules = set(find_rules(found.route))
         self._rule = next((rule for rule in rules if not rule.is_public), None)

@@ -23,6 +23,7 @@ class GroupMetrics:
         self._list_running = list_running
         self._ended: Metrics = []
         self._failures = 0
+        self._missing = 0
         self._asking: deque[tuple[WorkerProcess, int]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -47,18 +48,22 @@ class GroupMetrics:
             await self._ask_workers()
             running = self._list_running()
             parts = [worker.metrics for worker in running if worker.metrics is not None]
-            own = encode_metrics([*self._ended, *_describe_workers(len(running), self._failures)])
+            own = encode_metrics([*self._ended, *_describe_workers(len(running), self._failures, self._missing)])
             for worker, number in asking:
                 worker.answer(number, [*parts, own])
 
     async def _ask_workers(self) -> None:
-        """Wait for the current metrics of all workers. One that doesn't answer in time has its last ones."""
+        """Wait for the current metrics of all workers.
+
+        A worker that can't read them, or doesn't answer in time, is counted with its last ones.
+        """
         answers = [worker.ask_for_metrics() for worker in self._list_running()]
         if answers:
             await asyncio.wait(answers, timeout=_METRICS_SECONDS)
+        self._missing += sum(not (answer.done() and answer.result()) for answer in answers)
 
 
-def _describe_workers(running: int, failures: int) -> Metrics:
+def _describe_workers(running: int, failures: int, missing: int) -> Metrics:
     return [
         Family("howdah_workers", "gauge", "Worker processes that serve requests", [("howdah_workers", {}, running)]),
         Family(
@@ -66,5 +71,11 @@ def _describe_workers(running: int, failures: int) -> Metrics:
             "counter",
             "Worker processes that ended unexpectedly",
             [("howdah_worker_failures_total", {}, failures)],
+        ),
+        Family(
+            "howdah_worker_metrics_missing",
+            "counter",
+            "Reads of a worker's metrics that failed or took too long, so its last ones were used",
+            [("howdah_worker_metrics_missing_total", {}, missing)],
         ),
     ]

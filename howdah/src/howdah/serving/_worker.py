@@ -38,9 +38,9 @@ STACK_SIGNAL: Final = signal.SIGUSR2
 
 # The limit of new connections for one iteration of the event loop.
 _MAX_AT_ONCE: Final = 128
-# A worker sends its metrics to its parent every 1 to 10 s. If it is killed, the counts since then are lost. While it
-# reads the metrics, for up to 10 ms, it serves no request. So the interval is long enough that the reads take at most
-# 0.2 % of the time.
+# A worker sends its metrics to its parent every 1 to 10 s, and for each scrape. If it is killed, the counts since then
+# are lost. While it reads the metrics, for up to 10 ms, it serves no request. So the interval is long enough that the
+# reads take at most 0.2 % of the time.
 _MIN_METRICS_SECONDS: Final = 1.0
 _MAX_METRICS_SECONDS: Final = 10.0
 _METRICS_SHARE: Final = 0.002
@@ -239,13 +239,14 @@ class WorkerServer(DrainingServer):
         return metrics
 
     def _send_metrics(self, number: int) -> None:
-        """Send the metrics. If a collector of the application fails, the parent keeps those that it has."""
+        """Send the metrics. If a collector of the application fails, say so: the parent keeps those that it has."""
         try:
             metrics = encode_metrics(self._read_own_metrics())
         except Exception:
             if not self._has_wrong_metrics:  # only once
                 _log.exception("worker %d: the metrics can't be read", self._setup.number)
             self._has_wrong_metrics = True
+            self._send(encode_message(MessageKind.NO_METRICS, number))
             return
         self._send(encode_message(MessageKind.METRICS, number, metrics))
 

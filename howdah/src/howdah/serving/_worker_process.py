@@ -54,7 +54,7 @@ class WorkerProcess:
         self.metrics: bytes | None = None
         """Its last metrics."""
         self._asked_number = 0  # of the last `SEND_METRICS`
-        self._answer: asyncio.Future[None] | None = None
+        self._answer: asyncio.Future[bool] | None = None
         self._shared = _context.RawArray("d", 2)
         self._is_broken = False
         self._passed = 0
@@ -98,8 +98,9 @@ class WorkerProcess:
                     _log.info("%s serves connections", self)
                 case MessageKind.METRICS:
                     self.metrics = payload
-                    if number == self._asked_number:
-                        self._end_wait_for_metrics()
+                    self._end_wait_for_metrics(number, is_current=True)
+                case MessageKind.NO_METRICS:
+                    self._end_wait_for_metrics(number, is_current=False)
                 case MessageKind.COLLECT:
                     collect(self, number)
                 case _:
@@ -171,16 +172,19 @@ class WorkerProcess:
         """Let it cancel its requests."""
         self._send(encode_message(MessageKind.FORCE))
 
-    def ask_for_metrics(self) -> asyncio.Future[None]:
-        """Ask for its current metrics. The future is done when `metrics` has them, or after `close`."""
+    def ask_for_metrics(self) -> asyncio.Future[bool]:
+        """Ask for its current metrics. The result is true when `metrics` has them, and false if it can't read them.
+
+        After `close` it is true: there is nothing to wait for.
+        """
         self._asked_number += 1
         self._answer = asyncio.get_running_loop().create_future()
         self._send(encode_message(MessageKind.SEND_METRICS, self._asked_number))
         return self._answer
 
-    def _end_wait_for_metrics(self) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(None)
+    def _end_wait_for_metrics(self, number: int, *, is_current: bool) -> None:
+        if number == self._asked_number and self._answer is not None and not self._answer.done():
+            self._answer.set_result(is_current)
 
     def answer(self, number: int, parts: list[bytes]) -> None:
         """Answer its `COLLECT`."""
@@ -204,7 +208,7 @@ class WorkerProcess:
         self._process.join(_JOIN_SECONDS)
         self._connections.close()
         self._reading.cancel()
-        self._end_wait_for_metrics()
+        self._end_wait_for_metrics(self._asked_number, is_current=True)
         if self._control is not None:
             self._control.close()
 

@@ -99,7 +99,7 @@ class Load:
     def __init__(self, port: int, path: str = "/pid") -> None:
         self._port, self._request = port, GET.replace(b"/", path.encode(), 1)
         self.failures: list[str] = []
-        self.answers = 0
+        self.sent = self.answers = 0
         self.is_stopping = self.was_refused = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -118,6 +118,7 @@ class Load:
                 is_open = True
                 while is_open and not self.is_stopping:
                     writer.write(self._request)
+                    self.sent += 1
                     head = (await reader.readuntil(b"\r\n\r\n")).lower()
                     await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
                     if not head.startswith(b"http/1.1 200"):
