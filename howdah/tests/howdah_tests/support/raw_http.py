@@ -118,6 +118,9 @@ class RunningServer:
             yield peer
         finally:
             peer.close()
+            await asyncio.sleep(
+                0
+            )  # closes the socket, which the event loop can't do while it waits for the server's end
 
 
 @contextmanager
