@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -34,13 +33,6 @@ try:
     )
 finally:
     sys.path.remove(str(ROOT))
-
-
-@pytest.fixture(autouse=True)
-def _unfrozen() -> Iterator[None]:
-    """`measure` excludes all objects from garbage collection. Undo this for later tests."""
-    yield
-    gc.unfreeze()
 
 
 class FakeDriver:

@@ -137,24 +137,26 @@ class TestCancelledTasks:
         await real_database.ping()
         assert real_database.pool_status().in_use == 0
 
-    async def test_return_their_connection_during_a_commit(self, committed_database: Database) -> None:
-        await make_commits_wait(committed_database)
+    async def test_return_their_connection_during_a_commit(self, committed_url: str) -> None:
+        # a cancelled task waits for its COMMIT for `connect_timeout`, and the server for its lock for `lock_timeout`
+        async with Database(committed_url, connect_timeout=0.3, lock_timeout=2) as database:
+            await make_commits_wait(database)
 
-        async def commit() -> None:
-            async with committed_database.begin() as session:
-                session.add(new_user())
+            async def commit() -> None:
+                async with database.begin() as session:
+                    session.add(new_user())
 
-        async with committed_database.session() as holder:
-            await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
-            task = asyncio.create_task(commit())
-            await until_waiting(committed_database)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert committed_database.pool_status().in_use == 1
-            await until_no_session_waits(committed_database)
-        assert await users(committed_database) == 0
-        assert committed_database.pool_status().in_use == 0
+            async with database.session() as holder:
+                await holder.execute(text("SELECT pg_advisory_xact_lock(1)"))
+                task = asyncio.create_task(commit())
+                await until_waiting(database)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert database.pool_status().in_use == 1
+                await until_no_session_waits(database)
+            assert await users(database) == 0
+            assert database.pool_status().in_use == 0
 
     async def test_release_their_slot_while_they_wait_for_a_connection(self, database_url: str) -> None:
         async with Database(database_url, pool_size=1, max_overflow=0) as database:

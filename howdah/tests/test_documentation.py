@@ -7,11 +7,13 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -48,29 +50,56 @@ _NUMBER = re.compile(r"^(#+ | *)\d+\. ")
 _LABEL = re.compile(r"\*\*[A-Z][\w ]*\.\*\* ")
 """`**Decision.** …`: the label of a paragraph, followed by its first sentence."""
 
-# Top-level await is allowed, as in `python -m asyncio`, and the snippets of a page share their names.
+# Top-level await is allowed, as in `python -m asyncio`, and the snippets of a page share their names. Each page runs in
+# a process of its own. It is forked, because a new interpreter would import the dependencies again.
 RUNNER = """
-import ast, asyncio, inspect, os, re, sys, types
+import ast, asyncio, importlib, inspect, json, os, re, signal, sys, types
 
-async def main(page):
+async def main(path, url):
     module = sys.modules["page"] = types.ModuleType("page")  # Pydantic looks for the module of a generic model
     names = vars(module)
-    if "DOCUMENTED_DATABASE_URL" in os.environ:
-        names["DATABASE_URL"] = os.environ["DOCUMENTED_DATABASE_URL"]
+    names["DATABASE_URL"] = url
+    page = open(path).read()
     for match in re.finditer(r"^```python\\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         line = page[: match.start(1)].count("\\n")
         source = "\\n" * line + match[1]
-        code = compile(source, sys.argv[1], "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        code = compile(source, path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         result = eval(code, names)
         if inspect.isawaitable(result):
             await result
 
-asyncio.run(main(open(sys.argv[1]).read()))
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+for line in sys.stdin:
+    path, url, output = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    signal.alarm(60)
+    file = os.open(output, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = [path]
+    asyncio.run(main(path, url))
+    break
 """
+DEPENDENCIES = ["alembic", "asyncpg", "fastapi", "httpx", "opentelemetry.sdk.trace.export", "prometheus_client"]
+DEPENDENCIES += ["pydantic_settings", "sqlalchemy.dialects.postgresql.asyncpg", "sqlalchemy.ext.asyncio", "structlog"]
+DEPENDENCIES += ["uvicorn"]
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", RUNNER, json.dumps(DEPENDENCIES)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_snippet_runs(page: str, postgres_url: str) -> None:
+def test_every_snippet_runs(page: str, postgres_url: str, runner: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert runner.stdin is not None
+    assert runner.stdout is not None
     name = f"howdah_test_{os.getpid()}_documentation"
     maintenance = make_url(postgres_url).set(drivername="postgresql").render_as_string(hide_password=False)
 
@@ -85,17 +114,13 @@ def test_every_snippet_runs(page: str, postgres_url: str) -> None:
     administer(f'CREATE DATABASE "{name}"')
     try:
         url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-        finished = subprocess.run(
-            [sys.executable, "-c", RUNNER, PROJECT / page],
-            env={**os.environ, "DOCUMENTED_DATABASE_URL": url},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        output = tmp_path / "output"
+        output.touch()
+        print(json.dumps([str(PROJECT / page), url, str(output)]), file=runner.stdin, flush=True)
+        exit_code = runner.stdout.readline()
     finally:
         administer(f'DROP DATABASE "{name}" WITH (FORCE)')
-    assert finished.returncode == 0, finished.stderr
+    assert exit_code == "0\n", output.read_text()
 
 
 def test_the_readmes_program_runs_in_an_empty_directory() -> None:

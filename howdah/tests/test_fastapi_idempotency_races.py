@@ -145,10 +145,15 @@ async def test_a_commit_that_fails_stores_nothing_and_frees_the_key(stored: Data
         assert (again.status_code, "idempotency-replayed" in again.headers) == (201, False)
 
 
-async def test_a_client_that_gives_up_before_the_commit_leaves_nothing_or_a_replay(stored: Database) -> None:
+async def test_a_client_that_gives_up_before_the_commit_leaves_nothing_or_a_replay(
+    stored: Database, committed_url: str
+) -> None:
     """The request is cancelled while its COMMIT waits. Whatever becomes of it, a retry makes one effect of it."""
     await wait_in_commit(stored)
-    async with asgi_client(create_app(stored)) as client:
+    async with (
+        Database(committed_url, connect_timeout=0.3) as impatient,  # the limit of the wait for the COMMIT
+        asgi_client(create_app(impatient)) as client,
+    ):
         async with stored.session() as blocker:
             await blocker.execute(select(func.pg_advisory_xact_lock(COMMIT_LOCK)))
             request = asyncio.create_task(post(client))

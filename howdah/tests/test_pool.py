@@ -26,7 +26,7 @@ from howdah_tests.support.sample_rows import new_user
 from howdah_tests.support.waiting import until
 
 # Reads are fast. The other requests are fewer, but still twice as many as the pool has connections.
-REQUESTS = 300
+REQUESTS = 120
 OTHER_REQUESTS = 60
 
 

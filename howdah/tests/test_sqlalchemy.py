@@ -61,7 +61,7 @@ FASTAPI_NAMES = {
     "_route_lists": {"_low_priority_routes"},
     "_compiled_routes": {"_embed_body_fields"},
     "direct_routes": {"_route_context"},
-    "_native_telemetry": {"_native_telemetry"},
+    "_native_telemetry": {"_api", "_native_telemetry", "_route_selected", "_validation_failed"},
 }
 
 
