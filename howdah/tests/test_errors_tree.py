@@ -60,6 +60,10 @@ def test_errors_of_the_library_can_be_pickled(error: Exception) -> None:
         assert vars(twin) == vars(error)
 
 
+def test_tracebacks_and_pickles_have_the_public_name_of_an_error() -> None:
+    assert {getattr(errors, name).__module__ for name in errors.__all__} == {"howdah.errors"}
+
+
 def test_not_found_has_all_keys_and_shows_a_few() -> None:
     error = errors.NotFound(User, range(7))
     assert error.keys == [0, 1, 2, 3, 4, 5, 6]
