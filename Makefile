@@ -2,7 +2,8 @@
 PORT ?= 8000
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
-PYTEST := $(RUN) pytest -n 2 --dist worksteal
+# One process more than two cores, because tests wait for timeouts and for other processes.
+PYTEST := $(RUN) pytest -n 3 --dist worksteal
 
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
