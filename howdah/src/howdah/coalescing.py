@@ -267,19 +267,16 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a worker if one is idle, and if the queue has enough items.
 
-        While a batch is running, enough is the number of items in the running batches, with `split_between_workers` at
-        least `_MIN_SPLIT_BATCH_SIZE`, and at most `max_batch_size`. With more workers the batches would be smaller, and
-        each batch has a fixed cost.
+        Enough is the number of items in the running batches, or `max_batch_size` if that is less. With more workers the
+        batches would be smaller, and each batch has a fixed cost.
 
         The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
         this iteration.
         """
         if not self._queue or self._is_worker_starting or len(self._running) >= self._count_workers():
             return
-        enough = self._running_items
-        if enough and self._is_split:
-            enough = max(enough, _MIN_SPLIT_BATCH_SIZE)
-        if len(self._queue) < min(enough, self._max_batch_size):
+        least = _MIN_SPLIT_BATCH_SIZE if self._is_split and self._running_items else 0
+        if len(self._queue) < min(max(self._running_items, least), self._max_batch_size):
             return
         self._is_worker_starting = True
         worker = loop.create_task(self._run_batches(loop), context=new_batch_context())
