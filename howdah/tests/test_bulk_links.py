@@ -84,7 +84,7 @@ class Topic(Separate):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     name: Mapped[str | None] = mapped_column(unique=True)
-    posts: Mapped[list[Note]] = relationship(secondary=post_topics, back_populates="topics")
+    posts: Mapped[list[LinkedNote]] = relationship(secondary=post_topics, back_populates="topics")
     followed: Mapped[list[Topic]] = relationship(
         secondary=followers,
         primaryjoin=lambda: Topic.id == followers.c.follower,
@@ -92,7 +92,7 @@ class Topic(Separate):
     )
 
 
-class Note(UUIDv7PrimaryKey, Separate):
+class LinkedNote(UUIDv7PrimaryKey, Separate):
     __tablename__ = "notes"
 
     topics: Mapped[list[Topic]] = relationship(secondary=post_topics, back_populates="posts")
@@ -127,18 +127,18 @@ async def linked(session: AsyncSession) -> AsyncSession:
 
 
 async def make_notes(session: AsyncSession, count: int) -> list[Any]:
-    return (await bulk.insert_many(session, Note, [{} for _ in range(count)])).keys
+    return (await bulk.insert_many(session, LinkedNote, [{} for _ in range(count)])).keys
 
 
 async def test_links_are_inserted_once_and_deleted(linked: AsyncSession) -> None:
     first, second = await make_notes(linked, 2)
-    notes = AsyncRepository(linked, Note)
-    assert await notes.link(Note.topics, [(first, n) for n in range(20)]) == 20
-    assert await notes.link(Note.topics, [(first, 5), (first, 25), (second, 5), (second, 5)]) == 2
+    notes = AsyncRepository(linked, LinkedNote)
+    assert await notes.link(LinkedNote.topics, [(first, n) for n in range(20)]) == 20
+    assert await notes.link(LinkedNote.topics, [(first, 5), (first, 25), (second, 5), (second, 5)]) == 2
     assert await linked.scalar(select(func.count(post_topics.c.linked_at))) == 22
-    assert await notes.unlink(Note.topics, ((first, n) for n in range(2, 30))) == 19
-    assert await notes.unlink(Note.topics, []) == 0
-    assert await notes.link(Note.topics, []) == 0
+    assert await notes.unlink(LinkedNote.topics, ((first, n) for n in range(2, 30))) == 19
+    assert await notes.unlink(LinkedNote.topics, []) == 0
+    assert await notes.link(LinkedNote.topics, []) == 0
     found = await linked.execute(select(post_topics.c.post_id, post_topics.c.topic_id).order_by(*post_topics.c[:2]))
     assert found.all() == [(first, 0), (first, 1), (second, 5)]
 
@@ -156,12 +156,12 @@ async def test_the_pairs_may_come_from_the_other_side_and_from_an_async_iterable
 
 async def test_all_loaded_relationships_that_read_the_table_are_expired(linked: AsyncSession) -> None:
     (key,) = await make_notes(linked, 1)
-    loaded = [Note.topics, Note.first_topics, Note.topic_links, Note.named_topics]
-    note = await AsyncRepository(linked, Note).get_one(key, load=loaded)
+    loaded = [LinkedNote.topics, LinkedNote.first_topics, LinkedNote.topic_links, LinkedNote.named_topics]
+    note = await AsyncRepository(linked, LinkedNote).get_one(key, load=loaded)
     topic = await AsyncRepository(linked, Topic).get_one(1, load=[Topic.posts])
     note.topics.append(await linked.get_one(Topic, 2))  # flushed before
     for change in (bulk.link, bulk.unlink):
-        await change(linked, Note.topics, [(key, 1)])
+        await change(linked, LinkedNote.topics, [(key, 1)])
         for owner, name in ((note, "topics"), (note, "first_topics"), (note, "topic_links"), (topic, "posts")):
             with pytest.raises(InvalidRequestError, match="lazy='raise'"):
                 getattr(owner, name)
@@ -186,25 +186,25 @@ async def test_a_table_with_a_key_of_its_own_and_a_composite_key(linked: AsyncSe
 async def test_a_missing_row_is_identified_and_nothing_is_written(linked: AsyncSession) -> None:
     (key,) = await make_notes(linked, 1)
     with pytest.raises(ForeignKeyViolation) as caught:
-        await bulk.link(linked, Note.topics, [(key, 1), (uuid7(), 2), (key, 3)])
+        await bulk.link(linked, LinkedNote.topics, [(key, 1), (uuid7(), 2), (key, 3)])
     assert caught.value.row_index == 1
     assert await linked.scalar(select(func.count()).select_from(post_topics)) == 0
     for wrong in ([key], [(key, 1, 2)], [("x", 1)]):
         with pytest.raises((TypeError, ValueError, InvalidValue)) as rejected:
-            await bulk.link(linked, Note.topics, wrong)  # type: ignore[arg-type]
+            await bulk.link(linked, LinkedNote.topics, wrong)  # type: ignore[arg-type]
         assert any("pair 0 of the input" in note for note in rejected.value.__notes__)
 
 
 async def test_relationships_that_cannot_be_linked_are_rejected(linked: AsyncSession) -> None:
     with pytest.raises(TypeError, match="loose can have the same link twice"):
-        await bulk.link(linked, Note.loose_topics, [])
+        await bulk.link(linked, LinkedNote.loose_topics, [])
     with pytest.raises(TypeError, match="use insert_many with the rows of the table"):
-        await bulk.unlink(linked, Note.named_topics, [])
+        await bulk.unlink(linked, LinkedNote.named_topics, [])
     for other in (User.orders, User.name):
         with pytest.raises(TypeError, match="has no association table"):
             await bulk.link(linked, other, [])
     (key,) = await make_notes(linked, 1)
-    await bulk.insert_many(linked, Note.loose_topics, [{"post_id": key, "topic_id": 1}] * 2)
+    await bulk.insert_many(linked, LinkedNote.loose_topics, [{"post_id": key, "topic_id": 1}] * 2)
     assert await linked.scalar(select(func.count()).select_from(loose)) == 2
 
 
@@ -222,13 +222,13 @@ async def test_concurrent_links_in_opposite_order_do_not_deadlock(committed_data
             await session.execute(text("SET LOCAL deadlock_timeout = '20ms'"))
             await ready.wait()
             if not as_rows:
-                return await bulk.link(session, Note.topics, pairs[::order])
+                return await bulk.link(session, LinkedNote.topics, pairs[::order])
             for post_id, topic_id in pairs[::order]:
                 await session.execute(post_topics.insert().values(post_id=post_id, topic_id=topic_id))
             return 0
 
     assert sorted(await asyncio.gather(change(1, as_rows=False), change(-1, as_rows=False))) == [0, 40]
     async with committed_database.begin() as session:
-        assert await bulk.unlink(session, Note.topics, pairs) == 40
+        assert await bulk.unlink(session, LinkedNote.topics, pairs) == 40
     outcomes = await asyncio.gather(change(1, as_rows=True), change(-1, as_rows=True), return_exceptions=True)
     assert any(isinstance(each, Exception) for each in outcomes)

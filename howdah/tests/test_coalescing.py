@@ -91,6 +91,21 @@ async def test_with_split_between_workers_a_short_queue_is_not_divided() -> None
     assert [len(batch) for batch in recorder.batches] == [32]
 
 
+async def test_with_split_between_workers_a_further_worker_waits_for_32_items() -> None:
+    """Control: without the option, it starts for as many items as the running batch has."""
+    for split_between_workers, sizes in ((True, [8, 32]), (False, [8, 8])):
+        recorder = BatchRecorder()
+        async with Coalescer(recorder, workers=2, split_between_workers=split_between_workers) as coalescer:
+            tasks: list[asyncio.Task[str]] = []
+            for _ in range(5):
+                tasks += [asyncio.create_task(coalescer.submit(letter)) for letter in "abcdefgh"]
+                await until(lambda: coalescer.status().items + coalescer.status().waiting == len(tasks))  # noqa: B023
+                await asyncio.sleep(0)  # a batch starts in the next iteration of the event loop
+            assert [len(batch) for batch in recorder.batches] == sizes
+            recorder.release(10)
+            assert await asyncio.gather(*tasks) == list("ABCDEFGH" * 5)
+
+
 async def test_a_further_worker_waits_for_as_many_items_as_the_running_batches_have() -> None:
     """Otherwise a busy system would have more batches instead of larger ones."""
     recorder = BatchRecorder()

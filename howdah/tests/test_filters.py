@@ -237,9 +237,15 @@ def test_a_filter_of_a_table_that_the_statement_does_not_have_is_an_error() -> N
     class Parameters(Filters):
         author: Annotated[str | None, Filter(Author.name, "prefix")] = None
 
+    class OpusParameters(Filters):
+        title: Annotated[str | None, Filter(Opus.title)] = None
+
     assert "^@" in str(Parameters(author="A").apply(select(Opus).join(Opus.author)))
     assert "^@" in str(Parameters(author="A").apply(select(Author)))
-    for statement in (select(Opus), select(aliased(Author))):
+    opuses = select(Opus)
+    for _ in range(2):  # the second call doesn't check the tables again
+        assert OpusParameters().apply(opuses) is opuses
+    for statement in (opuses, select(aliased(Author))):
         with pytest.raises(ValueError, match=r"Parameters\.author needs authors, .*join"):
             Parameters().apply(statement)  # also without a value, so that the first request shows it
 

@@ -27,7 +27,7 @@ class Separate(Base):
     metadata = MetaData()
 
 
-class Note(Separate):
+class SignedNote(Separate):
     __tablename__ = "notes"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -39,7 +39,7 @@ class NoteOut(BaseModel):
     tenant: str
 
 
-NoteView = JsonView(Note, NoteOut)
+NoteView = JsonView(SignedNote, NoteOut)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ async def restricted_url(committed_url: str) -> AsyncIterator[str]:
                 f'GRANT ALL ON notes TO "{role}"',
             ):
                 await session.execute(text(statement))
-            await bulk.insert_many(session, Note, [{"id": n, "tenant": "ab"[n % 2]} for n in range(ROWS)])
+            await bulk.insert_many(session, SignedNote, [{"id": n, "tenant": "ab"[n % 2]} for n in range(ROWS)])
         yield make_url(committed_url).set(username=role).render_as_string(hide_password=False)
         async with database.begin() as session:
             await session.execute(text(f'DROP OWNED BY "{role}"'))
@@ -93,40 +93,40 @@ def set_before_each_statement(database: Database) -> None:
         cursor.execute("SELECT set_config('app.tenant', $1, false)", (tenant.get(),))
 
 
-async def in_a_session(database: Database, view: JsonViewReader[Note]) -> set[str]:
+async def in_a_session(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
     async with database.session() as session:
-        return set(await session.scalars(select(Note.tenant)))
+        return set(await session.scalars(select(SignedNote.tenant)))
 
 
-async def in_a_read(database: Database, view: JsonViewReader[Note]) -> set[str]:
-    return set(await database.read(lambda connection: connection.scalars(select(Note.tenant))))
+async def in_a_read(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
+    return set(await database.read(lambda connection: connection.scalars(select(SignedNote.tenant))))
 
 
-async def in_autocommit(database: Database, view: JsonViewReader[Note]) -> set[str]:
+async def in_autocommit(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
     async with database.autocommit() as connection:
-        return set(await connection.scalars(select(Note.tenant)))
+        return set(await connection.scalars(select(SignedNote.tenant)))
 
 
-async def by_key(database: Database, view: JsonViewReader[Note]) -> set[str]:
+async def by_key(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
     bodies = await asyncio.gather(*(view.get(n) for n in range(ROWS)), return_exceptions=True)
     return {NoteOut.model_validate_json(body).tenant for body in bodies if isinstance(body, bytes)}
 
 
-async def by_keys(database: Database, view: JsonViewReader[Note]) -> set[str]:
+async def by_keys(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
     return {NoteOut.model_validate_json(body).tenant for body in await view.get_many(range(ROWS))}
 
 
-async def by_page(database: Database, view: JsonViewReader[Note]) -> set[str]:
+async def by_page(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
     page = await view.page(count=True)
     assert page.total == ROWS // 2
     return {NoteOut.model_validate_json(body).tenant for body in page.items}
 
 
-async def by_stream(database: Database, view: JsonViewReader[Note]) -> set[str]:
+async def by_stream(database: Database, view: JsonViewReader[SignedNote]) -> set[str]:
     return {NoteOut.model_validate_json(line).tenant async for line in view.stream()}
 
 
-READS: list[Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]]] = [
+READS: list[Callable[[Database, JsonViewReader[SignedNote]], Awaitable[set[str]]]] = [
     in_a_session,
     in_a_read,
     in_autocommit,
@@ -138,7 +138,9 @@ READS: list[Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]]] = [
 
 
 @asynccontextmanager
-async def service(url: str, listen: Callable[[Database], None]) -> AsyncIterator[tuple[Database, JsonViewReader[Note]]]:
+async def service(
+    url: str, listen: Callable[[Database], None]
+) -> AsyncIterator[tuple[Database, JsonViewReader[SignedNote]]]:
     async with Database(url) as database, NoteView.open(database) as view:
         listen(database)
         yield database, view
@@ -163,7 +165,7 @@ async def seen_by(name: str, read: Callable[..., Awaitable[set[str]]], *database
 async def test_each_tenant_sees_only_its_own_rows_one_after_the_other_and_concurrently(
     restricted_url: str,
     listen: Callable[[Database], None],
-    read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
+    read: Callable[[Database, JsonViewReader[SignedNote]], Awaitable[set[str]]],
 ) -> None:
     async with service(restricted_url, listen) as database_and_view:
         for name in "abab":
@@ -184,7 +186,7 @@ async def test_a_statement_in_autocommit_does_not_see_the_setting_of_a_begin_lis
 @pytest.mark.parametrize("read", [in_a_read, in_autocommit, by_keys, by_page])
 async def test_control_a_kept_connection_shows_one_tenant_the_rows_of_another(
     restricted_url: str,
-    read: Callable[[Database, JsonViewReader[Note]], Awaitable[set[str]]],
+    read: Callable[[Database, JsonViewReader[SignedNote]], Awaitable[set[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(KeptConnections, "_is_prepared_for_each_use", lambda self: False)
@@ -209,10 +211,10 @@ async def test_execution_options_of_one_use_do_not_apply_to_the_next(committed_u
         async with NoteView.open(database) as view:
             async with database.autocommit() as single:
                 await single.execution_options(schema_translate_map={None: "other"}, isolation_level="SERIALIZABLE")
-                assert list(await single.scalars(select(Note.tenant))) == ["b"]
+                assert list(await single.scalars(select(SignedNote.tenant))) == ["b"]
             assert (await view.page()).items == []
             async with database.autocommit() as single:
-                assert list(await single.scalars(select(Note.tenant))) == []
+                assert list(await single.scalars(select(SignedNote.tenant))) == []
                 assert await single.scalar(text("SHOW transaction_isolation")) == "read committed"
 
 
@@ -225,7 +227,7 @@ async def test_a_listener_that_only_observes_does_not_stop_the_sharing_of_reads(
         assert database.shares_reads()
         async with database.begin() as session:
             await (await session.connection()).run_sync(Separate.metadata.create_all)
-            await bulk.insert_many(session, Note, [{"id": n, "tenant": "a"} for n in range(ROWS)])
+            await bulk.insert_many(session, SignedNote, [{"id": n, "tenant": "a"} for n in range(ROWS)])
         async with NoteView.open(database) as view:
             with assert_statements(database, 1):
                 await asyncio.gather(*(view.get(n) for n in range(ROWS)))

@@ -26,13 +26,12 @@ def current_link() -> Any:
     """A link from a batch to the current span, or None without a span."""
     if not _is_in_use():
         return None
-    from opentelemetry.trace import INVALID_SPAN, Link, get_current_span
-
-    span = get_current_span()
-    if span is INVALID_SPAN:
+    trace = _trace()
+    span = trace.get_current_span()
+    if span is trace.INVALID_SPAN:
         return None
     context = span.get_span_context()
-    return Link(context) if context.is_valid else None
+    return trace.Link(context) if context.is_valid else None
 
 
 def batch_span(size: int, links: Iterable[Any]) -> AbstractContextManager[Any]:
@@ -53,13 +52,18 @@ def _is_in_use() -> bool:
 
 def _has_provider() -> bool:
     """Whether spans may be exported. Without an exporter, a span would still cost 10 µs."""
-    from opentelemetry.trace import ProxyTracerProvider, get_tracer_provider
+    trace = _trace()
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
-    return not isinstance(get_tracer_provider(), ProxyTracerProvider)
+
+@cache
+def _trace() -> Any:
+    """OpenTelemetry's module. Importing it each time would take longer than the rest."""
+    from opentelemetry import trace
+
+    return trace
 
 
 @cache
 def _tracer() -> Any:
-    from opentelemetry import trace
-
-    return trace.get_tracer("howdah")
+    return _trace().get_tracer("howdah")

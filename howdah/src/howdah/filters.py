@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -42,6 +43,9 @@ from howdah._reads.sort_markers import Sort
 
 # Not `Select[Any]`: in SQLAlchemy 2.1 a `Select` of two columns has another type.
 StatementT = TypeVar("StatementT", bound=SelectBase)
+
+# The statements that select from all tables of the classes. `list_response` passes the same statement again and again.
+_complete_statements: Final[WeakKeyDictionary[Select[Any], set[type[Filters]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ class Filters(BaseModel):
         if not isinstance(statement, Select):
             raise TypeError(f"filters apply to a select(), not to a {type(statement).__name__}")
         declared = get_declarations(type(self))
-        _reject_missing_tables(type(self), declared.tables, statement)
+        if type(self) not in _complete_statements.get(statement, ()):
+            _reject_missing_tables(type(self), declared.tables, statement)
+            _complete_statements.setdefault(statement, set()).add(type(self))
         filtered: Any = statement
         for name, each in declared.filters.items():
             if (value := getattr(self, name)) is not None:

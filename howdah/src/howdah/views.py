@@ -318,17 +318,8 @@ class JsonViewReader(Generic[ModelT, ViewerT]):
         """
         parameters = self._bind_viewer(self._read_viewer(viewer))
         bound = self._page_plans.bind(statement)
-        return await self._database.read(
-            lambda connection: self._page_plans.paginate(
-                connection,
-                bound,
-                limit=limit,
-                after=after,
-                before=before,
-                count=count,
-                parameters=parameters,
-            )
-        )
+        paginate = partial(self._page_plans.paginate, bound=bound, parameters=parameters)
+        return await self._database.read(partial(paginate, limit=limit, after=after, before=before, count=count))
 
     @overload
     def stream(

@@ -241,11 +241,10 @@ class KeptConnections:
     def _is_prepared_for_each_use(self) -> bool:
         """Whether the application has a listener that runs at each use of a connection, or at each statement."""
         engine, pool = self._sync_engine.dispatch, self._sync_engine.pool.dispatch
-        events = (
+        return self._listeners.has_application_listener(
             *(pool.checkout, pool.checkin, pool.reset),
             *(engine.engine_connect, engine.before_execute, engine.before_cursor_execute),
         )
-        return any(each and self._listeners.has_application_listener(each) for each in events)
 
     @property
     def _listeners(self) -> ListenerCheck:

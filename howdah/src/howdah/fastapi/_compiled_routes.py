@@ -24,6 +24,7 @@ from howdah.fastapi import _fastapi_internals as internals
 from howdah.fastapi._json_responses import build_json_response
 from howdah.fastapi._native_telemetry import report_validation_error
 from howdah.fastapi._route_parameters import build_reads
+from howdah.fastapi._routes import COMPLETE_DEPENDANT
 from howdah.fastapi.access import AccessRule
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -52,7 +53,7 @@ class CompiledRoute:
             each.is_shared = uses[each.key] > 1
         self.dependencies = frozenset(each.call for each in calls[:-1])
         self.needs_stacks = any(each.stack for each in calls)
-        self.handle: Handler = _put_into_route_class(route, _build_handler(calls, included))
+        self.handle: Handler = _put_into_route_class(route, included, _build_handler(calls, included))
 
 
 def _check_route(route: APIRoute, included: Any) -> None:
@@ -209,7 +210,7 @@ async def _read_body(request: Request, describe: Any, *, is_strict: bool) -> Any
         content = await request.body()
         if not content:
             return PydanticUndefined
-        content_type = request.headers.get("content-type")
+        content_type = _find_content_type(request)
         if _is_json(content_type) if content_type else not is_strict:
             return await request.json()
     except JSONDecodeError as error:
@@ -225,6 +226,15 @@ async def _read_body(request: Request, describe: Any, *, is_strict: bool) -> Any
         raise HTTPException(400, "There was an error parsing the body") from error
     else:
         return content
+
+
+def _find_content_type(request: Request) -> str | None:
+    """`request.headers.get("content-type")` in a third of the time."""
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            text: str = value.decode("latin-1")
+            return text
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -298,7 +308,7 @@ class _InnermostHandler(APIRoute):
         return self.compiled
 
 
-def _put_into_route_class(route: APIRoute, handle: Handler) -> Handler:
+def _put_into_route_class(route: APIRoute, included: Any, handle: Handler) -> Handler:
     """The handler that the class of the route, such as `StrictJSONRoute`, makes from `handle`."""
     own_class = type(route)
     if own_class.get_route_handler is APIRoute.get_route_handler:
@@ -306,6 +316,7 @@ def _put_into_route_class(route: APIRoute, handle: Handler) -> Handler:
     changed: Any = copy(route)
     changed.__class__ = type(own_class.__name__, (own_class, _InnermostHandler), {})
     changed.compiled, changed.is_used = handle, False
+    setattr(changed, COMPLETE_DEPENDANT, included.dependant)
     wrapped: Handler = changed.get_route_handler()
     if not changed.is_used:
         raise CannotCompile(f"{own_class.__name__} doesn't call super().get_route_handler()")

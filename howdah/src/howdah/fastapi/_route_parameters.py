@@ -10,6 +10,7 @@ from fastapi.dependencies.models import Dependant
 from pydantic import Json
 
 from howdah.fastapi import _fastapi_internals as internals
+from howdah.fastapi.parameters import list_query_items
 
 Read = Callable[[Request, dict[str, Any]], Sequence[Any]]
 """Adds an argument of a function to the others. Returns the errors."""
@@ -90,7 +91,7 @@ def _build_query_model_read(field: Any) -> Read:
         received: dict[str, Any] = {}
         if request.scope["query_string"]:
             lists: dict[str, list[str]] = {}
-            for key, value in request.query_params.multi_items():
+            for key, value in list_query_items(request.scope):
                 lists.setdefault(key, []).append(value)
             # the declared ones first, in their order, as in FastAPI
             for key, takes_list in is_list.items():

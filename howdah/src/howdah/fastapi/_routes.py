@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import routing
 from fastapi.dependencies.models import Dependant
+
+COMPLETE_DEPENDANT: Final = "howdah_complete_dependant"
+"""The attribute of a direct route, while its handler is made, that has its dependencies with those of `include_router`.
+
+So its class needn't look for them at each request (`find_dependant`).
+"""
 
 
 def iterate_all_routes(routes: Sequence[Any]) -> Iterator[Any]:

@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah.errors import IdempotencyKeyReused
 from howdah.fastapi._exchanges import NO_BACKGROUND_TASKS, Claim, Exchange
-from howdah.fastapi._routes import iterate_dependants
+from howdah.fastapi._routes import COMPLETE_DEPENDANT, iterate_dependants
 from howdah.fastapi.headers import single_header
 from howdah.fastapi.problem import ProblemException
 from howdah.fastapi.sessions import find_dependant, get_db, is_committing_session
@@ -163,6 +163,9 @@ class IdempotentRoute(APIRoute):
         """FastAPI's handler, which stores the response or replaces it by a stored one."""
         handle = super().get_route_handler()
         _check_route(self.dependant, self)
+        complete = getattr(self, COMPLETE_DEPENDANT, None)
+        if complete is not None and not _has_key(complete):
+            return handle
         known: tuple[Dependant, bool] | None = None
 
         def may_have_key(request: Request) -> bool:
@@ -174,7 +177,7 @@ class IdempotentRoute(APIRoute):
             dependant = find_dependant(request) or self.dependant
             if known is None or known[0] is not dependant:  # the route may be included several times
                 _check_route(dependant, self)
-                known = dependant, any(is_idempotency_key(each.call) for each in iterate_dependants(dependant))
+                known = dependant, _has_key(dependant)
             return known[1] or bool(getattr(request.scope.get("app"), "dependency_overrides", None))
 
         async def handle_once(request: Request) -> Response:
@@ -210,6 +213,10 @@ class _Replay(Exception):
         headers = [*self.answer.headers, (REPLAYED_HEADER.lower(), "true")]
         response.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         return response
+
+
+def _has_key(dependant: Dependant) -> bool:
+    return any(is_idempotency_key(each.call) for each in iterate_dependants(dependant))
 
 
 def is_idempotency_key(dependency: Any) -> bool:

@@ -14,7 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from howdah.fastapi.parameters import get_single_parameters, reject_repeated
+from howdah.fastapi._routes import COMPLETE_DEPENDANT
+from howdah.fastapi.parameters import get_single_parameters, list_query_items, reject_repeated
 from howdah.fastapi.problem import ProblemException
 from howdah.fastapi.sessions import find_dependant
 
@@ -87,15 +88,16 @@ class StrictJSONRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, with requests whose `json()` is strict."""
         handle = super().get_route_handler()
+        complete = getattr(self, COMPLETE_DEPENDANT, None)
         known = self.dependant, get_single_parameters(self.dependant)
 
         def check_query(request: Request) -> None:
             """Reject repeated parameters, also those of dependencies that `include_router` has added."""
             nonlocal known
-            dependant = find_dependant(request) or self.dependant
+            dependant = complete or find_dependant(request) or self.dependant
             if known[0] is not dependant:  # the route may be included several times
                 known = dependant, get_single_parameters(dependant)
-            reject_repeated(request.query_params, known[1])
+            reject_repeated(list_query_items(request.scope), known[1])
 
         async def handle_strictly(request: Request) -> Response:
             if request.scope["query_string"]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, get_args, get_origin
+from urllib.parse import parse_qsl
 
 from fastapi.dependencies.models import Dependant
 from pydantic import BaseModel
-from starlette.datastructures import QueryParams
+from starlette.types import Scope
 
 from howdah.fastapi.problem import ProblemException
 
 _COLLECTIONS: Final = (list, set, frozenset, tuple)
+# Queries that are longer are parsed each time, so that the cache stays small.
+_MAX_CACHED_BYTES: Final = 256
 
 
 class RepeatedParameter(ProblemException):
@@ -32,9 +36,25 @@ def get_single_parameters(dependant: Dependant) -> frozenset[str]:
     return frozenset(_iterate_names(dependant))
 
 
-def reject_repeated(parameters: QueryParams, single: frozenset[str]) -> None:
+def list_query_items(scope: Scope) -> Sequence[tuple[str, str]]:
+    """The names and values of the query, as `request.query_params.multi_items()`.
+
+    Clients send the same query again and again, such as `limit=50`, and parsing it takes several microseconds.
+    """
+    query = scope["query_string"]
+    return _parse_query(query) if len(query) > _MAX_CACHED_BYTES else _parse_query_once(query)
+
+
+def _parse_query(query: bytes) -> tuple[tuple[str, str], ...]:
+    return tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
+_parse_query_once: Final = lru_cache(maxsize=512)(_parse_query)
+
+
+def reject_repeated(parameters: Sequence[tuple[str, str]], single: frozenset[str]) -> None:
     """Raise `RepeatedParameter` if one of these names occurs more than once."""
-    names = [name for name, _ in parameters.multi_items()]
+    names = [name for name, _ in parameters]
     if len({*names}) < len(names):
         repeated = next((name for index, name in enumerate(names) if name in single and name in names[:index]), None)
         if repeated is not None:

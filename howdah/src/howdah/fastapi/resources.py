@@ -96,7 +96,8 @@ class Resource(Generic[ResourceT]):
 
 def find_opened(connection: HTTPConnection, wanted: str) -> Opened:
     """The open objects of the application of this connection. Raises `RuntimeError` if it was not started."""
-    opened = connection.scope.get("state", {}).get(OPENED_KEY)  # `connection.state` takes a microsecond longer
+    state = connection.scope.get("state")  # `connection.state` takes a microsecond longer
+    opened = state.get(OPENED_KEY) if state else None
     if not isinstance(opened, Opened):
         raise RuntimeError(  # noqa: TRY004  # the application is set up wrongly
             f"{wanted} isn't open: the application must be set up by configure_app, and its lifespan must have run. "

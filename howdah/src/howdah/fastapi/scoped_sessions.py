@@ -83,8 +83,7 @@ class _ScopedReader(Resource[JsonViewReader[Any, Any]]):
         self._find = find
 
     async def __call__(self, connection: HTTPConnection) -> JsonViewReader[Any, Any]:
-        opened = await super().__call__(connection)
-        return opened.scoped(_check(await self._find(connection)))
+        return self.find(connection).scoped(_check(await self._find(connection)))
 
 
 def _check(database: object) -> Database:
