@@ -2,8 +2,7 @@
 PORT ?= 8000
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --locked
-# One process more than two cores, because tests wait for timeouts and for other processes.
-PYTEST := $(RUN) pytest -n 3 --dist worksteal
+PYTEST := $(RUN) pytest -n 2 --dist worksteal
 
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
