@@ -96,7 +96,7 @@ def steps_of(comparison: LedgerComparison, chain: tuple[list[DrawnStep], int | N
 
 @pytest.mark.timeout(600)
 @settings(
-    max_examples=settings().max_examples // 3,
+    max_examples=settings().max_examples // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
