@@ -156,7 +156,7 @@ WITH_INPUT = [
 
 
 @pytest.mark.parametrize("route", WITH_INPUT)
-@settings(max_examples=settings().max_examples // 10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings().max_examples // 6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_no_nearly_valid_request_is_an_internal_error(
     client: httpx.AsyncClient,
