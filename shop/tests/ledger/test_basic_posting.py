@@ -133,7 +133,8 @@ async def check_refusals(
     declined: Declined,
 ) -> None:
     """The refused items are those that the model refuses, and their refusals are stored and replayed."""
-    found = find_refused(items, declined)
+    assert declined.states is not None
+    found = find_refused(items, declined.states, declined.refusing)
     by_item = iter(expected)
     ids = {id_ for item in items for id_ in collect_account_ids(item)}
     for n, item in enumerate(items):

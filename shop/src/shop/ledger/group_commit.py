@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
@@ -23,9 +23,12 @@ from howdah import (
     QueueTimeout,
     run_transaction,
 )
-from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
+from shop.ledger.basic_posting import Declined, KnownState, plan_basic_posting, post_basic
 from shop.ledger.basic_refusals import Refused, find_refused
+from shop.ledger.known_accounts import KnownAccounts
 from shop.ledger.lock_waits import KeyInUse, KeyLocked, LockedForLong
+from shop.ledger.predicted_refusals import NO_PREDICTION, Prediction, predict_refusals
+from shop.ledger.repository import read_accounts
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
@@ -43,8 +46,9 @@ from shop.ledger.validation import check_request, validate_requests
 _MAX_KEY_ATTEMPTS: Final = 5
 # Short, because `Ledger.aclose` waits for the submitted requests before it closes the other queues.
 _SECOND_CLOSE_SECONDS: Final = 1.0
-# The first attempt may find refused items, and the second one accounts whose items must be decided under locks.
-_BASIC_ATTEMPTS: Final = 3
+# The first attempt may find that a prediction is wrong, the second one may find refused items, and the third one
+# accounts whose items must be decided under locks.
+_BASIC_ATTEMPTS: Final = 4
 _DECLINED: Final = Declined()
 
 
@@ -103,6 +107,7 @@ class Ledger:
         self._submit_timeout = submit_timeout
         self._close_timeout = close_timeout
         self._shared_accounts = SharedAccounts()
+        self._known_accounts = KnownAccounts()
         queue = partial(
             Coalescer,
             workers=workers,
@@ -236,17 +241,27 @@ class Ledger:
         may call it again with a part of the batch.
         """
         answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
-        places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
-        refused: dict[int, Refused] = {}
+        places = basic = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
+        prediction = await self._predict_refusals([items[n] for n in places])
+        refused = {places[n]: each for n, each in prediction.refused.items()}
+        places = [n for n in places if n not in refused]
+        has_refusal = bool(refused)
         for _ in range(_BASIC_ATTEMPTS):
             if not places and not refused:
                 break
-            results = await self._post_all([items[n] for n in places], list(refused.values()))
+            results = await self._post_all([items[n] for n in places], list(refused.values()), prediction.states)
             if not isinstance(results, Declined):
                 for place, answer in zip((*places, *refused), results, strict=True):
                     answers[place] = answer
                 break
-            found = find_refused([items[n] for n in places], results)
+            states, prediction = results.states, NO_PREDICTION
+            if results.is_prediction_wrong:
+                places, refused = basic, {}
+                continue
+            found = {} if states is None else find_refused([items[n] for n in places], states, results.refusing)
+            if states is not None and found:
+                has_refusal = True
+                self._known_accounts.add(states.read(results.refusing).values())
             refused |= {places[n]: each for n, each in found.items()}
             # Send the others again. If none is refused, send those that need no account which has refused.
             refusing = frozenset() if found else results.refusing
@@ -254,10 +269,25 @@ class Ledger:
             if len(allowed) == len(places):
                 break
             places = allowed
+        self._known_accounts.record_batch(has_refusal=has_refusal)
         return answers
 
+    async def _predict_refusals(self, items: Sequence[_Item]) -> Prediction:
+        """Predict the refusals of a batch, if refusals are frequent. Accounts that aren't known are read first."""
+        known = self._known_accounts
+        if not known.is_used:
+            return NO_PREDICTION
+        unknown = known.find_unknown(_flatten(items))
+        if unknown:
+            try:
+                async with self.database.autocommit() as connection:
+                    known.add((await read_accounts(connection, unknown)).values())
+            except ConnectionLost:  # nothing was posted, and the batch may get another connection
+                return NO_PREDICTION
+        return predict_refusals(items, known)
+
     async def _post_all(
-        self, items: Sequence[_Item], refused: Sequence[Refused]
+        self, items: Sequence[_Item], refused: Sequence[Refused], predicted: Mapping[UUID, KnownState]
     ) -> Sequence[_Answer | Undecided] | Declined:
         """Post all of these basic transfers and store the refusals, or do nothing. Return the answers of the items,
         then those of the refused items."""
@@ -265,21 +295,33 @@ class Ledger:
         if plan is None:
             return _DECLINED
         keys = {key: outcome for each in refused for key, outcome in each.keys.items()}
-        if not items and not keys:
+        if not items and not keys and not predicted:
             return [each.results for each in refused]
         try:
-            async with self.database.autocommit() as connection, self._write_lock:
-                posted = await post_basic(connection, plan, refused=keys, skips_locked=self._has_blocked_items)
-                if isinstance(posted, Declined):
-                    return posted
-                self._shared_accounts.record(
-                    (id_, before, before + each.entries)
-                    for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)
+            async with self.database.autocommit() as connection:
+                posted = await post_basic(
+                    connection,
+                    plan,
+                    refused=keys,
+                    predicted=predicted,
+                    skips_locked=self._has_blocked_items,
+                    turn=self._write_lock,
                 )
         except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
             return [*await self._recover(items, lost), *[UNDECIDED] * len(refused)]
+        if isinstance(posted, Declined):
+            if posted.is_prediction_wrong:
+                self._known_accounts.forget(predicted)
+            return posted
+        self._shared_accounts.record(
+            (id_, before, before + each.entries)
+            for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)
+        )
+        if self._known_accounts.is_used:
+            changes = zip(plan.accounts.items(), posted.balances, strict=True)
+            self._known_accounts.update({id_: balance + each.change for (id_, each), balance in changes})
         return [*group_results(items, posted.results), *(each.results for each in refused)]
 
     @property
