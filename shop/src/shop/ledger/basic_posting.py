@@ -10,9 +10,7 @@ before, is declined. Then `shop.ledger.basic_refusals` decides which requests ar
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -43,7 +41,6 @@ from shop.ledger.writing import omit_nulls, to_json
 
 # The statement adds a change to a balance within the same limits, so the sum is a bigint. Larger ones are declined.
 _MAX_CHANGE: Final = 2**62
-_NO_TURN: Final = nullcontext()
 # See `_Record` in `shop.ledger.posting`.
 _Record: Final = TransferRecord
 
@@ -226,7 +223,6 @@ async def post_basic(
     refused: Mapping[ScopedKey, Outcome] = MappingProxyType({}),
     predicted: Mapping[UUID, KnownState] = MappingProxyType({}),
     skips_locked: bool = False,
-    turn: AbstractAsyncContextManager[object] = _NO_TURN,
 ) -> Posted | Declined:
     """Post the transfers of the plan in one transaction, and store the `refused` keys with their refusals. The
     connection must commit each statement. With `predicted` it does so only if these accounts are in these states.
@@ -234,16 +230,10 @@ async def post_basic(
     The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
     `LockedForLong`. With `skips_locked` it doesn't wait for accounts, and counts the locked ones as refusing. Raises
     `KeyInUse` if a key was used before.
-
-    The statement is executed inside of `turn`, for example a lock. PostgreSQL has nothing to do while one statement of
-    several has ended and the next one isn't sent. So everything else is done before and after.
     """
     statement = _POST_BASIC_SKIP_LOCKED if skips_locked else POST_BASIC
-    parameters = basic_parameters(plan, refused, predicted)
-    async with turn:
-        with raise_key_in_use(), raise_locked_for_long():
-            rows = await connection.exec_driver_sql(statement, parameters)
-    await asyncio.sleep(0)  # the task that waits for its turn sends its statement first
+    with raise_key_in_use(), raise_locked_for_long():
+        rows = await connection.exec_driver_sql(statement, basic_parameters(plan, refused, predicted))
     row = rows.one()
     if not row.is_posted:
         if not row.is_right:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
@@ -298,14 +298,9 @@ class Ledger:
         if not items and not keys and not predicted:
             return [each.results for each in refused]
         try:
-            async with self.database.autocommit() as connection:
+            async with self.database.autocommit() as connection, self._turn() as skips_locked:
                 posted = await post_basic(
-                    connection,
-                    plan,
-                    refused=keys,
-                    predicted=predicted,
-                    skips_locked=self._has_blocked_items,
-                    turn=self._write_lock,
+                    connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked
                 )
         except (KeyInUse, LockedForLong):
             return _DECLINED
@@ -323,6 +318,16 @@ class Ledger:
             changes = zip(plan.accounts.items(), posted.balances, strict=True)
             self._known_accounts.update({id_: balance + each.change for (id_, each), balance in changes})
         return [*group_results(items, posted.results), *(each.results for each in refused)]
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[bool]:
+        """Yields whether a statement must skip locked accounts. If so, it has the write lock, because otherwise it would
+        skip those of the other statements of this process, too."""
+        if not self._has_blocked_items:
+            yield False
+            return
+        async with self._write_lock:
+            yield self._has_blocked_items
 
     @property
     def _has_blocked_items(self) -> bool:
