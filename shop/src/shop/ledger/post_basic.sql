@@ -18,7 +18,9 @@ WITH wait AS MATERIALIZED (
 ), locked AS MATERIALIZED (
     -- In key order, so that two transactions can't deadlock. The debited account of another customer isn't locked: if
     -- the statement waited for it, the time would show that it exists.
-    SELECT position, lowest_change, highest_change, needed_currency, account.*
+    SELECT position, lowest_change, highest_change, needed_currency, account.id, account.user_id, account.currency,
+        account.balance, account.held, account.allows_negative, account.overdraft_limit, account.balance_limit,
+        account.state, account.entry_count, account.revision, account.updated_at
     FROM unnest(:a_id, :a_lowest_change, :a_highest_change, :a_owner, :a_currency) WITH ORDINALITY
         AS needed (id, lowest_change, highest_change, owner, needed_currency, position)
     JOIN accounts AS account ON account.id = needed.id
