@@ -47,8 +47,9 @@ class Ledger:
 
     A batch of basic transfers is posted by one statement (see `shop.ledger.basic_posting`). It locks the accounts, so
     several processes may post on the same accounts: they wait for each other in PostgreSQL. If one of the transfers is
-    refused, the statement is executed again. It stores the refusal, and posts the others. If a key was used before, the
-    batch is decided under locks. Requests that aren't basic are always decided under locks.
+    refused, the statement is executed again. It stores the refusal, and posts the others. If refusals are frequent,
+    they are predicted, and one execution is enough. If a key was used before, the batch is decided under locks.
+    Requests that aren't basic are always decided under locks.
 
     All times are those of the database's clock. The wall clock of this process isn't used.
 
