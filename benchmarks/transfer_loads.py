@@ -44,6 +44,8 @@ Transfer = Callable[[UUID, UUID], Awaitable[None]]
 
 _START_SECONDS: Final = 60
 """The time limit for the start of all processes of one contender."""
+_POOR_ACCOUNTS: Final = 1_000
+_REFUSED_PART: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,25 @@ async def with_ledger_for_customers(url: str, window: Window) -> Load:
         return await load(transfer, window)
 
 
+async def with_refusals(url: str, window: Window) -> Load:
+    """As `with_ledger`, but 2 % of the transfers are refused. They debit accounts without money."""
+    poor, dice = [uuid7() for _ in range(_POOR_ACCOUNTS)], random.Random(window.seed)
+    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
+    async with Database(url) as database, Ledger(database) as ledger:
+        async with database.begin() as session:
+            accounts = ({"id": id_, "name": "Poor", "currency": "GBP"} for id_ in poor)
+            await bulk.insert_many(session, Account, accounts, keys=False)
+
+        async def transfer(source: UUID, target: UUID) -> None:
+            is_refused = dice.random() < _REFUSED_PART
+            debited = dice.choice(poor) if is_refused else source
+            result = await ledger.submit(TransferRequest(debited, target, 1, key=next(keys)))
+            if (result.refusal is not None) is not is_refused:
+                raise AssertionError(f"unexpected result: {result}")
+
+        return await load(transfer, window)
+
+
 async def with_reference(url: str, window: Window) -> Load:
     """The code of the reference, except that the accounts are locked in key order. Otherwise it would deadlock."""
     engine = create_async_engine(
@@ -269,6 +290,7 @@ class _Statement:
 KINDS: Final[dict[str, Callable[[str, Window], Awaitable[Load]]]] = {
     "ledger": with_ledger,
     "ledger-for-customers": with_ledger_for_customers,
+    "ledger-with-refusals": with_refusals,
     "reference": with_reference,
     "same-statements": with_same_statements,
     "one-statement": with_one_statement,

@@ -40,6 +40,7 @@ _BATCH_TIMEOUT_SECONDS: Final = 120
 
 _LEDGER: Final = "howdah Ledger.submit"
 _FOR_CUSTOMERS: Final = f"{_LEDGER} for customers"
+_WITH_REFUSALS: Final = f"{_LEDGER}, 2 % refused"
 _IN_PROCESSES: Final = {(UNIFORM, 2): 0.8, (HOT, 2): 0.8, (UNIFORM, 4): 0.7, (HOT, 4): 0.7}
 """Distributions and numbers of processes, and the goal for each."""
 _SAME_STATEMENTS: Final = "asyncpg, same statements"
@@ -201,6 +202,9 @@ class Transfers(LedgerComparison):
                 for case in cases
                 if case[1] in {1, 256}
             ),
+            Contender(
+                _name(_WITH_REFUSALS, UNIFORM, 256), "howdah", self._load("ledger-with-refusals", UNIFORM, 256), 1
+            ),
             *(
                 Contender(_processes_name(*case), "howdah", self._load("ledger", case[0], 256, case[1]), 1)
                 for case in _IN_PROCESSES
@@ -253,6 +257,7 @@ class Transfers(LedgerComparison):
                 Goal(_name(_FOR_CUSTOMERS, *case), "times as fast", 0.9, ledger(*case))
                 for case in ((UNIFORM, 256), (HOT, 256))
             ),
+            Goal(_name(_WITH_REFUSALS, UNIFORM, 256), "times as fast", 0.85, ledger(UNIFORM, 256)),
             *(
                 Goal(_processes_name(distribution, processes), "times as fast", bound, ledger(distribution, 256))
                 for (distribution, processes), bound in _IN_PROCESSES.items()

@@ -13,15 +13,15 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from howdah import CheckViolation, Database
-from shop.ledger import basic_posting, group_commit
+from shop.ledger import basic_batches, basic_posting
 from shop.ledger.basic_posting import Declined, Posted, plan_basic_posting, post_basic
 from shop.ledger.basic_refusals import find_refused
 from shop.ledger.group_commit import Ledger
-from shop.ledger.models import Account, AccountState
+from shop.ledger.models import Account
 from shop.ledger.posting import PostingContext
 from shop.ledger.repository import TransferRepository
 from shop.ledger.requests import (
@@ -33,21 +33,13 @@ from shop.ledger.requests import (
     split_into_chains,
 )
 from shop.ledger.service import collect_account_ids, post_transfers
+from shop_tests.support.drawn_accounts import ACCOUNT, open_drawn
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
 from shop_tests.support.statement_log import log_statements
 from shop_tests.support.trigger_bypass import expire
 from shop_tests.support.waiting import until_waiting
 
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
-ACCOUNT = st.fixed_dictionaries(
-    {
-        "currency": st.sampled_from(["GBP"] * 5 + ["EUR"]),
-        "allows_negative": st.booleans(),
-        "overdraft_limit": st.sampled_from([0, 20]),
-        "balance_limit": st.sampled_from([None, None, 60]),
-        "state": st.sampled_from([AccountState.OPEN] * 5 + [AccountState.FROZEN]),
-    }
-)
 REQUEST = st.builds(
     TransferRequest,
     st.integers(0, 4),  # the place of an account; the last one doesn't exist
@@ -58,6 +50,7 @@ REQUEST = st.builds(
     metadata=st.none() | st.just({"b": "1", "a": "2"}),
     effective_at=st.none() | st.just(datetime(2024, 1, 1, tzinfo=UTC)),
     key=st.none() | st.integers(0, 9).map(str),
+    scope=st.just(""),
     linked=st.booleans(),
     **dict.fromkeys(("reverses", "pending_seconds", "posts", "voids", "posted_by"), st.none()),
 )
@@ -133,7 +126,8 @@ async def check_refusals(
     declined: Declined,
 ) -> None:
     """The refused items are those that the model refuses, and their refusals are stored and replayed."""
-    found = find_refused(items, declined)
+    assert declined.states is not None
+    found = find_refused(items, declined.states, declined.refusing)
     by_item = iter(expected)
     ids = {id_ for item in items for id_ in collect_account_ids(item)}
     for n, item in enumerate(items):
@@ -153,21 +147,6 @@ async def check_refusals(
                 items[n], each.results, await post_transfers(session, items[n]), strict=True
             ):
                 assert (replay.refusal, replay.replayed) == (result.refusal, request.key is not None)
-
-
-async def open_drawn(session: AsyncSession, drawn: list[dict[str, Any]], funded: set[int]) -> list[UUID]:
-    """Accounts with these columns. Those in `funded` get money before they are frozen or limited."""
-    world = {"id": uuid4(), "name": "World", "allows_negative": True}
-    ids = [uuid4() for _ in drawn]
-    for currency in ("GBP", "EUR"):
-        await session.execute(insert(Account).values(**world | {"id": uuid4(), "currency": currency}))
-    worlds = {each.currency: each.id for each in (await session.scalars(select(Account))).all() if each.name == "World"}
-    for id_, columns in zip(ids, drawn, strict=True):
-        await session.execute(insert(Account).values(id=id_, name="Account", **columns | {"state": AccountState.OPEN}))
-    await post_transfers(session, [TransferRequest(worlds[drawn[n]["currency"]], ids[n], 25) for n in funded])
-    for id_, columns in zip(ids, drawn, strict=True):
-        await session.execute(update(Account).where(Account.id == id_).values(state=columns["state"]))
-    return ids
 
 
 async def test_an_account_of_another_customer_is_declined_without_a_lock(stored: Database) -> None:
@@ -247,7 +226,7 @@ async def test_a_refusal_depends_on_no_transfer_that_is_posted_later(
                 await post_transfers(session, [TransferRequest(world, id_, 10) for id_ in (a, poor)])
         return outcome
 
-    monkeypatch.setattr(group_commit, "post_basic", pay_in_after_the_first)
+    monkeypatch.setattr(basic_batches, "post_basic", pay_in_after_the_first)
     async with Ledger(stored) as ledger:
         results = await asyncio.gather(*map(ledger.submit, requests))
         replays = await asyncio.gather(*map(ledger.submit, requests))
@@ -270,7 +249,7 @@ async def test_a_refusal_is_stored_only_if_its_key_is_unused(stored: Database, m
                 elsewhere.extend(await post_transfers(session, [TransferRequest(b, a, 5), request]))
         return outcome
 
-    monkeypatch.setattr(group_commit, "post_basic", post_elsewhere)
+    monkeypatch.setattr(basic_batches, "post_basic", post_elsewhere)
     async with Ledger(stored) as ledger:
         result = await ledger.submit(request)
     assert result == elsewhere[1].as_replay()

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
+from shop.ledger import repository
 from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import AccountUnchangeable, change_account
 from shop.ledger.expiry import VOID_EXPIRED
@@ -35,6 +36,7 @@ from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_ac
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.statement_log import log_statements
 from shop_tests.support.trigger_bypass import disable_triggers, expire
+from shop_tests.support.waiting import until_waiting
 
 
 async def hold_amounts(stored: Database, a: UUID, b: UUID, *amounts: int, expired: bool = True) -> list[UUID]:
@@ -304,6 +306,19 @@ async def test_maintenance_skips_locked_accounts(stored: Database) -> None:
             assert await void_expired(ledger) == 2
         assert await void_expired(ledger) == 550
     assert await balances_and_held_amounts(stored, a, b) == [(600, 0), (10, 0)]
+
+
+async def test_maintenance_waits_for_a_busy_account(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the wait for up to 0.2 s it would find the account locked in each run. Here it waits longer."""
+    monkeypatch.setattr(repository, "_LOCK_BRIEFLY", repository.LOCK)
+    a, b = await open_accounts(stored, 10, 0)
+    await hold_amounts(stored, a, b, 1)
+    async with Ledger(stored) as ledger:
+        async with stored.begin() as session:
+            await session.execute(select(Account.id).where(Account.id == a).with_for_update())
+            waiting = asyncio.create_task(void_expired(ledger))
+            await until_waiting(stored, 1)
+        assert await waiting == 1
 
 
 async def test_two_processes_void_an_expired_hold_once(stored: Database) -> None:

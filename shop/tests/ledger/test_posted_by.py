@@ -71,7 +71,7 @@ def unprotected() -> Iterator[None]:
             stack.enter_context(patch(f"shop.ledger.{module}.owns", lambda _customer, _account: True))
         stack.enter_context(patch("shop.ledger.service._find_foreign_only", AsyncMock(return_value=set())))
         # `post_basic.sql` returns no foreign accounts, so these requests would be refused without locks
-        stack.enter_context(patch("shop.ledger.group_commit.find_refused", lambda _items, _declined: {}))
+        stack.enter_context(patch("shop.ledger.basic_batches.find_refused", lambda *_: {}))
         yield
 
 

@@ -49,11 +49,21 @@ class Declined(NamedTuple):
     """Nothing was posted. `refusing` has the accounts that don't allow their transfers, or weren't found.
 
     It is empty if the reason is another one, for example two accounts with different currencies. `states` is None if
-    the states of the accounts aren't known.
+    the states of the accounts aren't known. `is_prediction_wrong`: a predicted refusal may be wrong, because the state
+    of its account has changed.
     """
 
     refusing: frozenset[UUID] = frozenset()
     states: DeclinedStates | None = None
+    is_prediction_wrong: bool = False
+
+
+class KnownState(NamedTuple):
+    """The state of an account on which a predicted refusal depends: its revision, and a range of its balance."""
+
+    revision: int
+    lowest_balance: int
+    highest_balance: int
 
 
 @dataclass(slots=True)
@@ -69,7 +79,7 @@ class DeclinedStates:
     positions: Mapping[UUID, int]
 
     def read(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-        """New objects for these accounts. They have only what a decision reads: no revision and no time."""
+        """New objects for these accounts. They have the time `at`, and not their own."""
         row = self.row
         return {
             id_: PostingAccount(
@@ -83,7 +93,7 @@ class DeclinedStates:
                 balance_limit=row.balance_limit[n],
                 state=AccountState(row.state[n]),
                 entry_count=row.entry_counts[n],
-                revision=0,
+                revision=row.revision[n],
                 updated_at=self.at,
             )
             for id_ in ids
@@ -92,9 +102,10 @@ class DeclinedStates:
 
 
 class Posted(NamedTuple):
-    """The results of a batch, and the entry counts of its accounts before it, in the order of the plan."""
+    """The results of a batch, and the states of its accounts before it, in the order of the plan."""
 
     results: list[TransferResult]
+    balances: Sequence[int]
     entry_counts: Sequence[int]
 
 
@@ -210,10 +221,11 @@ async def post_basic(
     plan: BasicPlan,
     *,
     refused: Mapping[ScopedKey, Outcome] = MappingProxyType({}),
+    predicted: Mapping[UUID, KnownState] = MappingProxyType({}),
     skips_locked: bool = False,
 ) -> Posted | Declined:
     """Post the transfers of the plan in one transaction, and store the `refused` keys with their refusals. The
-    connection must commit each statement.
+    connection must commit each statement. With `predicted` it does so only if these accounts are in these states.
 
     The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
     `LockedForLong`. With `skips_locked` it doesn't wait for accounts, and counts the locked ones as refusing. Raises
@@ -221,9 +233,11 @@ async def post_basic(
     """
     statement = _POST_BASIC_SKIP_LOCKED if skips_locked else POST_BASIC
     with raise_key_in_use(), raise_locked_for_long():
-        rows = await connection.exec_driver_sql(statement, basic_parameters(plan, refused))
+        rows = await connection.exec_driver_sql(statement, basic_parameters(plan, refused, predicted))
     row = rows.one()
     if not row.is_posted:
+        if not row.is_right:
+            return Declined(is_prediction_wrong=True)
         allowing = set(row.allowing or ())
         refusing = frozenset(id_ for id_, each in plan.accounts.items() if each.position not in allowing)
         if skips_locked:
@@ -231,7 +245,7 @@ async def post_basic(
         owners = {id_: each.owner for id_, each in plan.accounts.items() if each.owner is not None}
         return Declined(refusing, DeclinedStates(row.at, owners, row, {id_: n for n, id_ in enumerate(row.id or ())}))
     states = _States(row.balances or (), row.entry_counts or (), row.owners or (), row.currencies or ())
-    return Posted(_build_results(plan, row.at, states), states.entry_counts)
+    return Posted(_build_results(plan, row.at, states), states.balances, states.entry_counts)
 
 
 class _States(NamedTuple):
@@ -275,7 +289,11 @@ def _build_results(plan: BasicPlan, at: datetime, states: _States) -> list[Trans
     return results
 
 
-def basic_parameters(plan: BasicPlan, refused: Mapping[ScopedKey, Outcome] = MappingProxyType({})) -> tuple[Any, ...]:
+def basic_parameters(
+    plan: BasicPlan,
+    refused: Mapping[ScopedKey, Outcome] = MappingProxyType({}),
+    predicted: Mapping[UUID, KnownState] = MappingProxyType({}),
+) -> tuple[Any, ...]:
     """The parameters of `POST_BASIC`."""
     accounts, steps = plan.accounts.values(), plan.steps
     requests = [step.request for step in steps]
@@ -304,6 +322,10 @@ def basic_parameters(plan: BasicPlan, refused: Mapping[ScopedKey, Outcome] = Map
         "r_key": [key for _, key in refused],
         "r_fingerprint": [each.fingerprint for each in refused.values()],
         "r_refusal": [each.result.refusal for each in refused.values()],
+        "u_id": list(predicted),
+        "u_revision": [each.revision for each in predicted.values()],
+        "u_lowest_balance": [each.lowest_balance for each in predicted.values()],
+        "u_highest_balance": [each.highest_balance for each in predicted.values()],
     }
     return tuple(values[name] for name in _NAMES)
 
@@ -333,6 +355,10 @@ _TYPES: Final[dict[str, TypeEngine[Any]]] = {
     "r_key": ARRAY(String()),
     "r_fingerprint": ARRAY(LargeBinary()),
     "r_refusal": ARRAY(String()),
+    "u_id": ARRAY(Uuid()),
+    "u_revision": ARRAY(BigInteger()),
+    "u_lowest_balance": ARRAY(BigInteger()),
+    "u_highest_balance": ARRAY(BigInteger()),
 }
 # Compiled once. Otherwise SQLAlchemy would compute the statement's cache key, and convert each array, every time.
 _STATEMENT: Final = text(Path(__file__).with_name("post_basic.sql").read_text(encoding="utf-8")).bindparams(

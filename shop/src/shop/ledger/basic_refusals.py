@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
-from shop.ledger.basic_posting import Declined, DeclinedStates
 from shop.ledger.posting import Outcome, PostingContext
 from shop.ledger.requests import ScopedKey, TransferRequest, TransferResult
 from shop.ledger.service import collect_account_ids
@@ -20,7 +20,19 @@ class Refused(NamedTuple):
     keys: dict[ScopedKey, Outcome]
 
 
-def find_refused(items: Sequence[Sequence[TransferRequest]], declined: Declined) -> dict[int, Refused]:
+class _States(Protocol):
+    """The states of accounts on which refusals are decided. `owners` has the customers who must own an account."""
+
+    @property
+    def at(self) -> datetime: ...
+    @property
+    def owners(self) -> Mapping[UUID, UUID]: ...
+    def read(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]: ...
+
+
+def find_refused(
+    items: Sequence[Sequence[TransferRequest]], states: _States, refusing: Collection[UUID]
+) -> dict[int, Refused]:
     """The items that are refused as a whole, by their position in the batch.
 
     Each of them is refused twice: in the order of the batch, and alone, on the states that the statement has read. So
@@ -30,9 +42,6 @@ def find_refused(items: Sequence[Sequence[TransferRequest]], declined: Declined)
     Other items may be posted, or must be decided under locks: those of which only some requests are refused, and those
     with an account that holds money, because the hold may have expired.
     """
-    states, refusing = declined.states, declined.refusing
-    if states is None:
-        return {}
     # All items of the refusing accounts are decided, in their order, so the other ones don't matter for them.
     candidates = {
         position: item
@@ -55,7 +64,7 @@ def _are_refused(results: Sequence[TransferResult]) -> bool:
     return all(result.refusal is not None for result in results)
 
 
-def _is_certain(request: TransferRequest, accounts: Mapping[UUID, PostingAccount], states: DeclinedStates) -> bool:
+def _is_certain(request: TransferRequest, accounts: Mapping[UUID, PostingAccount], states: _States) -> bool:
     """Whether the states of the request's accounts are known, and don't change when a hold expires."""
     for id_ in (request.from_account_id, request.to_account_id):
         account, owner = accounts.get(id_), states.owners.get(id_)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
-from enum import Enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,43 +22,24 @@ from howdah import (
     QueueTimeout,
     run_transaction,
 )
-from shop.ledger.basic_posting import Declined, plan_basic_posting, post_basic
-from shop.ledger.basic_refusals import Refused, find_refused
+from shop.ledger.basic_batches import Answer, BasicBatches, Item, Undecided
 from shop.ledger.lock_waits import KeyInUse, KeyLocked, LockedForLong
 from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import (
     BLOCKED,
     Blocked,
-    collect_account_ids,
     group_results,
     post_transfers,
     post_unblocked,
-    void_expired_skip_locked,
+    void_expired,
 )
-from shop.ledger.sharing import SharedAccounts
 from shop.ledger.validation import check_request, validate_requests
 
 # After `KeyInUse` the next attempt sees the other transaction's keys. It fails only if a third transaction uses a key.
 _MAX_KEY_ATTEMPTS: Final = 5
 # Short, because `Ledger.aclose` waits for the submitted requests before it closes the other queues.
 _SECOND_CLOSE_SECONDS: Final = 1.0
-# The first attempt may find refused items, and the second one accounts whose items must be decided under locks.
-_BASIC_ATTEMPTS: Final = 3
-_DECLINED: Final = Declined()
-
-
-class Undecided(Enum):
-    """The result if one statement can't decide the item: it must be decided under locks. Nothing was posted."""
-
-    UNDECIDED = "undecided"
-
-
-UNDECIDED: Final = Undecided.UNDECIDED
-
 ResultT = TypeVar("ResultT")
-_Item: TypeAlias = Sequence[TransferRequest]
-# The result of an item, or the exception that `submit` raises for it.
-_Answer: TypeAlias = list[TransferResult] | Exception
 
 
 class Ledger:
@@ -67,8 +47,9 @@ class Ledger:
 
     A batch of basic transfers is posted by one statement (see `shop.ledger.basic_posting`). It locks the accounts, so
     several processes may post on the same accounts: they wait for each other in PostgreSQL. If one of the transfers is
-    refused, the statement is executed again. It stores the refusal, and posts the others. If a key was used before, the
-    batch is decided under locks. Requests that aren't basic are always decided under locks.
+    refused, the statement is executed again. It stores the refusal, and posts the others. If refusals are frequent,
+    they are predicted, and one execution is enough. If a key was used before, the batch is decided under locks.
+    Requests that aren't basic are always decided under locks.
 
     All times are those of the database's clock. The wall clock of this process isn't used.
 
@@ -102,7 +83,7 @@ class Ledger:
         self.database: Final = database
         self._submit_timeout = submit_timeout
         self._close_timeout = close_timeout
-        self._shared_accounts = SharedAccounts()
+        self._basic_batches = BasicBatches(database, turn=self._turn, recover=self._recover)
         queue = partial(
             Coalescer,
             workers=workers,
@@ -112,18 +93,18 @@ class Ledger:
             bisect_on_error=True,
         )
         second_close_timeout = min(close_timeout, _SECOND_CLOSE_SECONDS)
-        self._basic_queue: Coalescer[_Item, list[TransferResult] | Undecided] = queue(
-            self._post_basic,
+        self._basic_queue: Coalescer[Item, list[TransferResult] | Undecided] = queue(
+            self._basic_batches.post,
             close_timeout=close_timeout,
             # Alone, this process prepares a batch while PostgreSQL writes another one. If others post too,
             # PostgreSQL is never idle, and large batches cost less.
             split_between_workers=True,
-            one_at_a_time=lambda: self._shared_accounts.has_others,
+            one_at_a_time=lambda: self._basic_batches.has_others,
         )
-        self._locks_queue: Coalescer[_Item, list[TransferResult] | Blocked] = queue(
+        self._locks_queue: Coalescer[Item, list[TransferResult] | Blocked] = queue(
             self._post_unblocked, close_timeout=second_close_timeout
         )
-        self._blocked_queue: Coalescer[_Item, list[TransferResult]] = queue(
+        self._blocked_queue: Coalescer[Item, list[TransferResult]] = queue(
             self._post_blocked, close_timeout=second_close_timeout
         )
         self._bulk_slots = asyncio.Semaphore(workers)
@@ -188,11 +169,17 @@ class Ledger:
             self._bulk_slots.release()
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
-        """Void the expired holds of these accounts, and return their number. Accounts that another transaction has
-        locked are skipped. Raises `BatchAbandoned` after `submit_timeout`, so that the write lock is released."""
+        """Void the expired holds of these accounts, and return their number. If another transaction has locked one of
+        them for more than 0.2 s, the locked accounts are skipped. Raises `BatchAbandoned` after `submit_timeout`, so
+        that the write lock is released."""
+        ids = set(account_ids)
         try:
-            async with asyncio.timeout(self._submit_timeout), self._write_lock:
-                return await self._commit(lambda session: void_expired_skip_locked(session, account_ids))
+            async with asyncio.timeout(self._submit_timeout):
+                with suppress(LockedForLong):
+                    if not self._has_blocked_items:  # a busy account is rarely unlocked
+                        return await self._commit(lambda session: void_expired(session, ids, waits=True))
+                async with self._write_lock:
+                    return await self._commit(lambda session: void_expired(session, ids, waits=False))
         except TimeoutError as error:
             if isinstance(error, HowdahError):
                 raise
@@ -204,7 +191,7 @@ class Ledger:
         """The end of a wait that begins now, as a time of the event loop."""
         return asyncio.get_running_loop().time() + self._submit_timeout
 
-    async def _submit(self, item: _Item, deadline: float | None = None) -> list[TransferResult]:
+    async def _submit(self, item: Item, deadline: float | None = None) -> list[TransferResult]:
         """Return the results or raise an error, at the latest at this time of the event loop."""
         loop = asyncio.get_running_loop()
         timeout = None if deadline is None else deadline - loop.time()
@@ -228,70 +215,26 @@ class Ledger:
             if not self._active_submits:
                 self._has_no_submits.set()
 
-    async def _post_basic(self, items: Sequence[_Item]) -> Sequence[_Answer | Undecided]:
-        """Post a batch of the first queue by one statement. The result of an item is `UNDECIDED` if it isn't basic, or
-        if the statement can't post it.
-
-        The batch is posted by one transaction at most. So if this method raises, nothing was posted, and the coalescer
-        may call it again with a part of the batch.
-        """
-        answers: list[_Answer | Undecided] = [UNDECIDED] * len(items)
-        places = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
-        refused: dict[int, Refused] = {}
-        for _ in range(_BASIC_ATTEMPTS):
-            if not places and not refused:
-                break
-            results = await self._post_all([items[n] for n in places], list(refused.values()))
-            if not isinstance(results, Declined):
-                for place, answer in zip((*places, *refused), results, strict=True):
-                    answers[place] = answer
-                break
-            found = find_refused([items[n] for n in places], results)
-            refused |= {places[n]: each for n, each in found.items()}
-            # Send the others again. If none is refused, send those that need no account which has refused.
-            refusing = frozenset() if found else results.refusing
-            allowed = [n for n in places if n not in refused and refusing.isdisjoint(collect_account_ids(items[n]))]
-            if len(allowed) == len(places):
-                break
-            places = allowed
-        return answers
-
-    async def _post_all(
-        self, items: Sequence[_Item], refused: Sequence[Refused]
-    ) -> Sequence[_Answer | Undecided] | Declined:
-        """Post all of these basic transfers and store the refusals, or do nothing. Return the answers of the items,
-        then those of the refused items."""
-        plan = plan_basic_posting(_flatten(items))
-        if plan is None:
-            return _DECLINED
-        keys = {key: outcome for each in refused for key, outcome in each.keys.items()}
-        if not items and not keys:
-            return [each.results for each in refused]
-        try:
-            async with self.database.autocommit() as connection, self._write_lock:
-                posted = await post_basic(connection, plan, refused=keys, skips_locked=self._has_blocked_items)
-                if isinstance(posted, Declined):
-                    return posted
-                self._shared_accounts.record(
-                    (id_, before, before + each.entries)
-                    for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)
-                )
-        except (KeyInUse, LockedForLong):
-            return _DECLINED
-        except ConnectionLost as lost:
-            return [*await self._recover(items, lost), *[UNDECIDED] * len(refused)]
-        return [*group_results(items, posted.results), *(each.results for each in refused)]
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[bool]:
+        """Yields whether a statement must skip locked accounts. If so, the write lock is held, because otherwise the
+        statement would skip the accounts of other statements of this process, too."""
+        if not self._has_blocked_items:
+            yield False
+            return
+        async with self._write_lock:
+            yield self._has_blocked_items
 
     @property
     def _has_blocked_items(self) -> bool:
         """Whether an account is known to be locked for long. Then the other queues don't wait for locked accounts."""
         return self._blocked_items > 0
 
-    async def _post_unblocked(self, items: Sequence[_Item]) -> Sequence[_Answer | Blocked]:
+    async def _post_unblocked(self, items: Sequence[Item]) -> Sequence[Answer | Blocked]:
         """Post the items under locks. Return `BLOCKED` for those whose accounts or keys another transaction has locked
         for longer than a batch of the ledger takes.
 
-        The items are posted by one transaction at most, as in `_post_basic`.
+        The items are posted by one transaction at most, as in `BasicBatches.post`.
         """
         try:
             if not self._has_blocked_items:
@@ -310,14 +253,14 @@ class Ledger:
         except ConnectionLost as lost:
             return await self._recover(items, lost)
 
-    async def _post_blocked(self, items: Sequence[_Item]) -> Sequence[_Answer]:
+    async def _post_blocked(self, items: Sequence[Item]) -> Sequence[Answer]:
         """Post a batch of the blocked queue. Items whose accounts are still locked wait for the locks."""
         answers = await self._post_unblocked(items)
         blocked = [item for item, answer in zip(items, answers, strict=True) if answer is BLOCKED]
         if not blocked:
             return _replace_blocked(answers, ())
         try:
-            waited: Sequence[_Answer] = await self._post_with_locks(blocked)
+            waited: Sequence[Answer] = await self._post_with_locks(blocked)
         except ConnectionLost as lost:
             waited = await self._recover(blocked, lost)
         except Exception as error:
@@ -326,13 +269,13 @@ class Ledger:
             waited = await self._post_each(blocked, error)
         return _replace_blocked(answers, waited)
 
-    async def _post_each(self, items: Sequence[_Item], error: Exception) -> list[_Answer]:
+    async def _post_each(self, items: Sequence[Item], error: Exception) -> list[Answer]:
         """Post each item by its own transaction, after they failed together. This method must not raise: other items of
         the batch were posted.
 
         An item that would have to wait again fails with this error, because the batch has waited long enough.
         """
-        answers: list[_Answer] = []
+        answers: list[Answer] = []
         for item in items:
             try:
                 [answer] = await self._post_unblocked([item])
@@ -341,22 +284,22 @@ class Ledger:
                 answers.append(own_error)
         return answers
 
-    async def _post_with_locks(self, items: Sequence[_Item]) -> list[list[TransferResult]]:
+    async def _post_with_locks(self, items: Sequence[Item]) -> list[list[TransferResult]]:
         if not items:
             return []
         requests = _flatten(items)
         return group_results(items, await self._commit(lambda session: post_transfers(session, requests)))
 
-    async def _recover(self, items: Sequence[_Item], lost: ConnectionLost) -> list[_Answer]:
+    async def _recover(self, items: Sequence[Item], lost: ConnectionLost) -> list[Answer]:
         """Find the results of a batch whose connection broke during the commit. If all requests of an item have keys,
         the keys are looked up, and the requests are posted if they were not committed. Other items fail with `lost`.
 
         This method must not raise. Otherwise the coalescer would retry the whole batch, and could post requests without
         keys twice.
         """
-        answers: list[_Answer] = [lost] * len(items)
+        answers: list[Answer] = [lost] * len(items)
         positions = [n for n, item in enumerate(items) if all(request.key is not None for request in item)]
-        recovered: Sequence[_Answer]
+        recovered: Sequence[Answer]
         try:
             recovered = await self._post_with_locks([items[n] for n in positions])
         except Exception as error:
@@ -375,11 +318,11 @@ class Ledger:
         return await run_transaction(self.database, work)
 
 
-def _flatten(items: Sequence[_Item]) -> list[TransferRequest]:
+def _flatten(items: Sequence[Item]) -> list[TransferRequest]:
     return [request for item in items for request in item]
 
 
-def _replace_blocked(answers: Sequence[_Answer | Blocked], replacements: Sequence[_Answer]) -> list[_Answer]:
+def _replace_blocked(answers: Sequence[Answer | Blocked], replacements: Sequence[Answer]) -> list[Answer]:
     """The answers, with each `BLOCKED` replaced by the next replacement."""
     remaining = iter(replacements)
     return [next(remaining) if isinstance(answer, Blocked) else answer for answer in answers]

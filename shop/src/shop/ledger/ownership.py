@@ -41,7 +41,7 @@ def find_refusal(
 
     A customer gets the reasons of their own account. If the other account is the reason, the refusal doesn't say why.
     """
-    on_debit, on_credit = _find_debit_refusal(debit, amount), _find_credit_refusal(credit, amount)
+    on_debit, on_credit = find_debit_refusal(debit, amount), find_credit_refusal(credit, amount)
     if on_debit is None and on_credit is None:
         return None
     if not owns(customer, credit):
@@ -51,7 +51,8 @@ def find_refusal(
     return min((each for each in (on_debit, on_credit) if each is not None), key=_PRECEDENCE.__getitem__)
 
 
-def _find_debit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
+def find_debit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
+    """The reason why the account can't be debited."""
     if account.state is not AccountState.OPEN:
         return _refuse_state(account)
     remaining = account.balance - account.held - amount
@@ -60,7 +61,8 @@ def _find_debit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
     return Refusal.BALANCE_OUT_OF_RANGE if remaining < -MAX_BALANCE else None
 
 
-def _find_credit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
+def find_credit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
+    """The reason why the account can't be credited."""
     if account.state is not AccountState.OPEN:
         return _refuse_state(account)
     balance = account.balance + amount

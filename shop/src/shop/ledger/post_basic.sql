@@ -2,18 +2,30 @@
 --
 -- The arrays a_… have an element for each account, and the arrays t_… and k_… one for each transfer. t_source and
 -- t_target are the positions of its accounts in a_id, from 1. An empty array stands for NULLs only. The arrays r_… are
--- the keys of requests that an earlier execution has refused. If it posts nothing, it returns the accounts.
+-- the keys of refused requests. The arrays u_… are the accounts on whose states predicted refusals depend. If these states
+-- have changed, it does nothing. If it posts nothing for another reason, it returns the accounts.
 WITH wait AS MATERIALIZED (
     -- before the locks are requested; until the end of the transaction, so also for the wait for a key
     SELECT set_config('lock_timeout', :lock_timeout, true) IS NOT NULL AS is_limited
+), prediction AS MATERIALIZED (
+    -- Without locks: the refusals are right at the time when the statement begins. Every change of an account that isn't
+    -- one of its balance increments its revision, and a trigger ensures that.
+    SELECT count(*) = cardinality(:u_id) AS is_right
+    FROM unnest(:u_id, :u_revision, :u_lowest_balance, :u_highest_balance)
+        AS known (id, revision, lowest_balance, highest_balance)
+    JOIN accounts AS account ON account.id = known.id AND account.revision = known.revision
+        AND account.balance BETWEEN known.lowest_balance AND known.highest_balance
 ), locked AS MATERIALIZED (
     -- In key order, so that two transactions can't deadlock. The debited account of another customer isn't locked: if
     -- the statement waited for it, the time would show that it exists.
-    SELECT position, lowest_change, highest_change, needed_currency, account.*
+    SELECT position, lowest_change, highest_change, needed_currency, account.id, account.user_id, account.currency,
+        account.balance, account.held, account.allows_negative, account.overdraft_limit, account.balance_limit,
+        account.state, account.entry_count, account.revision, account.updated_at
     FROM unnest(:a_id, :a_lowest_change, :a_highest_change, :a_owner, :a_currency) WITH ORDINALITY
         AS needed (id, lowest_change, highest_change, owner, needed_currency, position)
     JOIN accounts AS account ON account.id = needed.id
-    WHERE (SELECT is_limited FROM wait) AND (needed.owner IS NULL OR needed.owner = account.user_id)
+    WHERE (SELECT is_limited FROM wait) AND (SELECT is_right FROM prediction)
+        AND (needed.owner IS NULL OR needed.owner = account.user_id)
     ORDER BY account.id FOR NO KEY UPDATE OF account
 ), checked AS MATERIALIZED (
     SELECT *, state = 'open' AND currency = coalesce(needed_currency, currency)
@@ -37,8 +49,8 @@ WITH wait AS MATERIALIZED (
             SELECT FROM unnest(:t_source, :t_target) AS pair (source, target)
             WHERE currencies[source] <> currencies[target]
         )
-    ) AS is_accepted
-    FROM states
+    ) AND is_right AS is_accepted
+    FROM states CROSS JOIN prediction
 ), accepted AS MATERIALIZED (
     -- without the arrays of the accounts: they would be copied for each transfer
     SELECT input.*, decision.at, (:a_id)[source] AS from_account_id, (:a_id)[target] AS to_account_id,
@@ -70,12 +82,12 @@ WITH wait AS MATERIALIZED (
         AS refused (scope, key, fingerprint, refusal)
     WHERE is_accepted
 )
-SELECT coalesce(is_accepted, false) AS is_posted, at, allowing, balances, entry_counts, owners, currencies, declined.*,
+SELECT coalesce(is_accepted, false) AS is_posted, is_right, at, allowing, balances, entry_counts, owners, currencies, declined.*,
     -- if nothing was written, the transaction has only locks, and its end need not wait for the disk
     CASE WHEN is_accepted THEN NULL ELSE set_config('synchronous_commit', 'off', true) END
 FROM decision CROSS JOIN LATERAL (
     SELECT array_agg(id) AS id, array_agg(held) AS held, array_agg(allows_negative) AS allows_negative,
         array_agg(overdraft_limit) AS overdraft_limit, array_agg(balance_limit) AS balance_limit,
-        array_agg(state) AS state
+        array_agg(state) AS state, array_agg(revision) AS revision
     FROM checked WHERE is_accepted IS NOT TRUE
 ) AS declined

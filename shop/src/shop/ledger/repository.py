@@ -27,6 +27,7 @@ from sqlalchemy import (
     true,
     union_all,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
 from howdah import AsyncRepository
@@ -119,6 +120,12 @@ class TransferRepository(AsyncRepository[Transfer]):
             return {}
         rows = await self.session.execute(_REVERSIBLE, {"ids": list(transfer_ids)})
         return {row.id: Reversible(**row._asdict()) for row in rows}
+
+
+async def read_accounts(connection: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
+    """The current states of the accounts that exist, without locks. Another transaction may change them at any time."""
+    rows = await connection.execute(_ACCOUNTS, {"ids": list(ids)})
+    return {row.id: PostingAccount(**row._asdict()) for row in rows}
 
 
 def _accounts_at(rows: Result[Any]) -> AccountsAt:

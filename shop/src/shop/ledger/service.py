@@ -150,9 +150,16 @@ def group_results(
     return [[next(remaining) for _ in requests] for requests in lists]
 
 
-async def void_expired_skip_locked(session: AsyncSession, account_ids: Iterable[UUID]) -> int:
-    """Void the expired holds of the accounts that no other transaction has locked. Return the number of these holds."""
-    return await _void_expired(session, await TransferRepository(session).lock_accounts_skip_locked(account_ids))
+async def void_expired(session: AsyncSession, account_ids: Iterable[UUID], *, waits: bool) -> int:
+    """Void the expired holds of these accounts. Return the number of these holds.
+
+    With `waits` it waits for each account for up to `LOCK_WAIT_MS`, then raises `LockedForLong`. Without it, it skips
+    the accounts that another transaction has locked.
+    """
+    repository = TransferRepository(session)
+    if waits:
+        return await _void_expired(session, await repository.lock_accounts(account_ids, is_wait_short=True))
+    return await _void_expired(session, await repository.lock_accounts_skip_locked(account_ids))
 
 
 async def _void_expired(session: AsyncSession, locked: AccountsAt) -> int:

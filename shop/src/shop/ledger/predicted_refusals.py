@@ -1,0 +1,99 @@
+"""Predict which requests of a batch are refused. PostgreSQL verifies that before anything is posted.
+
+Without a prediction, a batch with a refusal is declined, and sent again without the refused requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from shop.ledger.basic_posting import KnownState
+from shop.ledger.basic_refusals import Refused, find_refused
+from shop.ledger.known_accounts import KnownAccounts
+from shop.ledger.models import AccountState
+from shop.ledger.ownership import find_credit_refusal, find_debit_refusal, owns
+from shop.ledger.requests import MAX_AMOUNT, ScopedKey, TransferRequest
+
+# With a balance in this range, no amount of a request leads to a balance that isn't a bigint.
+_ORDINARY_BALANCES: Final = range(1 - MAX_AMOUNT, MAX_AMOUNT)
+
+
+class Prediction(NamedTuple):
+    """The refused items of a batch, by position, and the states of accounts that make them refused."""
+
+    refused: dict[int, Refused]
+    states: dict[UUID, KnownState]
+
+
+NO_PREDICTION: Final = Prediction({}, {})
+
+
+def predict_refusals(items: Sequence[Sequence[TransferRequest]], known: KnownAccounts) -> Prediction:
+    """Predict the refusals of the single requests of a batch.
+
+    An item is predicted only if `find_refused` finds it, too, and if both accounts are known. An account that doesn't
+    exist, or that doesn't belong to the customer, is never predicted.
+    """
+    likely: dict[int, TransferRequest] = {}
+    refusing: set[UUID] = set()
+    keys: set[ScopedKey] = set()
+    for position, item in enumerate(items):
+        request = item[0]
+        if len(item) > 1 or not known.has_limited((request.from_account_id, request.to_account_id)):
+            continue
+        account = _find_refusing(request, known)
+        if account is None or (request.key is not None and (request.scope, request.key) in keys):
+            continue
+        likely[position] = request
+        refusing.add(account)
+        if request.key is not None:
+            keys.add((request.scope, request.key))
+    if not likely:
+        return NO_PREDICTION
+    found = find_refused(items, known, refusing)
+    prediction = Prediction({}, {})
+    for position, request in likely.items():
+        if position in found:
+            prediction.refused[position] = found[position]
+            _add_states(prediction.states, request, known)
+    return prediction
+
+
+def _find_refusing(request: TransferRequest, known: KnownAccounts) -> UUID | None:
+    """The account that surely refuses this request if its state is the known one."""
+    debit, credit, amount = known.find(request.from_account_id), known.find(request.to_account_id), request.amount
+    if debit is None or credit is None or debit is credit or not owns(request.posted_by, debit):
+        return None
+    if debit.currency != credit.currency or request.currency not in (None, debit.currency):
+        return None
+    if type(amount) is not int or not 1 <= amount <= MAX_AMOUNT:
+        return None
+    # a hold may have expired
+    if any(account.held or account.balance not in _ORDINARY_BALANCES for account in (debit, credit)):
+        return None
+    if find_debit_refusal(debit, amount) is not None:
+        return debit.id
+    return None if find_credit_refusal(credit, amount) is None else credit.id
+
+
+def _add_states(states: dict[UUID, KnownState], request: TransferRequest, known: KnownAccounts) -> None:
+    """Add the states with which the request has the same refusal as with the known ones."""
+    debit, credit, amount = known.find(request.from_account_id), known.find(request.to_account_id), request.amount
+    assert debit is not None
+    assert credit is not None
+    assert amount is not None
+    # Below the first limit the debit is refused, and from the second one on the credit.
+    debit_limit = None if debit.allows_negative else amount - debit.overdraft_limit
+    credit_limit = None if credit.balance_limit is None else credit.balance_limit - amount + 1
+    for account, limit in ((debit, debit_limit), (credit, credit_limit)):
+        lowest, highest = _ORDINARY_BALANCES[0], _ORDINARY_BALANCES[-1]
+        if limit is not None and account.state is AccountState.OPEN:
+            if account.balance < limit:
+                highest = min(highest, limit - 1)
+            else:
+                lowest = max(lowest, limit)
+        if (earlier := states.get(account.id)) is not None:
+            lowest, highest = max(lowest, earlier.lowest_balance), min(highest, earlier.highest_balance)
+        states[account.id] = KnownState(account.revision, lowest, highest)
