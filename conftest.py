@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """Let the garbage collector ignore the modules and the tests, and run less often.
 
-    There are so many of them that collections would take a fifth of the CPU time of the tests.
+    There are so many of these objects that the collections would take a fifth of the CPU time of the tests.
     """
     gc.collect()
     gc.freeze()

@@ -45,7 +45,7 @@ Transfer = Callable[[UUID, UUID], Awaitable[None]]
 _START_SECONDS: Final = 60
 """The time limit for the start of all processes of one contender."""
 _POOR_ACCOUNTS: Final = 1_000
-_REFUSED_PART: Final = 0.02
+_REFUSED_SHARE: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ async def with_ledger_for_customers(url: str, window: Window) -> Load:
 
 
 async def with_refusals(url: str, window: Window) -> Load:
-    """As `with_ledger`, but 2 % of the transfers are refused. They debit accounts without money."""
+    """As `with_ledger`, but 2 % of the transfers are refused, because they debit accounts without money."""
     poor, dice = [uuid7() for _ in range(_POOR_ACCOUNTS)], random.Random(window.seed)
     keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
     async with Database(url) as database, Ledger(database) as ledger:
@@ -178,7 +178,7 @@ async def with_refusals(url: str, window: Window) -> Load:
             await bulk.insert_many(session, Account, accounts, keys=False)
 
         async def transfer(source: UUID, target: UUID) -> None:
-            is_refused = dice.random() < _REFUSED_PART
+            is_refused = dice.random() < _REFUSED_SHARE
             debited = dice.choice(poor) if is_refused else source
             result = await ledger.submit(TransferRequest(debited, target, 1, key=next(keys)))
             if (result.refusal is not None) is not is_refused:

@@ -138,7 +138,8 @@ class TestCancelledTasks:
         assert real_database.pool_status().in_use == 0
 
     async def test_return_their_connection_during_a_commit(self, committed_url: str) -> None:
-        # a cancelled task waits for its COMMIT for `connect_timeout`, and the server for its lock for `lock_timeout`
+        # A cancelled task waits for its COMMIT for up to `connect_timeout`. The server waits for the lock for up to
+        # `lock_timeout`.
         async with Database(committed_url, connect_timeout=0.3, lock_timeout=2) as database:
             await make_commits_wait(database)
 

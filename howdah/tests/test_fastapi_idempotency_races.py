@@ -148,7 +148,7 @@ async def test_a_commit_that_fails_stores_nothing_and_frees_the_key(stored: Data
 async def test_a_client_that_gives_up_before_the_commit_leaves_nothing_or_a_replay(
     stored: Database, committed_url: str
 ) -> None:
-    """The request is cancelled while its COMMIT waits. Whatever becomes of it, a retry makes one effect of it."""
+    """The request is cancelled while its COMMIT waits. Whether it commits or not, a retry leaves one effect."""
     await wait_in_commit(stored)
     async with (
         Database(committed_url, connect_timeout=0.3) as impatient,  # the limit of the wait for the COMMIT

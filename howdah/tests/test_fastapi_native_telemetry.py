@@ -55,7 +55,7 @@ async def test_a_provider_gets_a_span_of_each_request(database_url: str, caplog:
     await request_twice(create_app(database_url, {"tracer_provider": provider}))
     names = [span.name for span in exporter.get_finished_spans()]
     assert names.count("GET /hello") == 2
-    warnings = [each for each in caplog.messages if "a provider of OpenTelemetry is set" in each]
+    warnings = [each for each in caplog.messages if "a tracer provider of OpenTelemetry is set" in each]
     assert len(warnings) == (1 if IS_SUPPORTED else 0)
 
 

@@ -1,4 +1,4 @@
-"""The errors of PostgreSQL and of the driver. Their tree is at the top of `howdah.errors`."""
+"""The errors of PostgreSQL and of the driver. The error tree is at the top of `howdah.errors`."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ class SchemaChanged(TransactionConflict, sa.NotSupportedError):
 class InvalidStatement(DatabaseError, sa.ProgrammingError):
     """The statement is wrong: its syntax, a name that doesn't exist, or a right that the role doesn't have.
 
-    Or the transaction, a cursor or an object is in a state that doesn't allow it, for example a materialized view
-    without data.
+    It is also raised if the transaction, a cursor or an object is in a state that doesn't allow the statement, for
+    example a materialized view without data.
     """
 
 

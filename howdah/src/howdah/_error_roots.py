@@ -1,4 +1,4 @@
-"""The base classes of the errors. Their tree is at the top of `howdah.errors`."""
+"""The base classes of the error tree, which is at the top of `howdah.errors`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _has_provider() -> bool:
 
 @cache
 def _trace() -> Any:
-    """OpenTelemetry's module. Importing it each time would take longer than the rest."""
+    """OpenTelemetry's module. An import statement in each call would take longer than the rest of the call."""
     from opentelemetry import trace
 
     return trace

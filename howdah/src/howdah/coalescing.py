@@ -56,8 +56,8 @@ _UNOBSERVED_CLOSE_SECONDS: Final = 1.0
 # Cancelled batches are given this time to release their connections.
 _CANCEL_SECONDS: Final = 1.0
 
-# With `split_between_workers`, a batch isn't split into parts smaller than this, and no further worker starts for fewer
-# items: the fixed cost of a batch would exceed the gain.
+# With `split_between_workers`, the queue isn't divided into parts smaller than this, and no worker starts beside a
+# running one for fewer items. The fixed cost of a further batch would exceed the gain.
 _MIN_SPLIT_BATCH_SIZE: Final = 32
 
 
@@ -74,8 +74,9 @@ class Coalescer(Generic[ItemT, ResultT]):
     it for reads.
 
     With `split_between_workers`, the queue is divided evenly among the idle workers, so that one batch can be prepared
-    while another one is being written. Use it if part of `apply` is serialized. Batches of less than 32 items run one
-    after the other, because their fixed cost would exceed the gain.
+    while another one is being written. Use it if part of `apply` is serialized. While calls are running, another one
+    then starts only if the queue has at least 32 items (or `max_batch_size`). The fixed cost of a smaller batch would
+    exceed the gain.
 
     While the function `one_at_a_time` returns True, a single worker runs, and the next batch is formed after the tasks
     have got the results of the last one. So that batch includes what these tasks submit at once. Use it if the batches
@@ -267,16 +268,17 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a worker if one is idle, and if the queue has enough items.
 
-        Enough is the number of items in the running batches, or `max_batch_size` if that is less. With more workers the
-        batches would be smaller, and each batch has a fixed cost.
+        Enough is the number of items in the running batches, or `max_batch_size` if that is less. With
+        `split_between_workers` it is at least 32 while a batch is running. With more workers the batches would be
+        smaller, and each batch has a fixed cost.
 
         The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
         this iteration.
         """
         if not self._queue or self._is_worker_starting or len(self._running) >= self._count_workers():
             return
-        least = _MIN_SPLIT_BATCH_SIZE if self._is_split and self._running_items else 0
-        if len(self._queue) < min(max(self._running_items, least), self._max_batch_size):
+        minimum = _MIN_SPLIT_BATCH_SIZE if self._is_split and self._running_items else 0
+        if len(self._queue) < min(max(self._running_items, minimum), self._max_batch_size):
             return
         self._is_worker_starting = True
         worker = loop.create_task(self._run_batches(loop), context=new_batch_context())

@@ -44,8 +44,9 @@ from howdah._reads.sort_markers import Sort
 # Not `Select[Any]`: in SQLAlchemy 2.1 a `Select` of two columns has another type.
 StatementT = TypeVar("StatementT", bound=SelectBase)
 
-# The statements that select from all tables of the classes. `list_response` passes the same statement again and again.
-_complete_statements: Final[WeakKeyDictionary[Select[Any], set[type[Filters]]]] = WeakKeyDictionary()
+# For each statement, the classes of which it has all tables. They aren't checked again, because `list_response` passes
+# the same statement again and again.
+_checked_classes: Final[WeakKeyDictionary[Select[Any], set[type[Filters]]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ class Filters(BaseModel):
         if not isinstance(statement, Select):
             raise TypeError(f"filters apply to a select(), not to a {type(statement).__name__}")
         declared = get_declarations(type(self))
-        if type(self) not in _complete_statements.get(statement, ()):
+        if type(self) not in _checked_classes.get(statement, ()):
             _reject_missing_tables(type(self), declared.tables, statement)
-            _complete_statements.setdefault(statement, set()).add(type(self))
+            _checked_classes.setdefault(statement, set()).add(type(self))
         filtered: Any = statement
         for name, each in declared.filters.items():
             if (value := getattr(self, name)) is not None:

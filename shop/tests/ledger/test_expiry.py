@@ -309,7 +309,7 @@ async def test_maintenance_skips_locked_accounts(stored: Database) -> None:
 
 
 async def test_maintenance_waits_for_a_busy_account(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the wait for up to 0.2 s it would find the account locked in each run. Here it waits longer."""
+    """Without a wait, the job would find a busy account locked in each run. Here it waits for any time."""
     monkeypatch.setattr(repository, "_LOCK_BRIEFLY", repository.LOCK)
     a, b = await open_accounts(stored, 10, 0)
     await hold_amounts(stored, a, b, 1)

@@ -32,8 +32,8 @@ from shop_tests.support.trigger_bypass import expire
 
 REQUEST = st.builds(
     TransferRequest,
-    st.integers(0, 3),  # the place of an account
-    st.integers(1, 3),  # how many places further the other account is
+    st.integers(0, 3),  # the position of an account
+    st.integers(1, 3),  # how many positions further the other account is
     st.integers(1, 30) | st.sampled_from([MAX_AMOUNT]),
     currency=st.sampled_from([None, None, None, "GBP"]),
     key=st.sampled_from([None, "new", "new", "new", "new", "new", "used"]),
@@ -71,7 +71,7 @@ def create_batches(database: Database) -> BasicBatches:
 
 
 async def create_predicting(database: Database, poor: UUID, other: UUID) -> BasicBatches:
-    """After two batches with a refusal, refusals are predicted."""
+    """Batches that predict refusals, because two batches had one."""
     batches = create_batches(database)
     for _ in range(2):
         await refuse(batches, TransferRequest(poor, other, 1_000), Refusal.INSUFFICIENT_FUNDS)
@@ -233,10 +233,9 @@ async def test_a_wrong_prediction_refuses_nothing(stored: Database) -> None:
     assert (await post_after_a_deposit(stored)).unwrap().from_balance == 0
 
 
-async def test_without_the_verification_a_wrong_prediction_refuses(
+async def test_control_without_the_verification_a_wrong_prediction_refuses(
     stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control for the test above."""
     verified = "count(*) = cardinality($"
     assert basic_posting.POST_BASIC.count(verified) == 1
     monkeypatch.setattr(basic_posting, "POST_BASIC", basic_posting.POST_BASIC.replace(verified, "true OR " + verified))
@@ -265,7 +264,7 @@ async def test_a_change_of_the_credited_account_is_noticed(
 async def test_transfers_of_the_accounts_leave_a_prediction_right(
     stored: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The balances change all the time. Only a change that matters for the refusal makes the prediction wrong."""
+    """Only a change of a balance that also changes the refusal makes the prediction wrong."""
     a, b, poor = await open_accounts(stored, 100, 0, 3)
     batches = await create_predicting(stored, poor, b)
     await refuse(batches, TransferRequest(poor, b, 5), Refusal.INSUFFICIENT_FUNDS)

@@ -32,7 +32,7 @@ class ListenerCheck:
     def has_application_listener(self, *events: Any) -> bool:
         """Whether a listener of these events may set something for a caller. An event is an attribute of `dispatch`."""
         for listeners in events:
-            # the same as `if listeners`, without SQLAlchemy's slow method
+            # faster than `if listeners`, which calls a method of SQLAlchemy
             if (listeners.listeners or listeners.parent_listeners) and self._includes_application_listener(
                 tuple(listeners)
             ):

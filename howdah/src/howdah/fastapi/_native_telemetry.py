@@ -1,7 +1,7 @@
-"""FastAPI's own telemetry: the providers of OpenTelemetry, and what FastAPI's router and handlers report to it.
+"""FastAPI's own telemetry: find its providers once, and report to it as FastAPI's router and handlers do.
 
 `FastAPI.__call__` makes the span of a request, and its metrics and log entries. They need the path of the route, and
-the errors of validation. A direct route reports both. It makes no spans of the operations inside of the request.
+the errors of validation. A direct route reports both. It makes no spans of the operations within the request.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ else:
     _HAS_TELEMETRY = True
 
 TELEMETRY_KEY: Final = "fastapi.telemetry"
-"""The key in the ASGI scope of the telemetry of the request. Without telemetry its value is None, or it is missing."""
+"""The key of the request's telemetry in the ASGI scope. Without telemetry the value is None, or the key is missing."""
 
 
 def look_for_telemetry_once(app: FastAPI) -> None:

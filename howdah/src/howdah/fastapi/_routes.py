@@ -9,9 +9,9 @@ from fastapi import routing
 from fastapi.dependencies.models import Dependant
 
 COMPLETE_DEPENDANT: Final = "howdah_complete_dependant"
-"""The attribute of a direct route, while its handler is made, that has its dependencies with those of `include_router`.
+"""An attribute of a direct route while its handler is made: its dependant, with the dependencies of `include_router`.
 
-So its class needn't look for them at each request (`find_dependant`).
+With it, the class of the route needn't call `find_dependant` for each request.
 """
 
 

@@ -54,8 +54,8 @@ def direct(endpoint: EndpointT) -> EndpointT:
     FastAPI serves the route as before if
 
     - `dependency_overrides` replaces its rule or one of its dependencies,
-    - FastAPI makes spans of the operations inside of each request, because a provider of OpenTelemetry is set, and
-      `FastAPI(telemetry={"operation_spans": False})` wasn't passed,
+    - FastAPI makes spans of the operations within each request: a tracer provider of OpenTelemetry is set, and the
+      application was created without `FastAPI(telemetry={"operation_spans": False})`,
     - the version of FastAPI is older than 0.164.
     """
     setattr(getattr(endpoint, "__func__", endpoint), _MARK, True)  # a bound method has no attributes of its own
@@ -100,9 +100,9 @@ class DirectRoutes:
         if not self._has_warned_about_telemetry:
             self._has_warned_about_telemetry = True
             _log.warning(
-                "FastAPI serves the direct routes itself, because a provider of OpenTelemetry is set, and so FastAPI "
-                "makes spans of the operations inside of each request. FastAPI(telemetry={'operation_spans': False}) "
-                "turns these off, and keeps the spans, metrics and log entries of the requests"
+                "FastAPI serves the direct routes itself, because a tracer provider of OpenTelemetry is set, and so "
+                "FastAPI makes spans of the operations within each request. To turn only these spans off, create the "
+                "application with FastAPI(telemetry={'operation_spans': False})"
             )
 
     def _log_served(self, marked: Mapping[int, Any]) -> None:

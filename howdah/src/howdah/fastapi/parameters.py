@@ -15,7 +15,7 @@ from starlette.types import Scope
 from howdah.fastapi.problem import ProblemException
 
 _COLLECTIONS: Final = (list, set, frozenset, tuple)
-# Queries that are longer are parsed each time, so that the cache stays small.
+# Longer queries are parsed each time, so that the cache stays small.
 _MAX_CACHED_BYTES: Final = 256
 
 
@@ -37,9 +37,10 @@ def get_single_parameters(dependant: Dependant) -> frozenset[str]:
 
 
 def list_query_items(scope: Scope) -> Sequence[tuple[str, str]]:
-    """The names and values of the query, as `request.query_params.multi_items()`.
+    """The names and values of the query, as `request.query_params.multi_items()` returns them.
 
-    Clients send the same query again and again, such as `limit=50`, and parsing it takes several microseconds.
+    Short queries are parsed once, and then cached. Clients send the same query again and again, such as `limit=50`, and
+    parsing it takes several microseconds.
     """
     query = scope["query_string"]
     return _parse_query(query) if len(query) > _MAX_CACHED_BYTES else _parse_query_once(query)

@@ -11,6 +11,7 @@ from typing import Final
 from howdah.serving._metrics import Family, Metrics, encode_metrics, keep_cumulative, sum_metrics
 from howdah.serving._worker_process import WorkerProcess
 
+# The time limit for the answers of the workers to one scrape.
 _METRICS_SECONDS: Final = 1.0
 
 _log: Final = logging.getLogger("howdah.serving")
@@ -55,7 +56,7 @@ class GroupMetrics:
     async def _ask_workers(self) -> None:
         """Wait for the current metrics of all workers.
 
-        A worker that can't read them, or doesn't answer in time, is counted with its last ones.
+        If a worker can't read its metrics, or doesn't answer in time, its last ones are used.
         """
         answers = [worker.ask_for_metrics() for worker in self._list_running()]
         if answers:

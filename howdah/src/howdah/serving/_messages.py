@@ -17,7 +17,7 @@ class MessageKind(IntEnum):
     # from a worker
     READY = auto()  # it serves connections
     METRICS = auto()  # its metrics; the number is that of `SEND_METRICS`, or 0
-    NO_METRICS = auto()  # the answer to `SEND_METRICS` if its metrics can't be read
+    NO_METRICS = auto()  # its metrics can't be read; the number is that of `SEND_METRICS`, or 0
     COLLECT = auto()  # asks for the metrics of all workers
     # from the parent
     DRAIN = auto()  # /readyz fails, and each response has `Connection: close`

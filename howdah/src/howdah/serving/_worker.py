@@ -239,7 +239,7 @@ class WorkerServer(DrainingServer):
         return metrics
 
     def _send_metrics(self, number: int) -> None:
-        """Send the metrics. If a collector of the application fails, say so: the parent keeps those that it has."""
+        """Send the metrics. If they can't be read, send `NO_METRICS`, and the parent keeps those that it has."""
         try:
             metrics = encode_metrics(self._read_own_metrics())
         except Exception:

@@ -173,9 +173,9 @@ class WorkerProcess:
         self._send(encode_message(MessageKind.FORCE))
 
     def ask_for_metrics(self) -> asyncio.Future[bool]:
-        """Ask for its current metrics. The result is true when `metrics` has them, and false if it can't read them.
+        """Ask for its current metrics. The future has the result True as soon as `metrics` has them.
 
-        After `close` it is true: there is nothing to wait for.
+        The result is False if the worker can't read them. `close` sets it to True, because no answer comes any more.
         """
         self._asked_number += 1
         self._answer = asyncio.get_running_loop().create_future()

@@ -118,9 +118,8 @@ class RunningServer:
             yield peer
         finally:
             peer.close()
-            await asyncio.sleep(
-                0
-            )  # closes the socket, which the event loop can't do while it waits for the server's end
+            # The event loop closes the socket now. Later it would be blocked by the wait for the end of the server.
+            await asyncio.sleep(0)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Post batches of basic transfers: one statement for a batch, and another one if refusals were not predicted."""
+"""Post batches of basic transfers. Each batch is one statement, or several if a refusal wasn't predicted."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from shop.ledger.requests import TransferRequest, TransferResult
 from shop.ledger.service import collect_account_ids, group_results
 from shop.ledger.sharing import SharedAccounts
 
-# The first attempt may find that a prediction is wrong, the second one may find refused items, and the third one
-# accounts whose items must be decided under locks.
+# The first attempt may find that a prediction is wrong. The second one may find refused items, and the third one
+# accounts whose items must be decided under locks. The fourth one posts the rest.
 _MAX_ATTEMPTS: Final = 4
 _DECLINED: Final = Declined()
 
@@ -41,8 +41,9 @@ Answer: TypeAlias = list[TransferResult] | Exception
 class BasicBatches:
     """Posts batches of basic transfers.
 
-    Each statement is executed in a `turn`, which yields whether it must skip the accounts that others have locked.
-    `recover` returns the answers of items after the connection broke during the commit.
+    Each statement is executed within the context manager `turn()`. It yields whether the statement must skip the
+    accounts that other transactions have locked. If the connection breaks during a statement, `recover` finds the
+    answers of its items.
     """
 
     def __init__(
@@ -68,37 +69,38 @@ class BasicBatches:
         may call it again with a part of the batch.
         """
         answers: list[Answer | Undecided] = [UNDECIDED] * len(items)
-        places = basic = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
-        prediction = await self._predict_refusals([items[n] for n in places])
-        refused = {places[n]: each for n, each in prediction.refused.items()}
-        places = [n for n in places if n not in refused]
+        positions = basic_positions = [n for n, item in enumerate(items) if all(request.is_basic for request in item)]
+        prediction = await self._predict_refusals([items[n] for n in positions])
+        refused = {positions[n]: each for n, each in prediction.refused.items()}
+        positions = [n for n in positions if n not in refused]
         has_refusal = bool(refused)
         for _ in range(_MAX_ATTEMPTS):
-            if not places and not refused:
+            if not positions and not refused:
                 break
-            results = await self._post_all([items[n] for n in places], list(refused.values()), prediction.states)
+            results = await self._post_all([items[n] for n in positions], list(refused.values()), prediction.states)
             if not isinstance(results, Declined):
-                for place, answer in zip((*places, *refused), results, strict=True):
-                    answers[place] = answer
+                for position, answer in zip((*positions, *refused), results, strict=True):
+                    answers[position] = answer
                 break
-            prediction = NO_PREDICTION  # it is either wrong, or right at the time of the statement
+            # Either the prediction is wrong, or this statement has verified it. So it isn't verified again.
+            prediction = NO_PREDICTION
             if results.is_prediction_wrong:
-                places, refused = basic, {}
+                positions, refused = basic_positions, {}
                 continue
-            found = self._find_refused([items[n] for n in places], results)
-            refused |= {places[n]: each for n, each in found.items()}
+            found = self._find_refused([items[n] for n in positions], results)
+            refused |= {positions[n]: each for n, each in found.items()}
             has_refusal = has_refusal or bool(found)
-            # Send the others again. If none is refused, send those that need no account which has refused.
+            # Send the others again. If no item is refused, send those that use none of the refusing accounts.
             refusing = frozenset() if found else results.refusing
-            allowed = [n for n in places if n not in refused and refusing.isdisjoint(collect_account_ids(items[n]))]
-            if len(allowed) == len(places):
+            allowed = [n for n in positions if n not in refused and refusing.isdisjoint(collect_account_ids(items[n]))]
+            if len(allowed) == len(positions):
                 break
-            places = allowed
+            positions = allowed
         self._known_accounts.record_batch(has_refusal=has_refusal)
         return answers
 
     async def _predict_refusals(self, items: Sequence[Item]) -> Prediction:
-        """Predict the refusals of a batch, if refusals are frequent. Accounts that aren't known are read first."""
+        """Predict the refusals of a batch, if refusals are frequent. Reads the unknown accounts first."""
         known = self._known_accounts
         if not known.is_used:
             return NO_PREDICTION
@@ -107,7 +109,7 @@ class BasicBatches:
             try:
                 async with self._database.autocommit() as connection:
                     known.add((await read_accounts(connection, unknown)).values())
-            except ConnectionLost:  # nothing was posted, and the batch may get another connection
+            except ConnectionLost:  # only a read has failed, and the statement gets another connection
                 return NO_PREDICTION
         return predict_refusals(items, known)
 
@@ -148,7 +150,7 @@ class BasicBatches:
         return [*group_results(items, posted.results), *(each.results for each in refused)]
 
     def _record(self, plan: BasicPlan, posted: Posted) -> None:
-        """Record the states of the accounts after a batch."""
+        """Record what the batch shows about other processes, and the new balances."""
         self._shared_accounts.record(
             (id_, before, before + each.entries)
             for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)

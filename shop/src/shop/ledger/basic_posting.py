@@ -4,8 +4,9 @@ For each account Python computes how far the balance goes down and up in the bat
 statement `post_basic.sql` locks the accounts, compares these values with their states, and posts all transfers or none.
 So the decision needs no states that were read before, and no round trip between the locks and the commit.
 
-It decides as `PostingContext` does, except that it refuses nothing: a batch with a refusal, or with a key that was used
-before, is declined. Then `shop.ledger.basic_refusals` decides which requests are refused.
+It decides as `PostingContext` does, except that it refuses nothing. It verifies and stores predicted refusals. A batch
+with another refusal, or with a key that was used before, is declined. Then `shop.ledger.basic_refusals` decides which
+requests are refused.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Declined(NamedTuple):
     """Nothing was posted. `refusing` has the accounts that don't allow their transfers, or weren't found.
 
     It is empty if the reason is another one, for example two accounts with different currencies. `states` is None if
-    the states of the accounts aren't known. `is_prediction_wrong`: a predicted refusal may be wrong, because the state
-    of its account has changed.
+    the states of the accounts aren't known. `is_prediction_wrong` is true if an account on which a predicted refusal
+    depends isn't in the known state any more. Then the other fields have their defaults.
     """
 
     refusing: frozenset[UUID] = frozenset()
@@ -59,7 +60,7 @@ class Declined(NamedTuple):
 
 
 class KnownState(NamedTuple):
-    """The state of an account on which a predicted refusal depends: its revision, and a range of its balance."""
+    """The state of an account on which a predicted refusal depends. The balance may be anywhere in this range."""
 
     revision: int
     lowest_balance: int
@@ -79,7 +80,7 @@ class DeclinedStates:
     positions: Mapping[UUID, int]
 
     def read(self, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-        """New objects for these accounts. They have the time `at`, and not their own."""
+        """New objects for these accounts. Their `updated_at` is `at`, not the time of their last change."""
         row = self.row
         return {
             id_: PostingAccount(
@@ -225,7 +226,7 @@ async def post_basic(
     skips_locked: bool = False,
 ) -> Posted | Declined:
     """Post the transfers of the plan in one transaction, and store the `refused` keys with their refusals. The
-    connection must commit each statement. With `predicted` it does so only if these accounts are in these states.
+    connection must commit each statement. With `predicted` it posts only if these accounts are in these states.
 
     The statement waits for accounts and keys that other transactions have locked. After `LOCK_WAIT_MS` it raises
     `LockedForLong`. With `skips_locked` it doesn't wait for accounts, and counts the locked ones as refusing. Raises

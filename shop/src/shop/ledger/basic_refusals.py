@@ -1,4 +1,4 @@
-"""Decide which items of a declined batch are refused."""
+"""Decide which items of a batch are refused, on states of accounts that aren't locked."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ def find_refused(
 ) -> dict[int, Refused]:
     """The items that are refused as a whole, by their position in the batch.
 
-    Each of them is refused twice: in the order of the batch, and alone, on the states that the statement has read. So
-    its refusal depends on no other item. It stays right whatever is posted before the refusal is stored: it is the
-    answer that the request would have got at the time when the states were read.
+    Only items with a `refusing` account are decided, or all items if there is none. Each refused item is refused twice:
+    in the order of the batch, and alone, on these states. So its refusal depends on no other item. It stays right
+    whatever is posted before the refusal is stored, because the request would have got this answer at the time of the
+    states.
 
     Other items may be posted, or must be decided under locks: those of which only some requests are refused, and those
     with an account that holds money, because the hold may have expired.

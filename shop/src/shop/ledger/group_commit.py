@@ -169,9 +169,12 @@ class Ledger:
             self._bulk_slots.release()
 
     async def void_expired(self, account_ids: Iterable[UUID]) -> int:
-        """Void the expired holds of these accounts, and return their number. If another transaction has locked one of
-        them for more than 0.2 s, the locked accounts are skipped. Raises `BatchAbandoned` after `submit_timeout`, so
-        that the write lock is released."""
+        """Void the expired holds of these accounts, and return their number.
+
+        If another transaction has locked one of the accounts for more than 0.2 s, the locked accounts are skipped.
+        While the blocked queue isn't empty, they are skipped at once. Raises `BatchAbandoned` after `submit_timeout`,
+        so that the write lock is released.
+        """
         ids = set(account_ids)
         try:
             async with asyncio.timeout(self._submit_timeout):
@@ -217,8 +220,8 @@ class Ledger:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[bool]:
-        """Yields whether a statement must skip locked accounts. If so, the write lock is held, because otherwise the
-        statement would skip the accounts of other statements of this process, too."""
+        """Yields whether a statement must skip locked accounts. If so, the write lock is held. Otherwise the statement
+        would also skip the accounts that other statements of this process have locked."""
         if not self._has_blocked_items:
             yield False
             return

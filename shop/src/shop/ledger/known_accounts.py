@@ -13,42 +13,45 @@ from shop.ledger.ownership import owns
 from shop.ledger.requests import TransferRequest
 from shop.ledger.snapshots import PostingAccount
 
-# Refusals are frequent if there are two batches with refusals among this number of batches.
+# Refusals become frequent if a batch has one, and one of this number of batches before it had one, too. They become
+# rare after this number of batches without one.
 _FREQUENT_BATCHES: Final = 32
-# About 10 MB.
+# The states of so many accounts take about 10 MB.
 _MAX_ACCOUNTS: Final = 20_000
 
 
 class KnownAccounts:
     """The states of accounts, while refusals are frequent. Otherwise it is empty, and nothing is read or kept.
 
-    The states may be old, because another process may have changed an account. So a decision on them must be verified.
+    The states may be old, because another transaction may have changed an account. So a decision on them must be
+    verified.
     """
 
-    # A refusal doesn't depend on the time.
+    # `find_refused` reads these two. A refusal doesn't depend on the time, and no account must have a certain owner,
+    # because `predict_refusals` leaves out the requests that debit an account of another customer.
     at: Final = datetime(1970, 1, 1, tzinfo=UTC)
     owners: Final[Mapping[UUID, UUID]] = {}
 
     def __init__(self) -> None:
         self._accounts: dict[UUID, PostingAccount] = {}
-        self._limited: dict[UUID, PostingAccount] = {}
-        self._is_refusal_recent = 0
-        self._batches_left = 0
+        self._limited: dict[UUID, PostingAccount] = {}  # those that may refuse a transfer
+        self._recent_batches_left = 0
+        self._used_batches_left = 0
 
     @property
     def is_used(self) -> bool:
         """Whether refusals are frequent."""
-        return self._batches_left > 0
+        return self._used_batches_left > 0
 
     def record_batch(self, *, has_refusal: bool) -> None:
         """Count a batch, and find out whether refusals are frequent."""
-        was_recent = self._is_refusal_recent > 0
-        self._is_refusal_recent = _FREQUENT_BATCHES if has_refusal else max(self._is_refusal_recent - 1, 0)
+        was_recent = self._recent_batches_left > 0
+        self._recent_batches_left = _FREQUENT_BATCHES if has_refusal else max(self._recent_batches_left - 1, 0)
         if has_refusal and was_recent:
-            self._batches_left = _FREQUENT_BATCHES
-        elif self._batches_left:
-            self._batches_left -= 1
-            if not self._batches_left:
+            self._used_batches_left = _FREQUENT_BATCHES
+        elif self._used_batches_left:
+            self._used_batches_left -= 1
+            if not self._used_batches_left:
                 self._clear()
 
     def find_unknown(self, requests: Iterable[TransferRequest]) -> set[UUID]:
@@ -80,7 +83,7 @@ class KnownAccounts:
                 self._limited[account.id] = account
 
     def forget(self, ids: Iterable[UUID]) -> None:
-        """Remove these states, because they were old."""
+        """Remove these states, because they are old."""
         for id_ in ids:
             self._accounts.pop(id_, None)
             self._limited.pop(id_, None)

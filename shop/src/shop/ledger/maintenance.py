@@ -53,7 +53,7 @@ def build_jobs(ledger: Resource[Ledger], *, key_retention_days: float) -> list[J
 async def void_expired(ledger: Ledger) -> int:
     """Void all expired holds, and return their number.
 
-    Accounts that another transaction has locked are skipped until the next run.
+    Accounts that another transaction has locked for more than 0.2 s are skipped until the next run.
     """
     voided, processed = 0, set[UUID]()
     is_unprocessed = PendingTransfer.from_account_id != all_(_processed_ids)  # don't find locked accounts again

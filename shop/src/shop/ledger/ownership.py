@@ -52,7 +52,7 @@ def find_refusal(
 
 
 def find_debit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
-    """The reason why the account can't be debited."""
+    """The reason why this amount can't be debited from the account, or None."""
     if account.state is not AccountState.OPEN:
         return _refuse_state(account)
     remaining = account.balance - account.held - amount
@@ -62,7 +62,7 @@ def find_debit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
 
 
 def find_credit_refusal(account: PostingAccount, amount: int) -> Refusal | None:
-    """The reason why the account can't be credited."""
+    """The reason why this amount can't be credited to the account, or None."""
     if account.state is not AccountState.OPEN:
         return _refuse_state(account)
     balance = account.balance + amount

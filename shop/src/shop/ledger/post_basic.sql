@@ -1,15 +1,16 @@
--- Post basic transfers, all of them or none. See basic_posting.py. (This is a statement, and no function.)
+-- Post basic transfers, all of them or none. See basic_posting.py. (This is a statement, not a function.)
 --
 -- The arrays a_… have an element for each account, and the arrays t_… and k_… one for each transfer. t_source and
 -- t_target are the positions of its accounts in a_id, from 1. An empty array stands for NULLs only. The arrays r_… are
--- the keys of refused requests. The arrays u_… are the accounts on whose states predicted refusals depend. If these states
--- have changed, it does nothing. If it posts nothing for another reason, it returns the accounts.
+-- the keys and refusals of refused requests. The arrays u_… have an element for each account on which a predicted
+-- refusal depends: its revision, and the range of its balance. If such an account isn't in this state, the statement
+-- locks and writes nothing. If it posts nothing for another reason, it returns the accounts.
 WITH wait AS MATERIALIZED (
     -- before the locks are requested; until the end of the transaction, so also for the wait for a key
     SELECT set_config('lock_timeout', :lock_timeout, true) IS NOT NULL AS is_limited
 ), prediction AS MATERIALIZED (
-    -- Without locks: the refusals are right at the time when the statement begins. Every change of an account that isn't
-    -- one of its balance increments its revision, and a trigger ensures that.
+    -- No lock is needed: it is enough if the refusals are right when the statement begins. A trigger increments the
+    -- revision at each change that creates no entry, such as one of the state, a limit or a hold.
     SELECT count(*) = cardinality(:u_id) AS is_right
     FROM unnest(:u_id, :u_revision, :u_lowest_balance, :u_highest_balance)
         AS known (id, revision, lowest_balance, highest_balance)
@@ -82,7 +83,8 @@ WITH wait AS MATERIALIZED (
         AS refused (scope, key, fingerprint, refusal)
     WHERE is_accepted
 )
-SELECT coalesce(is_accepted, false) AS is_posted, is_right, at, allowing, balances, entry_counts, owners, currencies, declined.*,
+SELECT coalesce(is_accepted, false) AS is_posted, is_right, at, allowing, balances, entry_counts, owners, currencies,
+    declined.*,
     -- if nothing was written, the transaction has only locks, and its end need not wait for the disk
     CASE WHEN is_accepted THEN NULL ELSE set_config('synchronous_commit', 'off', true) END
 FROM decision CROSS JOIN LATERAL (

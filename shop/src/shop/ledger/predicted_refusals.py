@@ -1,6 +1,6 @@
-"""Predict which requests of a batch are refused. PostgreSQL verifies that before anything is posted.
+"""Predict which requests of a batch are refused. The statement verifies the prediction before it posts anything.
 
-Without a prediction, a batch with a refusal is declined, and sent again without the refused requests.
+Without a prediction, a batch with a refusal is declined, and sent again with the refusal to store.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from shop.ledger.models import AccountState
 from shop.ledger.ownership import find_credit_refusal, find_debit_refusal, owns
 from shop.ledger.requests import MAX_AMOUNT, ScopedKey, TransferRequest
 
-# With a balance in this range, no amount of a request leads to a balance that isn't a bigint.
+# If a balance is in this range, it is a bigint after each transfer, because an amount is at most `MAX_AMOUNT`.
 _ORDINARY_BALANCES: Final = range(1 - MAX_AMOUNT, MAX_AMOUNT)
 
 
 class Prediction(NamedTuple):
-    """The refused items of a batch, by position, and the states of accounts that make them refused."""
+    """The refused items of a batch, by position, and the states of accounts on which their refusals depend."""
 
     refused: dict[int, Refused]
     states: dict[UUID, KnownState]
@@ -31,10 +31,10 @@ NO_PREDICTION: Final = Prediction({}, {})
 
 
 def predict_refusals(items: Sequence[Sequence[TransferRequest]], known: KnownAccounts) -> Prediction:
-    """Predict the refusals of the single requests of a batch.
+    """Predict which items of a batch are refused. Only items with a single request are considered.
 
-    An item is predicted only if `find_refused` finds it, too, and if both accounts are known. An account that doesn't
-    exist, or that doesn't belong to the customer, is never predicted.
+    A refusal is predicted only if `find_refused` finds it, too, and if both accounts are known. So it is never
+    predicted if an account doesn't exist, or if the debited account doesn't belong to the customer.
     """
     likely: dict[int, TransferRequest] = {}
     refusing: set[UUID] = set()
@@ -62,7 +62,7 @@ def predict_refusals(items: Sequence[Sequence[TransferRequest]], known: KnownAcc
 
 
 def _find_refusing(request: TransferRequest, known: KnownAccounts) -> UUID | None:
-    """The account that surely refuses this request if its state is the known one."""
+    """The account that refuses this request if the known states are current. None if that isn't certain."""
     debit, credit, amount = known.find(request.from_account_id), known.find(request.to_account_id), request.amount
     if debit is None or credit is None or debit is credit or not owns(request.posted_by, debit):
         return None
@@ -79,12 +79,12 @@ def _find_refusing(request: TransferRequest, known: KnownAccounts) -> UUID | Non
 
 
 def _add_states(states: dict[UUID, KnownState], request: TransferRequest, known: KnownAccounts) -> None:
-    """Add the states with which the request has the same refusal as with the known ones."""
+    """Add the states in which the accounts refuse the request for the same reason as in the known ones."""
     debit, credit, amount = known.find(request.from_account_id), known.find(request.to_account_id), request.amount
     assert debit is not None
     assert credit is not None
     assert amount is not None
-    # Below the first limit the debit is refused, and from the second one on the credit.
+    # The debit is refused if the balance is below its limit. The credit is refused if it is at or above its limit.
     debit_limit = None if debit.allows_negative else amount - debit.overdraft_limit
     credit_limit = None if credit.balance_limit is None else credit.balance_limit - amount + 1
     for account, limit in ((debit, debit_limit), (credit, credit_limit)):

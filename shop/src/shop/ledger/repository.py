@@ -123,7 +123,7 @@ class TransferRepository(AsyncRepository[Transfer]):
 
 
 async def read_accounts(connection: AsyncConnection, ids: Iterable[UUID]) -> dict[UUID, PostingAccount]:
-    """The current states of the accounts that exist, without locks. Another transaction may change them at any time."""
+    """Read the accounts that exist, without locks. Another transaction may change them at any time."""
     rows = await connection.execute(_ACCOUNTS, {"ids": list(ids)})
     return {row.id: PostingAccount(**row._asdict()) for row in rows}
 

@@ -151,10 +151,10 @@ def group_results(
 
 
 async def void_expired(session: AsyncSession, account_ids: Iterable[UUID], *, waits: bool) -> int:
-    """Void the expired holds of these accounts. Return the number of these holds.
+    """Void the expired holds of these accounts, and return the number of these holds.
 
-    With `waits` it waits for each account for up to `LOCK_WAIT_MS`, then raises `LockedForLong`. Without it, it skips
-    the accounts that another transaction has locked.
+    With `waits` it waits for each account for up to `LOCK_WAIT_MS`, then raises `LockedForLong`. Otherwise it skips the
+    accounts that another transaction has locked.
     """
     repository = TransferRepository(session)
     if waits:

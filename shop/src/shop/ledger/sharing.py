@@ -13,7 +13,8 @@ _REMEMBERED_BATCHES: Final = 32
 class SharedAccounts:
     """Notices that others have posted on the accounts of the last batch, by the entry counts of the next one.
 
-    Call `record` after each batch, in the order in which the batches were posted.
+    Call `record` after each batch, in the order in which the batches were posted. In another order, a batch of this
+    process seems to be one of another process.
     """
 
     def __init__(self) -> None:

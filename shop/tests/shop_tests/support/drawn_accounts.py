@@ -25,7 +25,10 @@ ACCOUNT = st.fixed_dictionaries(
 
 
 async def open_drawn(session: AsyncSession, drawn: list[dict[str, Any]], funded: set[int]) -> list[UUID]:
-    """Accounts with these columns. Those in `funded` get money before they are frozen or limited."""
+    """Open accounts with these columns, and return their ids. Those at the positions in `funded` get 25.
+
+    They get it before they are frozen.
+    """
     world = {"id": uuid4(), "name": "World", "allows_negative": True}
     ids = [uuid4() for _ in drawn]
     for currency in ("GBP", "EUR"):
