@@ -56,8 +56,8 @@ _UNOBSERVED_CLOSE_SECONDS: Final = 1.0
 # Cancelled batches are given this time to release their connections.
 _CANCEL_SECONDS: Final = 1.0
 
-# With `split_between_workers`, the queue isn't divided into parts smaller than this, and no worker starts beside a
-# running one for fewer items. The fixed cost of a further batch would exceed the gain.
+# With `split_between_workers`, the queue isn't divided into parts smaller than this. While a batch is running, no
+# further worker starts for fewer items. The fixed cost of a further batch would exceed the gain.
 _MIN_SPLIT_BATCH_SIZE: Final = 32
 
 
