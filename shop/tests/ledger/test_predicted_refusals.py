@@ -20,10 +20,9 @@ from shop.ledger.basic_posting import Declined, Posted, post_basic
 from shop.ledger.known_accounts import KnownAccounts
 from shop.ledger.models import Account, AccountState
 from shop.ledger.posting import PostingContext
-from shop.ledger.predicted_refusals import predict_refusals
 from shop.ledger.repository import TransferRepository, read_accounts
 from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRequest, TransferResult, split_into_chains
-from shop.ledger.service import collect_account_ids, post_transfers
+from shop.ledger.service import collect_account_ids, find_replay, post_transfers
 from shop.ledger.snapshots import PostingAccount
 from shop_tests.support.drawn_accounts import ACCOUNT, open_drawn
 from shop_tests.support.funded_accounts import open_accounts
@@ -301,11 +300,14 @@ async def test_an_expired_hold_causes_no_predicted_refusal(stored: Database) -> 
     assert await batches.post([[TransferRequest(a, b, 10)]]) == [UNDECIDED]
 
 
-async def test_requests_with_the_same_key_are_not_predicted_together(stored: Database) -> None:
+@pytest.mark.parametrize("has_list", [False, True])
+async def test_requests_with_the_same_key_are_not_predicted(stored: Database, has_list: bool) -> None:
+    """Otherwise both are answered as refused, and only the answer of one of them is stored."""
     a, poor = await open_accounts(stored, 100, 0)
-    known = KnownAccounts()
-    for _ in range(2):
-        known.record_batch(has_refusal=True)
-    known.add((await read_states(stored, [a, poor])).values())
-    items = [[TransferRequest(poor, a, amount, key="same")] for amount in (1, 2)]
-    assert set(predict_refusals(items, known).refused) == {0}
+    batches = await create_predicting(stored, poor, a)
+    await refuse(batches, TransferRequest(poor, a, 1), Refusal.INSUFFICIENT_FUNDS)
+    first, second = (TransferRequest(poor, a, amount, key="same") for amount in (1, 2))
+    items: list[Item] = [[first], [second, second._replace(key="other")] if has_list else [second]]
+    assert await batches.post(items) == [UNDECIDED, UNDECIDED]
+    async with stored.session() as session:
+        assert [await find_replay(session, request) for request in (first, second)] == [None, None]

@@ -5,6 +5,7 @@ Without a prediction, a batch with a refusal is declined, and sent again without
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -14,7 +15,7 @@ from shop.ledger.basic_refusals import Refused, find_refused
 from shop.ledger.known_accounts import KnownAccounts
 from shop.ledger.models import AccountState
 from shop.ledger.ownership import find_credit_refusal, find_debit_refusal, owns
-from shop.ledger.requests import MAX_AMOUNT, ScopedKey, TransferRequest
+from shop.ledger.requests import MAX_AMOUNT, TransferRequest
 
 # With a balance in this range, no amount of a request leads to a balance that isn't a bigint.
 _ORDINARY_BALANCES: Final = range(1 - MAX_AMOUNT, MAX_AMOUNT)
@@ -34,31 +35,33 @@ def predict_refusals(items: Sequence[Sequence[TransferRequest]], known: KnownAcc
     """Predict the refusals of the single requests of a batch.
 
     An item is predicted only if `find_refused` finds it, too, and if both accounts are known. An account that doesn't
-    exist, or that doesn't belong to the customer, is never predicted.
+    exist, or that doesn't belong to the customer, is never predicted. Neither is a request whose key another request of
+    the batch has, too: the first one decides the answer of the other, and so they are decided under locks.
     """
     likely: dict[int, TransferRequest] = {}
     refusing: set[UUID] = set()
-    keys: set[ScopedKey] = set()
     for position, item in enumerate(items):
         request = item[0]
         if len(item) > 1 or not known.has_limited((request.from_account_id, request.to_account_id)):
             continue
         account = _find_refusing(request, known)
-        if account is None or (request.key is not None and (request.scope, request.key) in keys):
-            continue
-        likely[position] = request
-        refusing.add(account)
-        if request.key is not None:
-            keys.add((request.scope, request.key))
+        if account is not None:
+            likely[position] = request
+            refusing.add(account)
     if not likely:
         return NO_PREDICTION
-    found = find_refused(items, known, refusing)
+    found, uses = find_refused(items, known, refusing), _count_keys(items)
     prediction = Prediction({}, {})
     for position, request in likely.items():
-        if position in found:
+        if position in found and uses[request.scope, request.key] < 2:
             prediction.refused[position] = found[position]
             _add_states(prediction.states, request, known)
     return prediction
+
+
+def _count_keys(items: Sequence[Sequence[TransferRequest]]) -> Counter[tuple[str, str | None]]:
+    """How many requests have each key."""
+    return Counter((request.scope, request.key) for item in items for request in item if request.key is not None)
 
 
 def _find_refusing(request: TransferRequest, known: KnownAccounts) -> UUID | None:
