@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 
 from howdah import ConnectionLost, Database
-from shop.ledger import basic_batches, basic_posting
+from shop.ledger import basic_batches, basic_posting, known_accounts
 from shop.ledger.basic_batches import UNDECIDED, Answer, BasicBatches, Item, Undecided
 from shop.ledger.basic_posting import Declined, Posted, post_basic
 from shop.ledger.known_accounts import KnownAccounts
@@ -311,3 +311,16 @@ async def test_requests_with_the_same_key_are_not_predicted(stored: Database, ha
     assert await batches.post(items) == [UNDECIDED, UNDECIDED]
     async with stored.session() as session:
         assert [await find_replay(session, request) for request in (first, second)] == [None, None]
+
+
+async def test_the_number_of_kept_accounts_is_limited(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_accounts, "_MAX_ACCOUNTS", 3)
+    ids = await open_accounts(stored, *[10] * 5)
+    poor, other = await open_accounts(stored, 0, 0)
+    batches = await create_predicting(stored, poor, other)
+    requests = [TransferRequest(id_, other, 20) for id_ in ids]
+    for item in (requests, requests[:1], requests[2:]):
+        [answer] = await batches.post([item])
+        assert isinstance(answer, list)
+        assert {result.refusal for result in answer} == {Refusal.INSUFFICIENT_FUNDS}
+        assert sum(batches._known_accounts.find(id_) is not None for id_ in (*ids, poor, other)) <= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -72,7 +73,7 @@ class KnownAccounts:
             return
         if len(self._accounts) + len(accounts) > _MAX_ACCOUNTS:
             self._clear()
-        for account in accounts:
+        for account in islice(accounts, _MAX_ACCOUNTS):  # a list of requests may have any number of accounts
             self._accounts[account.id] = account
             if account.state is AccountState.OPEN and account.allows_negative and account.balance_limit is None:
                 self._limited.pop(account.id, None)
