@@ -132,10 +132,13 @@ class BasicBatches:
         if not items and not keys and not predicted:
             return [each.results for each in refused]
         try:
-            async with self._database.autocommit() as connection, self._turn() as skips_locked:
-                posted = await post_basic(
-                    connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked
-                )
+            with self._shared_accounts.post(plan):
+                async with self._database.autocommit() as connection, self._turn() as skips_locked:
+                    posted = await post_basic(
+                        connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked
+                    )
+                if isinstance(posted, Posted):
+                    self._record(plan, posted)
         except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
@@ -144,15 +147,11 @@ class BasicBatches:
             if posted.is_prediction_wrong:
                 self._known_accounts.forget(predicted)
             return posted
-        self._record(plan, posted)
         return [*group_results(items, posted.results), *(each.results for each in refused)]
 
     def _record(self, plan: BasicPlan, posted: Posted) -> None:
         """Record the states of the accounts after a batch."""
-        self._shared_accounts.record(
-            (id_, before, before + each.entries)
-            for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)
-        )
+        self._shared_accounts.record(plan, posted.entry_counts)
         if self._known_accounts.is_used:
             changes = zip(plan.accounts.items(), posted.balances, strict=True)
             self._known_accounts.update({id_: balance + each.change for (id_, each), balance in changes})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
+
+from shop.ledger.basic_posting import BasicPlan
 
 # After this number of batches without a change by others, this process counts as the only one.
 _REMEMBERED_BATCHES: Final = 32
@@ -13,11 +16,13 @@ _REMEMBERED_BATCHES: Final = 32
 class SharedAccounts:
     """Notices that others have posted on the accounts of the last batch, by the entry counts of the next one.
 
-    Call `record` after each batch, in the order in which the batches were posted.
+    The batches of this process overlap, so their results may arrive in another order than they were posted in. Call
+    `record` in the block of `post`.
     """
 
     def __init__(self) -> None:
         self._entry_counts: dict[UUID, int] = {}
+        self._running: dict[int, BasicPlan] = {}
         self._batches_left = 0
 
     @property
@@ -25,12 +30,32 @@ class SharedAccounts:
         """Whether others have posted on the same accounts during the last batches."""
         return self._batches_left > 0
 
-    def record(self, accounts: Iterable[tuple[UUID, int, int]]) -> None:
-        """Compare the accounts of a batch with the last one. Each has its entry count before and after the batch."""
+    @contextmanager
+    def post(self, plan: BasicPlan) -> Iterator[None]:
+        """In this block the plan is posted. Another batch may find its entries before `record` is called."""
+        self._running[id(plan)] = plan
+        try:
+            yield
+        finally:
+            del self._running[id(plan)]
+
+    def record(self, plan: BasicPlan, entry_counts: Sequence[int]) -> None:
+        """Compare the accounts of a batch with the last one. `entry_counts` has those before the batch, in the order of
+        the plan."""
         known, counts, is_changed = self._entry_counts, {}, False
-        for id_, before, after in accounts:
-            counts[id_] = after
-            if known.get(id_, before) != before:
-                is_changed = True
+        for (id_, account), before in zip(plan.accounts.items(), entry_counts, strict=True):
+            expected, after = known.get(id_, before), before + account.entries
+            if before > expected and not is_changed:
+                is_changed = before - expected not in self._sum_running(plan, id_)
+            # it was posted before the last one if its count is lower
+            counts[id_] = after if before >= expected else max(after, expected)
         self._entry_counts = counts
         self._batches_left = _REMEMBERED_BATCHES if is_changed else max(self._batches_left - 1, 0)
+
+    def _sum_running(self, plan: BasicPlan, id_: UUID) -> set[int]:
+        """How many entries of this account the other running batches may have created: each has posted or not."""
+        sums = {0}
+        for other in self._running.values():
+            if other is not plan and (account := other.accounts.get(id_)) is not None:
+                sums |= {each + account.entries for each in sums}
+        return sums
