@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID, uuid4
 
-from shop.ledger.basic_posting import BasicPlan, plan_basic_posting
-from shop.ledger.requests import TransferRequest
 from shop.ledger.sharing import SharedAccounts
 
 A, B = uuid4(), uuid4()
 
 
-def plan_transfers(count: int, pair: tuple[UUID, UUID] = (A, B)) -> BasicPlan:
-    plan = plan_basic_posting([TransferRequest(*pair, 1)] * count)
-    assert plan is not None
-    return plan
-
-
-def record(shared: SharedAccounts, plan: BasicPlan, *entry_counts: int) -> None:
-    with shared.post(plan):
-        shared.record(plan, entry_counts)
+def record(shared: SharedAccounts, entries: dict[UUID, int], *entry_counts: int) -> None:
+    with shared.post(entries):
+        shared.record(entries, entry_counts)
 
 
 def record_overlapping(first: int, second: int, third: Sequence[int]) -> bool:
@@ -28,13 +20,13 @@ def record_overlapping(first: int, second: int, third: Sequence[int]) -> bool:
 
     The arguments are the entry counts before these batches, and those before a third one.
     """
-    shared, early, late = SharedAccounts(), plan_transfers(3), plan_transfers(5)
-    record(shared, plan_transfers(1), 0, 0)
+    shared, early, late = SharedAccounts(), {A: 3, B: 3}, {A: 5, B: 5}
+    record(shared, {A: 1, B: 1}, 0, 0)
     with shared.post(early):
         with shared.post(late):
             shared.record(late, [second, second])
         shared.record(early, [first, first])
-    record(shared, plan_transfers(1), *third)
+    record(shared, {A: 1, B: 1}, *third)
     return shared.has_others
 
 
@@ -51,5 +43,5 @@ def test_entries_that_no_batch_of_this_process_has_created_show_others() -> None
 def test_others_are_forgotten_after_32_batches() -> None:
     shared = SharedAccounts()
     for number in range(34):
-        record(shared, plan_transfers(1), number + (number > 0), number + (number > 0))
+        record(shared, {A: 1, B: 1}, number + (number > 0), number + (number > 0))
         assert shared.has_others is (1 <= number < 33)

@@ -131,14 +131,15 @@ class BasicBatches:
         keys = {key: outcome for each in refused for key, outcome in each.keys.items()}
         if not items and not keys and not predicted:
             return [each.results for each in refused]
+        entries = {id_: each.entries for id_, each in plan.accounts.items()}
         try:
-            with self._shared_accounts.post(plan):
+            with self._shared_accounts.post(entries):
                 async with self._database.autocommit() as connection, self._turn() as skips_locked:
                     posted = await post_basic(
                         connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked
                     )
                 if isinstance(posted, Posted):
-                    self._record(plan, posted)
+                    self._record(plan, entries, posted)
         except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
@@ -149,9 +150,9 @@ class BasicBatches:
             return posted
         return [*group_results(items, posted.results), *(each.results for each in refused)]
 
-    def _record(self, plan: BasicPlan, posted: Posted) -> None:
+    def _record(self, plan: BasicPlan, entries: Mapping[UUID, int], posted: Posted) -> None:
         """Record the states of the accounts after a batch."""
-        self._shared_accounts.record(plan, posted.entry_counts)
+        self._shared_accounts.record(entries, posted.entry_counts)
         if self._known_accounts.is_used:
             changes = zip(plan.accounts.items(), posted.balances, strict=True)
             self._known_accounts.update({id_: balance + each.change for (id_, each), balance in changes})
