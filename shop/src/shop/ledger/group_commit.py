@@ -175,7 +175,8 @@ class Ledger:
         ids = set(account_ids)
         try:
             async with asyncio.timeout(self._submit_timeout):
-                with suppress(LockedForLong):
+                # It is a LockTimeout if it has waited for several accounts before.
+                with suppress(LockedForLong, LockTimeout):
                     if not self._has_blocked_items:  # a busy account is rarely unlocked
                         return await self._commit(lambda session: void_expired(session, ids, waits=True))
                 async with self._write_lock:
