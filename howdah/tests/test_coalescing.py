@@ -106,6 +106,30 @@ async def test_with_split_between_workers_a_further_worker_waits_for_32_items() 
             assert await asyncio.gather(*tasks) == list("ABCDEFGH" * 5)
 
 
+async def test_one_at_a_time_may_begin_while_a_further_worker_starts() -> None:
+    failures: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, failure: failures.append(failure))
+    is_one_at_a_time, written = False, loop.create_future()
+
+    async def apply(items: Sequence[int]) -> Sequence[int]:
+        nonlocal is_one_at_a_time
+        await written
+        is_one_at_a_time = True
+        return items
+
+    async with Coalescer(
+        apply, workers=2, split_between_workers=True, one_at_a_time=lambda: is_one_at_a_time
+    ) as coalescer:
+        first = asyncio.create_task(coalescer.submit(-1))
+        await until(lambda: coalescer.status().items == 1)
+        # In the next iteration of the event loop, these items start a second worker, and then the first batch ends.
+        rest = [asyncio.create_task(coalescer.submit(item)) for item in range(40)]
+        written.set_result(None)
+        assert await asyncio.gather(first, *rest) == [-1, *range(40)]
+    assert failures == []
+
+
 async def test_a_further_worker_waits_for_as_many_items_as_the_running_batches_have() -> None:
     """Otherwise a busy system would have more batches instead of larger ones."""
     recorder = BatchRecorder()

@@ -357,8 +357,9 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[QueuedItem[ItemT, ResultT]]:
         """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
-        # This worker is in `_running`, but it is idle.
-        idle = self._count_workers() - len(self._running) + 1 if self._is_split else 1
+        # This worker is in `_running`, but it is idle. `one_at_a_time` may have become True after this worker was
+        # started, while another one is still ending.
+        idle = max(self._count_workers() - len(self._running) + 1, 1) if self._is_split else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]
         now, waits, waited = loop.time(), self._figures.waits, 0.0

@@ -21,8 +21,9 @@ from shop.ledger import basic_batches, basic_posting
 from shop.ledger.basic_posting import Declined, Posted, plan_basic_posting, post_basic
 from shop.ledger.basic_refusals import find_refused
 from shop.ledger.group_commit import Ledger
+from shop.ledger.lock_waits import KeyInUse
 from shop.ledger.models import Account
-from shop.ledger.posting import PostingContext
+from shop.ledger.posting import Outcome, PostingContext
 from shop.ledger.repository import TransferRepository
 from shop.ledger.requests import (
     MAX_AMOUNT,
@@ -253,6 +254,28 @@ async def test_a_refusal_is_stored_only_if_its_key_is_unused(stored: Database, m
     async with Ledger(stored) as ledger:
         result = await ledger.submit(request)
     assert result == elsewhere[1].as_replay()
+
+
+async def write_refusals(stored: Database, keys: Sequence[str]) -> Posted | Declined:
+    """Store refusals of these keys, in this order of the batch. No account is locked for that."""
+    plan = plan_basic_posting([])
+    assert plan is not None
+    refusal = TransferResult(refusal=Refusal.INSUFFICIENT_FUNDS)
+    async with stored.autocommit() as connection:
+        return await post_basic(connection, plan, refused={("", key): Outcome(bytes(32), refusal) for key in keys})
+
+
+@pytest.mark.usefixtures("patient")
+async def test_statements_that_refuse_the_same_keys_do_not_deadlock(stored: Database) -> None:
+    a, b = await open_accounts(stored, 100, 0)
+    async with stored.begin() as session:
+        await post_transfers(session, [TransferRequest(a, b, 1, key="n")])
+        # Both wait. Without an order of the keys, each of them has already written one that the other needs.
+        statements = [asyncio.create_task(write_refusals(stored, keys)) for keys in ("anz", "zna")]
+        await until_waiting(stored, 2)
+        await session.rollback()
+    outcomes = await asyncio.gather(*statements, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Posted, KeyInUse}
 
 
 async def test_a_customer_with_a_foreign_account_spoils_no_transfer_of_others(stored: Database) -> None:

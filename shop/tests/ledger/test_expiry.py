@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, text, update
 
 from howdah import Database, LockTimeout, utcnow
-from shop.ledger import repository
+from shop.ledger import lock_waits, repository
 from shop.ledger.account_schemas import AccountChange
 from shop.ledger.accounts import AccountUnchangeable, change_account
 from shop.ledger.expiry import VOID_EXPIRED
@@ -319,6 +319,20 @@ async def test_maintenance_waits_for_a_busy_account(stored: Database, monkeypatc
             waiting = asyncio.create_task(void_expired(ledger))
             await until_waiting(stored, 1)
         assert await waiting == 1
+
+
+async def test_maintenance_skips_an_account_after_it_has_waited_for_others(
+    stored: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_waits, "_MAX_WAIT_SECONDS", 0)  # as if it had waited for 1.5 s in all
+    a, b, c = await open_accounts(stored, 10, 10, 0)
+    await hold_amounts(stored, a, c, 1)
+    await hold_amounts(stored, b, c, 1)
+    async with Ledger(stored) as ledger:
+        async with stored.begin() as session:
+            await session.execute(select(Account.id).where(Account.id == a).with_for_update())
+            assert await void_expired(ledger) == 1
+        assert await void_expired(ledger) == 1
 
 
 async def test_two_processes_void_an_expired_hold_once(stored: Database) -> None:

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from sqlalchemy import update
 
 from howdah import ConnectionLost, Database
-from shop.ledger import basic_batches, basic_posting
+from shop.ledger import account_cache, basic_batches, basic_posting
+from shop.ledger.account_cache import AccountCache
 from shop.ledger.basic_batches import UNDECIDED, Answer, BasicBatches, Item, Undecided
 from shop.ledger.basic_posting import Declined, Posted, post_basic
-from shop.ledger.known_accounts import KnownAccounts
 from shop.ledger.models import Account, AccountState
 from shop.ledger.posting import PostingContext
-from shop.ledger.predicted_refusals import predict_refusals
 from shop.ledger.repository import TransferRepository, read_accounts
 from shop.ledger.requests import MAX_AMOUNT, Refusal, TransferRequest, TransferResult, split_into_chains
-from shop.ledger.service import collect_account_ids, post_transfers
+from shop.ledger.service import collect_account_ids, find_replay, post_transfers
 from shop.ledger.snapshots import PostingAccount
 from shop_tests.support.drawn_accounts import ACCOUNT, open_drawn
 from shop_tests.support.funded_accounts import open_accounts
@@ -61,13 +60,13 @@ CHANGE = st.sampled_from(
 
 def create_batches(database: Database) -> BasicBatches:
     @asynccontextmanager
-    async def turn() -> AsyncIterator[bool]:
+    async def locking() -> AsyncIterator[bool]:
         yield False
 
     async def recover(_items: Sequence[Item], lost: ConnectionLost) -> Sequence[Answer]:
         raise lost
 
-    return BasicBatches(database, turn=turn, recover=recover)
+    return BasicBatches(database, locking=locking, recover=recover)
 
 
 async def create_predicting(database: Database, poor: UUID, other: UUID) -> BasicBatches:
@@ -174,7 +173,7 @@ async def check_answers(
             if answer[0].refusal is not None:
                 ids = collect_account_ids(item)
                 accounts = {id_: copy(before[id_]) for id_ in ids if id_ in before}
-                assert answer == PostingContext(accounts, KnownAccounts.at).decide(item)
+                assert answer == PostingContext(accounts, AccountCache.at).decide(item)
             keys = [(request.scope, request.key) for request in item if request.key is not None]
             stored = await TransferRepository(session).find_answers(keys)
             for request, result in zip(item, answer, strict=True):
@@ -300,11 +299,27 @@ async def test_an_expired_hold_causes_no_predicted_refusal(stored: Database) -> 
     assert await batches.post([[TransferRequest(a, b, 10)]]) == [UNDECIDED]
 
 
-async def test_requests_with_the_same_key_are_not_predicted_together(stored: Database) -> None:
+@pytest.mark.parametrize("has_list", [False, True])
+async def test_requests_with_the_same_key_are_not_predicted(stored: Database, has_list: bool) -> None:
+    """Otherwise both are answered as refused, and only the answer of one of them is stored."""
     a, poor = await open_accounts(stored, 100, 0)
-    known = KnownAccounts()
-    for _ in range(2):
-        known.record_batch(has_refusal=True)
-    known.add((await read_states(stored, [a, poor])).values())
-    items = [[TransferRequest(poor, a, amount, key="same")] for amount in (1, 2)]
-    assert set(predict_refusals(items, known).refused) == {0}
+    batches = await create_predicting(stored, poor, a)
+    await refuse(batches, TransferRequest(poor, a, 1), Refusal.INSUFFICIENT_FUNDS)
+    first, second = (TransferRequest(poor, a, amount, key="same") for amount in (1, 2))
+    items: list[Item] = [[first], [second, second._replace(key="other")] if has_list else [second]]
+    assert await batches.post(items) == [UNDECIDED, UNDECIDED]
+    async with stored.session() as session:
+        assert [await find_replay(session, request) for request in (first, second)] == [None, None]
+
+
+async def test_the_number_of_kept_accounts_is_limited(stored: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account_cache, "_MAX_ACCOUNTS", 3)
+    ids = await open_accounts(stored, *[10] * 5)
+    poor, other = await open_accounts(stored, 0, 0)
+    batches = await create_predicting(stored, poor, other)
+    requests = [TransferRequest(id_, other, 20) for id_ in ids]
+    for item in (requests, requests[:1], requests[2:]):
+        [answer] = await batches.post([item])
+        assert isinstance(answer, list)
+        assert {result.refusal for result in answer} == {Refusal.INSUFFICIENT_FUNDS}
+        assert sum(batches._account_cache.find(id_) is not None for id_ in (*ids, poor, other)) <= 3

@@ -9,9 +9,9 @@ from typing import Final, TypeAlias
 from uuid import UUID
 
 from howdah import ConnectionLost, Database
-from shop.ledger.basic_posting import BasicPlan, Declined, KnownState, Posted, plan_basic_posting, post_basic
+from shop.ledger.account_cache import AccountCache
+from shop.ledger.basic_posting import BasicPlan, Declined, ExpectedState, Posted, plan_basic_posting, post_basic
 from shop.ledger.basic_refusals import Refused, find_refused
-from shop.ledger.known_accounts import KnownAccounts
 from shop.ledger.lock_waits import KeyInUse, LockedForLong
 from shop.ledger.predicted_refusals import NO_PREDICTION, Prediction, predict_refusals
 from shop.ledger.repository import read_accounts
@@ -41,7 +41,7 @@ Answer: TypeAlias = list[TransferResult] | Exception
 class BasicBatches:
     """Posts batches of basic transfers.
 
-    Each statement is executed within the context manager `turn()`. It yields whether the statement must skip the
+    Each statement is executed within the context manager `locking()`. It yields whether the statement must skip the
     accounts that other transactions have locked. If the connection breaks during a statement, `recover` finds the
     answers of its items.
     """
@@ -50,12 +50,12 @@ class BasicBatches:
         self,
         database: Database,
         *,
-        turn: Callable[[], AbstractAsyncContextManager[bool]],
+        locking: Callable[[], AbstractAsyncContextManager[bool]],
         recover: Callable[[Sequence[Item], ConnectionLost], Awaitable[Sequence[Answer]]],
     ) -> None:
-        self._database, self._turn, self._recover = database, turn, recover
+        self._database, self._locking, self._recover = database, locking, recover
         self._shared_accounts = SharedAccounts()
-        self._known_accounts = KnownAccounts()
+        self._account_cache = AccountCache()
 
     @property
     def has_others(self) -> bool:
@@ -96,12 +96,12 @@ class BasicBatches:
             if len(allowed) == len(positions):
                 break
             positions = allowed
-        self._known_accounts.record_batch(has_refusal=has_refusal)
+        self._account_cache.record_batch(has_refusal=has_refusal)
         return answers
 
     async def _predict_refusals(self, items: Sequence[Item]) -> Prediction:
         """Predict the refusals of a batch, if refusals are frequent. Reads the unknown accounts first."""
-        known = self._known_accounts
+        known = self._account_cache
         if not known.is_used:
             return NO_PREDICTION
         unknown = known.find_unknown(_flatten(items))
@@ -119,11 +119,11 @@ class BasicBatches:
             return {}
         found = find_refused(items, declined.states, declined.refusing)
         if found:
-            self._known_accounts.add(declined.states.read(declined.refusing).values())
+            self._account_cache.add(declined.states.read(declined.refusing).values())
         return found
 
     async def _post_all(
-        self, items: Sequence[Item], refused: Sequence[Refused], predicted: Mapping[UUID, KnownState]
+        self, items: Sequence[Item], refused: Sequence[Refused], predicted: Mapping[UUID, ExpectedState]
     ) -> Sequence[Answer | Undecided] | Declined:
         """Post all of these basic transfers and store the refusals, or do nothing. Return the answers of the items,
         then those of the refused items."""
@@ -133,31 +133,31 @@ class BasicBatches:
         keys = {key: outcome for each in refused for key, outcome in each.keys.items()}
         if not items and not keys and not predicted:
             return [each.results for each in refused]
+        entries = {id_: each.entries for id_, each in plan.accounts.items()}
         try:
-            async with self._database.autocommit() as connection, self._turn() as skips_locked:
-                posted = await post_basic(
-                    connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked
-                )
+            with self._shared_accounts.post(entries):
+                async with self._database.autocommit() as connection, self._locking() as skips_locked:
+                    posted = await post_basic(
+                        connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked
+                    )
+                if isinstance(posted, Posted):
+                    self._record(plan, entries, posted)
         except (KeyInUse, LockedForLong):
             return _DECLINED
         except ConnectionLost as lost:
             return [*await self._recover(items, lost), *[UNDECIDED] * len(refused)]
         if isinstance(posted, Declined):
             if posted.is_prediction_wrong:
-                self._known_accounts.forget(predicted)
+                self._account_cache.invalidate(predicted)
             return posted
-        self._record(plan, posted)
         return [*group_results(items, posted.results), *(each.results for each in refused)]
 
-    def _record(self, plan: BasicPlan, posted: Posted) -> None:
+    def _record(self, plan: BasicPlan, entries: Mapping[UUID, int], posted: Posted) -> None:
         """Record what the batch shows about other processes, and the new balances."""
-        self._shared_accounts.record(
-            (id_, before, before + each.entries)
-            for (id_, each), before in zip(plan.accounts.items(), posted.entry_counts, strict=True)
-        )
-        if self._known_accounts.is_used:
+        self._shared_accounts.record(entries, posted.entry_counts)
+        if self._account_cache.is_used:
             changes = zip(plan.accounts.items(), posted.balances, strict=True)
-            self._known_accounts.update({id_: balance + each.change for (id_, each), balance in changes})
+            self._account_cache.update({id_: balance + each.change for (id_, each), balance in changes})
 
 
 def _flatten(items: Sequence[Item]) -> list[TransferRequest]:

@@ -59,7 +59,7 @@ class Declined(NamedTuple):
     is_prediction_wrong: bool = False
 
 
-class KnownState(NamedTuple):
+class ExpectedState(NamedTuple):
     """The state of an account on which a predicted refusal depends. The balance may be anywhere in this range."""
 
     revision: int
@@ -222,7 +222,7 @@ async def post_basic(
     plan: BasicPlan,
     *,
     refused: Mapping[ScopedKey, Outcome] = MappingProxyType({}),
-    predicted: Mapping[UUID, KnownState] = MappingProxyType({}),
+    predicted: Mapping[UUID, ExpectedState] = MappingProxyType({}),
     skips_locked: bool = False,
 ) -> Posted | Declined:
     """Post the transfers of the plan in one transaction, and store the `refused` keys with their refusals. The
@@ -293,7 +293,7 @@ def _build_results(plan: BasicPlan, at: datetime, states: _States) -> list[Trans
 def basic_parameters(
     plan: BasicPlan,
     refused: Mapping[ScopedKey, Outcome] = MappingProxyType({}),
-    predicted: Mapping[UUID, KnownState] = MappingProxyType({}),
+    predicted: Mapping[UUID, ExpectedState] = MappingProxyType({}),
 ) -> tuple[Any, ...]:
     """The parameters of `POST_BASIC`."""
     accounts, steps = plan.accounts.values(), plan.steps

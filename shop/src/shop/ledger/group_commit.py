@@ -83,7 +83,7 @@ class Ledger:
         self.database: Final = database
         self._submit_timeout = submit_timeout
         self._close_timeout = close_timeout
-        self._basic_batches = BasicBatches(database, turn=self._turn, recover=self._recover)
+        self._basic_batches = BasicBatches(database, locking=self._locking, recover=self._recover)
         queue = partial(
             Coalescer,
             workers=workers,
@@ -178,7 +178,8 @@ class Ledger:
         ids = set(account_ids)
         try:
             async with asyncio.timeout(self._submit_timeout):
-                with suppress(LockedForLong):
+                # It is a LockTimeout if it has waited for several accounts before.
+                with suppress(LockedForLong, LockTimeout):
                     if not self._has_blocked_items:  # a busy account is rarely unlocked
                         return await self._commit(lambda session: void_expired(session, ids, waits=True))
                 async with self._write_lock:
@@ -219,7 +220,7 @@ class Ledger:
                 self._has_no_submits.set()
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[bool]:
+    async def _locking(self) -> AsyncIterator[bool]:
         """Yields whether a statement must skip locked accounts. If so, the write lock is held. Otherwise the statement
         would also skip the accounts that other statements of this process have locked."""
         if not self._has_blocked_items:

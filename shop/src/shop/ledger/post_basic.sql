@@ -76,12 +76,17 @@ WITH wait AS MATERIALIZED (
     FROM accepted
 ), new_keys AS (
     INSERT INTO idempotency_keys (scope, key, fingerprint, transfer_id, refusal, answer, created_at)
-    SELECT coalesce(scope, ''), key, fingerprint, id, NULL, 'posted', at FROM accepted WHERE key IS NOT NULL
-    UNION ALL
-    SELECT coalesce(scope, ''), key, fingerprint, NULL, refusal, 'refused', at
-    FROM decision CROSS JOIN unnest(:r_scope, :r_key, :r_fingerprint, :r_refusal)
-        AS refused (scope, key, fingerprint, refusal)
-    WHERE is_accepted
+    SELECT * FROM (
+        SELECT coalesce(scope, '') AS scope, key, fingerprint, id, NULL, 'posted', at FROM accepted WHERE key IS NOT NULL
+        UNION ALL
+        SELECT coalesce(scope, ''), key, fingerprint, NULL, refusal, 'refused', at
+        FROM decision CROSS JOIN unnest(:r_scope, :r_key, :r_fingerprint, :r_refusal)
+            AS refused (scope, key, fingerprint, refusal)
+        WHERE is_accepted
+    ) AS answered
+    -- The accounts of refused requests aren't locked, so two transactions may write the same keys. In the order of
+    -- `shop.ledger.writing` they can't deadlock.
+    ORDER BY scope COLLATE "C", key COLLATE "C"
 )
 SELECT coalesce(is_accepted, false) AS is_posted, is_right, at, allowing, balances, entry_counts, owners, currencies,
     declined.*,

@@ -5,16 +5,17 @@ Without a prediction, a batch with a refusal is declined, and sent again with th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from shop.ledger.basic_posting import KnownState
+from shop.ledger.account_cache import AccountCache
+from shop.ledger.basic_posting import ExpectedState
 from shop.ledger.basic_refusals import Refused, find_refused
-from shop.ledger.known_accounts import KnownAccounts
 from shop.ledger.models import AccountState
 from shop.ledger.ownership import find_credit_refusal, find_debit_refusal, owns
-from shop.ledger.requests import MAX_AMOUNT, ScopedKey, TransferRequest
+from shop.ledger.requests import MAX_AMOUNT, TransferRequest
 
 # If a balance is in this range, it is a bigint after each transfer, because an amount is at most `MAX_AMOUNT`.
 _ORDINARY_BALANCES: Final = range(1 - MAX_AMOUNT, MAX_AMOUNT)
@@ -24,44 +25,47 @@ class Prediction(NamedTuple):
     """The refused items of a batch, by position, and the states of accounts on which their refusals depend."""
 
     refused: dict[int, Refused]
-    states: dict[UUID, KnownState]
+    states: dict[UUID, ExpectedState]
 
 
 NO_PREDICTION: Final = Prediction({}, {})
 
 
-def predict_refusals(items: Sequence[Sequence[TransferRequest]], known: KnownAccounts) -> Prediction:
+def predict_refusals(items: Sequence[Sequence[TransferRequest]], known: AccountCache) -> Prediction:
     """Predict which items of a batch are refused. Only items with a single request are considered.
 
     A refusal is predicted only if `find_refused` finds it, too, and if both accounts are known. So it is never
-    predicted if an account doesn't exist, or if the debited account doesn't belong to the customer.
+    predicted if an account doesn't exist, or if the debited account doesn't belong to the customer. Nor is it
+    predicted if another request of the batch has the same key: the answer of the first one decides that of the other
+    one, so both are decided under locks.
     """
     likely: dict[int, TransferRequest] = {}
     refusing: set[UUID] = set()
-    keys: set[ScopedKey] = set()
     for position, item in enumerate(items):
         request = item[0]
         if len(item) > 1 or not known.has_limited((request.from_account_id, request.to_account_id)):
             continue
         account = _find_refusing(request, known)
-        if account is None or (request.key is not None and (request.scope, request.key) in keys):
-            continue
-        likely[position] = request
-        refusing.add(account)
-        if request.key is not None:
-            keys.add((request.scope, request.key))
+        if account is not None:
+            likely[position] = request
+            refusing.add(account)
     if not likely:
         return NO_PREDICTION
-    found = find_refused(items, known, refusing)
+    found, uses = find_refused(items, known, refusing), _count_keys(items)
     prediction = Prediction({}, {})
     for position, request in likely.items():
-        if position in found:
+        if position in found and uses[request.scope, request.key] < 2:
             prediction.refused[position] = found[position]
             _add_states(prediction.states, request, known)
     return prediction
 
 
-def _find_refusing(request: TransferRequest, known: KnownAccounts) -> UUID | None:
+def _count_keys(items: Sequence[Sequence[TransferRequest]]) -> Counter[tuple[str, str | None]]:
+    """How many requests have each key."""
+    return Counter((request.scope, request.key) for item in items for request in item if request.key is not None)
+
+
+def _find_refusing(request: TransferRequest, known: AccountCache) -> UUID | None:
     """The account that refuses this request if the known states are current. None if that isn't certain."""
     debit, credit, amount = known.find(request.from_account_id), known.find(request.to_account_id), request.amount
     if debit is None or credit is None or debit is credit or not owns(request.posted_by, debit):
@@ -78,7 +82,7 @@ def _find_refusing(request: TransferRequest, known: KnownAccounts) -> UUID | Non
     return None if find_credit_refusal(credit, amount) is None else credit.id
 
 
-def _add_states(states: dict[UUID, KnownState], request: TransferRequest, known: KnownAccounts) -> None:
+def _add_states(states: dict[UUID, ExpectedState], request: TransferRequest, known: AccountCache) -> None:
     """Add the states in which the accounts refuse the request for the same reason as in the known ones."""
     debit, credit, amount = known.find(request.from_account_id), known.find(request.to_account_id), request.amount
     assert debit is not None
@@ -96,4 +100,4 @@ def _add_states(states: dict[UUID, KnownState], request: TransferRequest, known:
                 lowest = max(lowest, limit)
         if (earlier := states.get(account.id)) is not None:
             lowest, highest = max(lowest, earlier.lowest_balance), min(highest, earlier.highest_balance)
-        states[account.id] = KnownState(account.revision, lowest, highest)
+        states[account.id] = ExpectedState(account.revision, lowest, highest)

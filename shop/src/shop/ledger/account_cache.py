@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from copy import copy
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -20,7 +21,7 @@ _FREQUENT_BATCHES: Final = 32
 _MAX_ACCOUNTS: Final = 20_000
 
 
-class KnownAccounts:
+class AccountCache:
     """The states of accounts, while refusals are frequent. Otherwise it is empty, and nothing is read or kept.
 
     The states may be old, because another transaction may have changed an account. So a decision on them must be
@@ -75,14 +76,14 @@ class KnownAccounts:
             return
         if len(self._accounts) + len(accounts) > _MAX_ACCOUNTS:
             self._clear()
-        for account in accounts:
+        for account in islice(accounts, _MAX_ACCOUNTS):  # a list of requests may have any number of accounts
             self._accounts[account.id] = account
             if account.state is AccountState.OPEN and account.allows_negative and account.balance_limit is None:
                 self._limited.pop(account.id, None)
             else:
                 self._limited[account.id] = account
 
-    def forget(self, ids: Iterable[UUID]) -> None:
+    def invalidate(self, ids: Iterable[UUID]) -> None:
         """Remove these states, because they are old."""
         for id_ in ids:
             self._accounts.pop(id_, None)
