@@ -266,3 +266,21 @@ async def test_a_scope_without_waiters_is_not_kept_in_memory_by_its_timer() -> N
         assert created() is None
     finally:
         gc.enable()
+
+
+async def test_closing_all_scopes_waits_for_the_batch_of_a_scope_whose_waiters_were_cancelled() -> None:
+    """Otherwise the batch would go on after the close of the database, and lose its connection."""
+    scopes: ScopedCoalescers[str, str] = ScopedCoalescers(Coalescer(BatchRecorder()))
+    recorder = BatchRecorder()
+    submitted = asyncio.create_task(scopes.submit("tenant", recorder, "a"))
+    await recorder.wait_for_batches(1)
+    submitted.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitted
+    assert len(scopes) == 0
+    closing = asyncio.create_task(scopes.aclose())
+    await asyncio.sleep(0.05)  # nothing shows that it waits
+    assert not closing.done()
+    recorder.release(1)
+    await closing
+    assert recorder.running == 0

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Hashable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from howdah._batch_calls import Apply
 from howdah._batch_figures import CoalescerStatus
@@ -19,6 +20,8 @@ ResultT = TypeVar("ResultT")
 class ScopedCoalescers(Generic[ItemT, ResultT]):
     """A coalescer for each scope that is in use. Without waiters it is dropped, so that the number doesn't grow.
 
+    If all waiters were cancelled, a dropped coalescer may still have a running batch, for which `aclose` waits.
+
     They are copies of `unscoped`, the coalescer of calls without a scope. Each one has its own queue and limits, but
     they count in the figures of `unscoped`.
     """
@@ -26,6 +29,7 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
     def __init__(self, unscoped: Coalescer[ItemT, ResultT]) -> None:
         self._unscoped = unscoped
         self._by_scope: dict[Hashable, _Used[ItemT, ResultT]] = {}
+        self._dropped: WeakSet[Coalescer[ItemT, ResultT]] = WeakSet()  # the running tasks keep these alive
         self._closed = False
 
     def __len__(self) -> int:
@@ -47,6 +51,8 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
             if not used.count:
                 del self._by_scope[scope]
                 used.coalescer.release()
+                if not all(worker.done() for worker in used.coalescer._running):
+                    self._dropped.add(used.coalescer)
 
     def keep(self, apply: Apply[ItemT, ResultT]) -> Coalescer[ItemT, ResultT]:
         """A coalescer for a scope that is always in use. Its calls share a batch with no other calls."""
@@ -63,7 +69,8 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
     async def aclose(self) -> None:
         """Reject new items, and wait until all others have a result. All coalescers end within one `close_timeout`."""
         self._closed = True
-        await asyncio.gather(*(used.coalescer.aclose() for used in self._by_scope.values()))
+        coalescers = [*(used.coalescer for used in self._by_scope.values()), *self._dropped]
+        await asyncio.gather(*(coalescer.aclose() for coalescer in coalescers))
 
 
 class _Used(Generic[ItemT, ResultT]):
