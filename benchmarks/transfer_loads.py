@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from bisect import bisect
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -140,9 +140,15 @@ async def load(transfer: Transfer, window: Window) -> Load:
     return Load(time.perf_counter() - started, latencies)
 
 
+def _new_keys() -> Iterator[str]:
+    """Idempotency keys that no other call returns."""
+    start = uuid7()
+    return (f"{start}-{number}" for number in count())
+
+
 def transfer_by(ledger: Ledger) -> Transfer:
     """A function that posts a transfer with a new idempotency key."""
-    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
+    keys = _new_keys()
 
     async def transfer(source: UUID, target: UUID) -> None:
         (await ledger.submit(TransferRequest(source, target, 1, key=next(keys)))).unwrap()
@@ -157,7 +163,7 @@ async def with_ledger(url: str, window: Window) -> Load:
 
 async def with_ledger_for_customers(url: str, window: Window) -> Load:
     """As `with_ledger`, but each transfer is posted for the owner of the debited account."""
-    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
+    keys = _new_keys()
     owners = {account(number): customer(account(number)) for number in range(1, ACCOUNTS[window.distribution] + 1)}
     async with Database(url) as database, Ledger(database) as ledger:
 
@@ -171,7 +177,7 @@ async def with_ledger_for_customers(url: str, window: Window) -> Load:
 async def with_refusals(url: str, window: Window) -> Load:
     """As `with_ledger`, but 2 % of the transfers are refused, because they debit accounts without money."""
     poor, dice = [uuid7() for _ in range(_POOR_ACCOUNTS)], random.Random(window.seed)
-    keys = (f"{start}-{number}" for start in [uuid7()] for number in count())
+    keys = _new_keys()
     async with Database(url) as database, Ledger(database) as ledger:
         async with database.begin() as session:
             accounts = ({"id": id_, "name": "Poor", "currency": "GBP"} for id_ in poor)

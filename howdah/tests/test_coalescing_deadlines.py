@@ -277,7 +277,7 @@ async def test_closing_all_scopes_waits_for_the_batch_of_a_scope_whose_waiters_w
     submitted.cancel()
     with pytest.raises(asyncio.CancelledError):
         await submitted
-    assert len(scopes) == 0
+    assert (len(scopes), scopes.status().running) == (0, 1)
     closing = asyncio.create_task(scopes.aclose())
     await asyncio.sleep(0.05)  # nothing shows that it waits
     assert not closing.done()

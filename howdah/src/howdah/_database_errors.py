@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 from sqlalchemy import exc as sa
 
+from howdah._base_errors import HowdahError, OutcomeUnknown, Unavailable
 from howdah._driver_errors import describe_closing_timeout, message_field, rejected_settings, root_error
-from howdah._error_roots import HowdahError, OutcomeUnknown, Unavailable
 from howdah._rejected_values import RejectedValue
 
 

@@ -62,15 +62,18 @@ class ScopedCoalescers(Generic[ItemT, ResultT]):
 
     def status(self) -> CoalescerStatus:
         """The status of all scopes and of the unscoped calls together."""
-        each = [self._unscoped.status(), *(used.coalescer.status() for used in self._by_scope.values())]
+        each = [self._unscoped.status(), *(coalescer.status() for coalescer in self._list_scoped())]
         waiting, running = sum(status.waiting for status in each), sum(status.running for status in each)
         return replace(each[0], waiting=waiting, running=running)
 
     async def aclose(self) -> None:
         """Reject new items, and wait until all others have a result. All coalescers end within one `close_timeout`."""
         self._closed = True
-        coalescers = [*(used.coalescer for used in self._by_scope.values()), *self._dropped]
-        await asyncio.gather(*(coalescer.aclose() for coalescer in coalescers))
+        await asyncio.gather(*(coalescer.aclose() for coalescer in self._list_scoped()))
+
+    def _list_scoped(self) -> list[Coalescer[ItemT, ResultT]]:
+        """The coalescers of all scopes, also the dropped ones."""
+        return [*(used.coalescer for used in self._by_scope.values()), *self._dropped]
 
 
 class _Used(Generic[ItemT, ResultT]):

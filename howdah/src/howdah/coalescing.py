@@ -268,9 +268,8 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _start_worker(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start a worker if one is idle, and if the queue has enough items.
 
-        Enough is the number of items in the running batches, or `max_batch_size` if that is less. With
-        `split_between_workers` it is at least 32 while a batch is running. With more workers the batches would be
-        smaller, and each batch has a fixed cost.
+        Enough is the number of items in the running batches, with `split_between_workers` at least 32 while one runs,
+        and at most `max_batch_size`. With more workers the batches would be smaller, and each batch has a fixed cost.
 
         The worker starts in the next iteration of the event loop, so its batch includes all items that are submitted in
         this iteration.
@@ -357,8 +356,7 @@ class Coalescer(Generic[ItemT, ResultT]):
     def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[QueuedItem[ItemT, ResultT]]:
         """Take the next batch from the queue, and count how long its tasks have waited."""
         waiting = len(self._queue)
-        # This worker is in `_running`, but it is idle. `one_at_a_time` may have become True after this worker was
-        # started, while another one is still ending.
+        # This worker is idle, but in `_running`. If `one_at_a_time` has just become True, another one may be, too.
         idle = max(self._count_workers() - len(self._running) + 1, 1) if self._is_split else 1
         share = max(-(-waiting // idle), min(waiting, _MIN_SPLIT_BATCH_SIZE))
         batch = [self._queue.popitem(last=False)[1] for _ in range(min(self._max_batch_size, share))]

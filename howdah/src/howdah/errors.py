@@ -69,6 +69,7 @@ from typing import Any
 from sqlalchemy import exc as sa
 from sqlalchemy.orm import exc as orm
 
+from howdah._base_errors import HowdahError, OutcomeUnknown, Unavailable
 from howdah._database_errors import (
     CheckViolation,
     CompletionUnknown,
@@ -99,7 +100,6 @@ from howdah._database_errors import (
     TransactionConflict,
     UniqueViolation,
 )
-from howdah._error_roots import HowdahError, OutcomeUnknown, Unavailable
 
 __all__ = [
     "BatchAbandoned",

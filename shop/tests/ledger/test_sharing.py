@@ -11,7 +11,7 @@ A, B = uuid4(), uuid4()
 
 
 def record(shared: SharedAccounts, entries: dict[UUID, int], *entry_counts: int) -> None:
-    with shared.post(entries):
+    with shared.posting(entries):
         shared.record(entries, entry_counts)
 
 
@@ -22,8 +22,8 @@ def record_overlapping(first: int, second: int, third: Sequence[int]) -> bool:
     """
     shared, early, late = SharedAccounts(), {A: 3, B: 3}, {A: 5, B: 5}
     record(shared, {A: 1, B: 1}, 0, 0)
-    with shared.post(early):
-        with shared.post(late):
+    with shared.posting(early):
+        with shared.posting(late):
             shared.record(late, [second, second])
         shared.record(early, [first, first])
     record(shared, {A: 1, B: 1}, *third)

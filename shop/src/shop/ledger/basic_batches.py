@@ -135,7 +135,7 @@ class BasicBatches:
             return [each.results for each in refused]
         entries = {id_: each.entries for id_, each in plan.accounts.items()}
         try:
-            with self._shared_accounts.post(entries):
+            with self._shared_accounts.posting(entries):
                 async with self._database.autocommit() as connection, self._locking() as skips_locked:
                     posted = await post_basic(
                         connection, plan, refused=keys, predicted=predicted, skips_locked=skips_locked

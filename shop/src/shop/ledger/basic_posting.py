@@ -237,7 +237,7 @@ async def post_basic(
         rows = await connection.exec_driver_sql(statement, basic_parameters(plan, refused, predicted))
     row = rows.one()
     if not row.is_posted:
-        if not row.is_right:
+        if not row.is_prediction_right:
             return Declined(is_prediction_wrong=True)
         allowing = set(row.allowing or ())
         refusing = frozenset(id_ for id_, each in plan.accounts.items() if each.position not in allowing)
@@ -323,10 +323,10 @@ def basic_parameters(
         "r_key": [key for _, key in refused],
         "r_fingerprint": [each.fingerprint for each in refused.values()],
         "r_refusal": [each.result.refusal for each in refused.values()],
-        "u_id": list(predicted),
-        "u_revision": [each.revision for each in predicted.values()],
-        "u_lowest_balance": [each.lowest_balance for each in predicted.values()],
-        "u_highest_balance": [each.highest_balance for each in predicted.values()],
+        "p_id": list(predicted),
+        "p_revision": [each.revision for each in predicted.values()],
+        "p_lowest_balance": [each.lowest_balance for each in predicted.values()],
+        "p_highest_balance": [each.highest_balance for each in predicted.values()],
     }
     return tuple(values[name] for name in _NAMES)
 
@@ -356,10 +356,10 @@ _TYPES: Final[dict[str, TypeEngine[Any]]] = {
     "r_key": ARRAY(String()),
     "r_fingerprint": ARRAY(LargeBinary()),
     "r_refusal": ARRAY(String()),
-    "u_id": ARRAY(Uuid()),
-    "u_revision": ARRAY(BigInteger()),
-    "u_lowest_balance": ARRAY(BigInteger()),
-    "u_highest_balance": ARRAY(BigInteger()),
+    "p_id": ARRAY(Uuid()),
+    "p_revision": ARRAY(BigInteger()),
+    "p_lowest_balance": ARRAY(BigInteger()),
+    "p_highest_balance": ARRAY(BigInteger()),
 }
 # Compiled once. Otherwise SQLAlchemy would compute the statement's cache key, and convert each array, every time.
 _STATEMENT: Final = text(Path(__file__).with_name("post_basic.sql").read_text(encoding="utf-8")).bindparams(

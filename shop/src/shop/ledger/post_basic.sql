@@ -2,7 +2,7 @@
 --
 -- The arrays a_… have an element for each account, and the arrays t_… and k_… one for each transfer. t_source and
 -- t_target are the positions of its accounts in a_id, from 1. An empty array stands for NULLs only. The arrays r_… are
--- the keys and refusals of refused requests. The arrays u_… have an element for each account on which a predicted
+-- the keys and refusals of refused requests. The arrays p_… have an element for each account on which a predicted
 -- refusal depends: its revision, and the range of its balance. If such an account isn't in this state, the statement
 -- locks and writes nothing. If it posts nothing for another reason, it returns the accounts.
 WITH wait AS MATERIALIZED (
@@ -11,8 +11,8 @@ WITH wait AS MATERIALIZED (
 ), prediction AS MATERIALIZED (
     -- No lock is needed: it is enough if the refusals are right when the statement begins. A trigger increments the
     -- revision at each change that creates no entry, such as one of the state, a limit or a hold.
-    SELECT count(*) = cardinality(:u_id) AS is_right
-    FROM unnest(:u_id, :u_revision, :u_lowest_balance, :u_highest_balance)
+    SELECT count(*) = cardinality(:p_id) AS is_prediction_right
+    FROM unnest(:p_id, :p_revision, :p_lowest_balance, :p_highest_balance)
         AS known (id, revision, lowest_balance, highest_balance)
     JOIN accounts AS account ON account.id = known.id AND account.revision = known.revision
         AND account.balance BETWEEN known.lowest_balance AND known.highest_balance
@@ -25,7 +25,7 @@ WITH wait AS MATERIALIZED (
     FROM unnest(:a_id, :a_lowest_change, :a_highest_change, :a_owner, :a_currency) WITH ORDINALITY
         AS needed (id, lowest_change, highest_change, owner, needed_currency, position)
     JOIN accounts AS account ON account.id = needed.id
-    WHERE (SELECT is_limited FROM wait) AND (SELECT is_right FROM prediction)
+    WHERE (SELECT is_limited FROM wait) AND (SELECT is_prediction_right FROM prediction)
         AND (needed.owner IS NULL OR needed.owner = account.user_id)
     ORDER BY account.id FOR NO KEY UPDATE OF account
 ), checked AS MATERIALIZED (
@@ -50,7 +50,7 @@ WITH wait AS MATERIALIZED (
             SELECT FROM unnest(:t_source, :t_target) AS pair (source, target)
             WHERE currencies[source] <> currencies[target]
         )
-    ) AND is_right AS is_accepted
+    ) AND is_prediction_right AS is_accepted
     FROM states CROSS JOIN prediction
 ), accepted AS MATERIALIZED (
     -- without the arrays of the accounts: they would be copied for each transfer
@@ -88,8 +88,8 @@ WITH wait AS MATERIALIZED (
     -- `shop.ledger.writing` they can't deadlock.
     ORDER BY scope COLLATE "C", key COLLATE "C"
 )
-SELECT coalesce(is_accepted, false) AS is_posted, is_right, at, allowing, balances, entry_counts, owners, currencies,
-    declined.*,
+SELECT coalesce(is_accepted, false) AS is_posted, is_prediction_right, at, allowing, balances, entry_counts,
+    owners, currencies, declined.*,
     -- if nothing was written, the transaction has only locks, and its end need not wait for the disk
     CASE WHEN is_accepted THEN NULL ELSE set_config('synchronous_commit', 'off', true) END
 FROM decision CROSS JOIN LATERAL (

@@ -15,7 +15,7 @@ class SharedAccounts:
     """Notices that others have posted on the accounts of the last batch, by the entry counts of the next one.
 
     The batches of this process overlap, so their results may arrive in another order than they were posted in. Call
-    `record` in the block of `post`, with the same object: the number of entries of each account of the batch.
+    `record` in the block of `posting`, with the same object: the number of entries of each account of the batch.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class SharedAccounts:
         return self._batches_left > 0
 
     @contextmanager
-    def post(self, entries: Mapping[UUID, int]) -> Iterator[None]:
+    def posting(self, entries: Mapping[UUID, int]) -> Iterator[None]:
         """In this block the batch is posted. Another batch may find its entries before `record` is called."""
         self._running[id(entries)] = entries
         try:
