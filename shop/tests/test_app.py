@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ _KILL = text("""
     SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'shop'
     """)
+
+_JOBS_OF_EACH_PROCESS = {"poll-revocations", "write-last-used"}
+_MAINTENANCE = {"void-expired-holds", "link-seals", "delete-old-keys", "delete-old-api-keys", "delete-old-sign-ins"}
 
 
 async def until_in_progress(client: httpx.AsyncClient, count: int) -> None:
@@ -188,3 +192,19 @@ async def test_a_shutdown_ends_in_time_although_the_database_is_frozen(committed
         assert time.monotonic() - started < 3.5
         for answer in await asyncio.gather(*reading):
             assert_problem(answer, 503, "stopping")
+
+
+@pytest.mark.parametrize("maintenance", [False, True])
+async def test_a_process_without_maintenance_runs_only_the_jobs_of_each_process(
+    committed_url: str, maintenance: bool
+) -> None:
+    async with http_client(create_service(committed_url, maintenance=maintenance)) as client:
+        metrics = (await client.get("/metrics")).text
+    jobs = set(re.findall(r'^howdah_job_runs_total\{job="([a-z-]+)"', metrics, re.MULTILINE))
+    assert jobs == _JOBS_OF_EACH_PROCESS | (_MAINTENANCE if maintenance else set())
+
+
+async def test_the_shared_service_changes_no_data_of_tests(client: httpx.AsyncClient) -> None:
+    """Otherwise its jobs void the holds of a test at any time."""
+    metrics = (await client.get("/metrics")).text
+    assert set(re.findall(r'job="([a-z-]+)"', metrics)) == _JOBS_OF_EACH_PROCESS

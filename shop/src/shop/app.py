@@ -11,7 +11,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 
 from howdah import Database, JsonView
-from howdah.fastapi import LoadLimit, Resource, configure_app, describe_problems
+from howdah.fastapi import Job, LoadLimit, Resource, configure_app, describe_problems
 from shop import migrations
 from shop.audit.dependencies import audit_event_reader
 from shop.audit.routes import router as audit_routes
@@ -63,6 +63,7 @@ _READERS: Final[Sequence[tuple[Resource[Any], JsonView[Any]]]] = (
     (user_with_orders_reader, USER_WITH_ORDERS_VIEW),
     (audit_event_reader, AUDIT_EVENT_VIEW),
 )
+_JOBS_OF_EACH_PROCESS: Final = (POLL_REVOCATIONS, WRITE_LAST_USED)
 
 _DESCRIPTION = """
 Users, orders, accounts and transfers. Amounts are integers in the currency's smallest unit; times are RFC 3339, in UTC.
@@ -94,13 +95,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
             revocations,
             api_key_verifier,
         ],
-        jobs=[
-            *build_jobs(ledger, key_retention_days=chosen.key_retention_days),
-            *build_identity_jobs(),
-            POLL_REVOCATIONS,
-            WRITE_LAST_USED,
-            DELETE_OLD_KEYS,
-        ],
+        jobs=[*_JOBS_OF_EACH_PROCESS, *(_build_maintenance_jobs(chosen) if chosen.maintenance else ())],
         readiness_checks=[_find_schema_problem],
         allowed_hosts=chosen.allowed_hosts,
         internal_port=chosen.internal_port,
@@ -129,6 +124,15 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
     for problems in (identity_problems, ledger_problems, order_problems):
         problems.add_problem_handlers(app)
     return app
+
+
+def _build_maintenance_jobs(settings: Settings) -> list[Job]:
+    """The jobs of which it is enough that one process runs them."""
+    return [
+        *build_jobs(ledger, key_retention_days=settings.key_retention_days),
+        *build_identity_jobs(),
+        DELETE_OLD_KEYS,
+    ]
 
 
 async def _find_schema_problem(database: Database) -> str | None:

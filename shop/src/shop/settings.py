@@ -124,6 +124,11 @@ class Settings(BaseSettings):
     key_retention_days: float = Field(
         default=30.0, ge=1, description="The minimum time for which idempotency keys are kept"
     )
+    maintenance: bool = Field(
+        default=True,
+        description="Whether this process voids expired holds, links seals, and deletes what isn't needed any more. At "
+        "least one process must",
+    )
     shutdown_timeout: float = Field(
         default=25.0, gt=0, description="The process ends at the latest at this time after SIGTERM"
     )

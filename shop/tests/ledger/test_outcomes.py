@@ -130,10 +130,7 @@ async def test_a_commit_whose_response_is_lost_is_found_by_its_key(
     committed_database: Database,
     socket_folder: Path,
     pending: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("build_jobs", "build_identity_jobs"):  # otherwise the proxy may lose the response to a COMMIT of a job
-        monkeypatch.setattr(f"shop.app.{name}", lambda *_, **__: [])
     async with (
         run_lossy_proxy(committed_url, socket_folder) as proxy,
         http_client(create_service(proxy.url.render_as_string(hide_password=False))) as client,
