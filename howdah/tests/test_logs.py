@@ -22,7 +22,9 @@ from howdah_tests.support.waiting import wait_until
 SERVER = """
 import socket, sys, uvicorn
 from howdah import logs
-from howdah.fastapi.request_log import RequestLog
+from fastapi import FastAPI
+from howdah import Database
+from howdah.fastapi import configure_app
 from starlette.responses import PlainTextResponse
 
 class BlockingWriter:
@@ -36,7 +38,10 @@ logs.configure_logging("json")
 listening = socket.socket()
 listening.bind(("127.0.0.1", 0))
 listening.listen()
-config = uvicorn.Config(RequestLog(PlainTextResponse("ok")), log_config=None, lifespan="off")
+app = FastAPI()
+app.mount("/", PlainTextResponse("ok"))
+configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/nothing"))
+config = uvicorn.Config(app, log_config=None, lifespan="off")
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
 """

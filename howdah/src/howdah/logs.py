@@ -131,8 +131,8 @@ def write_info(logger: str, entry: dict[str, Any]) -> bool:
     output = _json_output[0]
     if structlog.get_config() != output.config:
         return False
-    _add_context(None, "info", entry)
-    _add_trace_id(None, "info", entry)
+    if _add_context.add(entry) or not _add_trace_id.needs_variables:
+        _add_trace_id(None, "info", entry)
     entry["logger"] = logger
     entry["level"] = "info"
     _add_timestamp(None, "info", entry)

@@ -26,7 +26,7 @@ from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
 from howdah.fastapi.rate_limits import CountedRequest, RateLimiter, find_network
 from howdah.fastapi.resources import OPENED_KEY
-from howdah.fastapi.security_headers import PAGE_HEADERS, SECURITY_HEADERS, TLS_HEADERS
+from howdah.fastapi.security_headers import PAGE_HEADERS, PAGE_TYPE, SECURITY_HEADERS, TLS_HEADERS
 from howdah.fastapi.websockets import WebSocketErrors
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class _Request(CountedRequest):
             elif self.body is not None:
                 self.body.replace_plain_413(response)
         response.add_missing(_HEADERS_WITH_ETAG if b"etag" in response.by_name else _HEADERS)
-        if response.is_page():
+        if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
             response.add_missing(PAGE_HEADERS)
         if self.scope.get("scheme") == "https":
             response.add_missing(TLS_HEADERS)

@@ -99,10 +99,6 @@ class SharedResponse:
                 by_name[header[0]] = header[1]
                 self.headers.append(header)
 
-    def is_page(self) -> bool:
-        """Whether the response is a document for a browser."""
-        return self.by_name.get(b"content-type", b"").startswith(b"text/html")
-
     def replace_body(self, body: bytes) -> None:
         """Send this body in place of that of the application."""
         self._body = body

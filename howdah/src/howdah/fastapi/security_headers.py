@@ -20,7 +20,8 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-# Browsers use these for documents only.
+# Browsers use these for documents only: responses whose media type begins with this.
+PAGE_TYPE: Final = b"text/html"
 PAGE_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (
@@ -56,7 +57,7 @@ class SecurityHeaders:
 
 def _complete(response: SharedResponse) -> None:
     response.add_missing(SECURITY_HEADERS)
-    if response.is_page():
+    if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
         response.add_missing(PAGE_HEADERS)
 
 
