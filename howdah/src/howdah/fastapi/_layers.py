@@ -142,7 +142,7 @@ class LayersMiddleware:
                 scope["state"] = own_state
         try:
             rejection = await self._admit(request, scope)
-            await (rejection or self._app)(scope, receive, response)
+            await (self._app if rejection is None else rejection)(scope, receive, response)
         except (ClientDisconnect, OSError) as error:
             if not is_client_gone(error, response):
                 raise
@@ -199,7 +199,7 @@ class LayersMiddleware:
         request = _Request(scope, get_route_path(scope), self._http_rules)
         try:
             rejection = await self._admit(request, scope)
-            await (rejection or self._app)(scope, receive, send)
+            await (self._app if rejection is None else rejection)(scope, receive, send)
         finally:
             if request.has_slot:
                 request.release()

@@ -24,7 +24,7 @@ class OwnStates:
     """
 
     def __init__(self) -> None:
-        self.opened: object = None
+        self.opened = object()
         """What this application opened when it was last the outermost one. With this state, `find` returns None."""
 
     def find(self, scope: Scope) -> dict[str, Any] | None:
