@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi._own_state import NO_STATE, OwnStates
+from howdah.fastapi._own_state import OwnStates
 from howdah.fastapi._shared_response import Header, SharedResponse, share_response
 from howdah.fastapi.authentication import Authentication
 from howdah.fastapi.body_limits import BodyLimiter, BodyTimeout, BodyTooLarge, LimitedBody, build_limit_response
@@ -135,7 +135,7 @@ class LayersMiddleware:
         A request whose client has disconnected ends quietly.
         """
         response = share_response(send)
-        outer_state, own_state = scope.get("state", NO_STATE), None
+        outer_state, own_state = scope["state"] if "state" in scope else {}, None
         if outer_state.get(OPENED_KEY) is not self._own_states.opened:
             own_state = self._own_states.find(scope)
             if own_state is not None:
@@ -186,7 +186,7 @@ class LayersMiddleware:
         if not self._http_rules.allows_host(scope, get_route_path(scope)):
             await reject_host(scope, receive, send)
             return
-        outer_state, own_state = scope.get("state", NO_STATE), self._own_states.find(scope)
+        outer_state, own_state = scope["state"] if "state" in scope else {}, self._own_states.find(scope)
         if own_state is not None:
             scope["state"] = own_state
         try:

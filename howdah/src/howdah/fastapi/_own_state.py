@@ -13,8 +13,6 @@ STATES_KEY: Final = "howdah_states"
 
 DATABASE_KEY: Final = "database"
 
-NO_STATE: Final[dict[str, Any]] = {}
-
 
 class OwnStates:
     """Finds the states of one application for `request.state`.
@@ -29,7 +27,7 @@ class OwnStates:
 
     def find(self, scope: Scope) -> dict[str, Any] | None:
         """The state of this application, or None if the scope has it already."""
-        outer = scope.get("state", NO_STATE)
+        outer = scope.get("state", {})
         own = outer.get(STATES_KEY, {}).get(scope["app"])
         if own is None:  # the lifespan of this application has not run, so it has no database
             own = {DATABASE_KEY: None, OPENED_KEY: None}
