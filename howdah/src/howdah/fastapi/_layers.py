@@ -135,7 +135,7 @@ class LayersMiddleware:
         A request whose client has disconnected ends quietly.
         """
         response = share_response(send)
-        outer_state, own_state = scope["state"] if "state" in scope else {}, None
+        outer_state, own_state = scope.get("state", {}), None
         if outer_state.get(OPENED_KEY) is not self._own_states.opened:
             own_state = self._own_states.find(scope)
             if own_state is not None:
@@ -186,7 +186,7 @@ class LayersMiddleware:
         if not self._http_rules.allows_host(scope, get_route_path(scope)):
             await reject_host(scope, receive, send)
             return
-        outer_state, own_state = scope["state"] if "state" in scope else {}, self._own_states.find(scope)
+        outer_state, own_state = scope.get("state", {}), self._own_states.find(scope)
         if own_state is not None:
             scope["state"] = own_state
         try:
