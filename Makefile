@@ -7,7 +7,7 @@ PYTEST := $(RUN) pytest -n 2 --dist worksteal
 # Container images often set this variable. Then every process compiles every module, which takes several seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test coverage check docs format wheel bench bench-plot bench-docs soak fuzz audit test-matrix test-wheel clean
+.PHONY: serve test coverage check check-types check-others docs format wheel bench bench-plot bench-docs soak fuzz audit test-matrix test-wheel clean
 
 serve: $(UV)
 	@$(UV) run --locked --quiet --no-dev shop serve --port $(PORT)
@@ -27,10 +27,18 @@ coverage: $(UV)
 	$(PYTEST) --cov --cov-append --cov-report= shop/tests
 	$(RUN) coverage report | awk 'NR == 1 || ($$6 ~ /%/ && $$6 + 0 < 95) || $$1 == "TOTAL"'
 
+# mypy takes most of the time and uses one core, so the other checks run at the same time. All packages are installed
+# before, because neither may change the environment of the other.
 check: $(UV)
+	@$(UV) sync --quiet --locked --inexact --group docs
+	@$(MAKE) --no-print-directory --jobs=2 check-types check-others
+
+check-types: $(UV)
+	$(RUN) mypy
+
+check-others: $(UV)
 	$(RUN) ruff check
 	$(RUN) ruff format --check
-	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) shop migrate --check
 	$(RUN) --group docs python tools/build_docs.py

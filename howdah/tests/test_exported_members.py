@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,7 @@ import howdah.testing
 import howdah.tracing
 
 DIRECTORY = Path(howdah.__file__).parent
-SOURCES = {path.relative_to(DIRECTORY): ast.parse(path.read_text()) for path in DIRECTORY.rglob("*.py")}
+SOURCES = {path.relative_to(DIRECTORY) for path in DIRECTORY.rglob("*.py")}
 WITH_ALL = [
     howdah,
     howdah.alembic,
@@ -44,26 +45,32 @@ def get_name(module: ModuleType) -> str:
     return module.__name__
 
 
-def get_tree(module: ModuleType) -> ast.Module:
+def get_source(module: ModuleType) -> Path:
     assert module.__file__ is not None
-    return SOURCES[Path(module.__file__).relative_to(DIRECTORY)]
+    return Path(module.__file__).relative_to(DIRECTORY)
 
 
-def get_definitions(tree: ast.Module) -> set[str]:
+@cache
+def parse(source: Path) -> ast.Module:
+    return ast.parse((DIRECTORY / source).read_text())
+
+
+def get_definitions(source: Path) -> set[str]:
     """The public classes and functions of a module. pytest calls its hooks by their names."""
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    names = {each.name for each in tree.body if isinstance(each, kinds)}
+    names = {each.name for each in parse(source).body if isinstance(each, kinds)}
     return {name for name in names if not name.startswith(("_", "pytest_"))}
 
 
-def get_imports(tree: ast.Module) -> set[str]:
+@cache  # a test for each module reads the imports of all others
+def get_imports(source: Path) -> frozenset[str]:
     """The names that a module imports from Howdah."""
-    return {
+    return frozenset(
         alias.asname or alias.name
-        for node in ast.walk(tree)
+        for node in ast.walk(parse(source))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("howdah")
         for alias in node.names
-    }
+    )
 
 
 @pytest.mark.parametrize("module", WITH_ALL, ids=get_name)
@@ -75,12 +82,12 @@ def test_all_is_sorted_and_has_no_duplicates(module: ModuleType) -> None:
 
 @pytest.mark.parametrize("module", PACKAGES, ids=get_name)
 def test_all_of_a_package_equals_its_imports(module: ModuleType) -> None:
-    assert get_imports(get_tree(module)) == set(module.__all__)
+    assert get_imports(get_source(module)) == set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
 
 
 def test_all_of_the_pytest_plugin_equals_its_definitions() -> None:
-    assert {*get_definitions(get_tree(howdah.testing)), "open_client"} == set(howdah.testing.__all__)
+    assert {*get_definitions(get_source(howdah.testing)), "open_client"} == set(howdah.testing.__all__)
 
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
@@ -89,8 +96,8 @@ def test_a_public_class_or_function_is_exported_or_is_used_by_another_module(nam
         assert "bulk" in howdah.__all__
         return
     exported = {each for module in WITH_ALL for each in module.__all__}
-    used = {each for path, tree in SOURCES.items() if path != Path(f"{name}.py") for each in get_imports(tree)}
-    assert get_definitions(SOURCES[Path(f"{name}.py")]) <= exported | used
+    used = {each for path in SOURCES if path != Path(f"{name}.py") for each in get_imports(path)}
+    assert get_definitions(Path(f"{name}.py")) <= exported | used
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from howdah import Coalescer, Database, ReadOnly, Unavailable, bulk, run_transaction
 from howdah._connections.pool import BoundedPool, PoolState
 from howdah.fastapi import configure_app
-from howdah_tests.support.embedded_servers import query
 from howdah_tests.support.fastapi_apps import http_client
 from howdah_tests.support.sample_models import User
 from howdah_tests.support.sample_rows import new_user, user_rows
@@ -235,8 +234,7 @@ class TestServers:
 
     @pytest.fixture
     def pair(self) -> Iterator[Pair]:
-        with open_pair() as pair:
-            query(pair.primary, "CREATE TABLE counters (id int)")
+        with open_pair(tables="CREATE TABLE counters (id int)") as pair:
             yield pair
 
     async def test_writes_reach_the_promoted_standby(self, pair: Pair) -> None:

@@ -80,7 +80,7 @@ async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
     ("settings", "code"),
     [
         ({"lock_timeout": 0.2}, "lock-timeout"),
-        ({"statement_timeout": 0.2, "lock_timeout": 5}, "statement-timeout"),
+        ({"statement_timeout": 1, "lock_timeout": 5}, "statement-timeout"),
     ],
 )
 async def test_a_request_for_a_locked_row_is_503_after_the_timeout_and_can_be_retried(

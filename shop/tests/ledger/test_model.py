@@ -54,20 +54,25 @@ AMOUNT_OR_ALL = mostly(st.none() | st.integers(1, 40), else_=st.sampled_from([0,
 KINDS = ("transfer", "hold", "post", "void", "reverse")
 
 
-def drawn_steps(*kinds: str) -> st.SearchStrategy[DrawnStep]:
-    return st.sampled_from(kinds).flatmap(
-        lambda kind: st.builds(
-            DrawnStep,
-            kind=st.just(kind),
-            places=PLACES,
-            amount=SET_AMOUNT if kind in ("transfer", "hold") else AMOUNT_OR_ALL,
-            excess=st.none() | st.sampled_from([-1, 0, 1]),
-            selector=st.integers(0, 299),
-            days=st.sampled_from([1, 2]),
-            key=st.none() | st.integers(0, 19),
-            customer=st.sampled_from([None, None, 0, 1]),
-        )
+# Each is built once: a strategy that is built in a `flatmap` is built and validated for each value.
+STEPS = {
+    kind: st.builds(
+        DrawnStep,
+        kind=st.just(kind),
+        places=PLACES,
+        amount=SET_AMOUNT if kind in ("transfer", "hold") else AMOUNT_OR_ALL,
+        excess=st.none() | st.sampled_from([-1, 0, 1]),
+        selector=st.integers(0, 299),
+        days=st.sampled_from([1, 2]),
+        key=st.none() | st.integers(0, 19),
+        customer=st.sampled_from([None, None, 0, 1]),
     )
+    for kind in KINDS
+}
+
+
+def drawn_steps(*kinds: str) -> st.SearchStrategy[DrawnStep]:
+    return st.sampled_from(kinds).flatmap(STEPS.__getitem__)
 
 
 # A single request, or a linked chain. The number, if any, chooses the keys of the chain.

@@ -27,6 +27,7 @@ from shop_tests.support.factories import (
     transfer,
 )
 from shop_tests.support.funded_accounts import assert_ledger_is_correct, open_accounts
+from shop_tests.support.http_service import create_service, http_client
 from shop_tests.support.problems import assert_problem
 from shop_tests.support.trigger_bypass import disable_triggers, expire
 from shop_tests.support.waiting import until
@@ -150,20 +151,22 @@ async def test_one_of_twenty_concurrent_settlements_succeeds(stored: Database) -
     await assert_ledger_is_correct(stored)
 
 
-async def test_the_service_voids_expired_holds(client: httpx.AsyncClient, stored: Database) -> None:
-    a, b = await make_account(client, 100), await make_account(client)
-    late, other = (await hold(client, a, b, 60)).json(), (await hold(client, a, b, 5)).json()
-    await expire(stored, UUID(late["id"]))
+async def test_the_service_voids_expired_holds(committed_database: Database) -> None:
+    url = committed_database.engine.url.render_as_string(hide_password=False)
+    async with http_client(create_service(url, maintenance=True)) as client:
+        a, b = await make_account(client, 100), await make_account(client)
+        late, other = (await hold(client, a, b, 60)).json(), (await hold(client, a, b, 5)).json()
+        await expire(committed_database, UUID(late["id"]))
 
-    async def is_voided() -> bool:  # reads the table: over HTTP an expired hold is voided at once
-        async with stored.session() as session:
-            return (await session.get_one(PendingTransfer, UUID(late["id"]))).state is TransferState.VOIDED
+        async def is_voided() -> bool:  # reads the table: over HTTP an expired hold is voided at once
+            async with committed_database.session() as session:
+                return (await session.get_one(PendingTransfer, UUID(late["id"]))).state is TransferState.VOIDED
 
-    await until(is_voided, seconds=20)
-    assert (await client.get(f"/transfers/{late['id']}")).json()["state"] == "voided"
-    assert await held_amount(client, a) == 5
-    assert (await client.get(f"/transfers/{other['id']}")).json()["state"] == "pending"
-    assert (await post_transfer(client, a, b, 95)).status_code == 201
+        await until(is_voided)
+        assert (await client.get(f"/transfers/{late['id']}")).json()["state"] == "voided"
+        assert await held_amount(client, a) == 5
+        assert (await client.get(f"/transfers/{other['id']}")).json()["state"] == "pending"
+        assert (await post_transfer(client, a, b, 95)).status_code == 201
 
 
 async def test_several_processes_can_void_expired_holds(committed_database: Database) -> None:

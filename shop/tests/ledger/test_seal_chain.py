@@ -52,7 +52,8 @@ async def test_the_service_links_new_seals(stored: Database) -> None:
         async with stored.session() as session:
             return bool(await session.scalar(text("SELECT count(*) = count(position) FROM seals")))
 
-    async with http_client(create_service(stored.engine.url.render_as_string(hide_password=False))):
+    url = stored.engine.url.render_as_string(hide_password=False)
+    async with http_client(create_service(url, maintenance=True)):
         await open_accounts(stored, 100)
         await until(is_linked)
     async with stored.session() as session:

@@ -155,17 +155,22 @@ WITH_INPUT = [
 ]
 
 
+@pytest.fixture
+def values(existing: dict[str, str]) -> _Values:
+    return _Values(list(existing.values()))
+
+
 @pytest.mark.parametrize("route", WITH_INPUT)
 @settings(max_examples=settings().max_examples // 6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 async def test_no_nearly_valid_request_is_an_internal_error(
     client: httpx.AsyncClient,
     existing: dict[str, str],
+    values: _Values,
     route: tuple[str, str, dict[str, Any]],
     data: st.DataObject,
 ) -> None:
     method, path, operation = route
-    values = _Values(list(existing.values()))
     query: dict[str, str] = {}
     headers: dict[str, str] = {}
     for parameter in operation.get("parameters", ()):
@@ -196,17 +201,37 @@ def _as_text(value: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
 class _Values:
-    """Values for the schemas of the OpenAPI description. Some of the UUIDs are these ids."""
+    """Values for the schemas of the OpenAPI description. Some of the UUIDs are these ids.
+
+    Each strategy is built once. A strategy that is built in an example is built and validated for each example.
+    """
 
     def __init__(self, ids: list[str]) -> None:
         self._ids = ids
+        self._near_values: dict[str, st.SearchStrategy[Any]] = {}
+        self._values: dict[str, st.SearchStrategy[Any]] = {}
 
     def about(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         """In 19 of 20 cases a value of the schema or just out of its range, otherwise any JSON value."""
-        return st.integers(0, 19).flatmap(lambda dice: any_json() if dice == 0 else self._near(schema))
+        key, near = json.dumps(schema), self._near(schema)
+        if key not in self._values:
+            self._values[key] = st.integers(0, 19).flatmap(lambda dice: near if dice else ANY_JSON)
+        return self._values[key]
 
     def _near(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+        key = json.dumps(schema)
+        if key not in self._near_values:
+            self._near_values[key] = self._build(schema)
+        return self._near_values[key]
+
+    def _build(self, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         if "$ref" in schema:
             named = DESCRIBED["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
             return st.deferred(lambda: self._near(named))
@@ -243,10 +268,3 @@ class _Values:
                 return st.emails()
         text = st.text(min_size=schema.get("minLength", 0), max_size=schema.get("maxLength", 50))
         return st.sampled_from(schema["examples"]) | text if "examples" in schema else text
-
-
-def any_json() -> st.SearchStrategy[Any]:
-    leaves = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(st.characters(codec=None))
-    return st.recursive(
-        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
-    )

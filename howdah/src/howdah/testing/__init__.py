@@ -11,6 +11,7 @@ Fixtures. Override any of them:
 - `postgres_url` (session): the URL of a server's maintenance database. By default it is an embedded server, which
   concurrent test runs share. `--postgres-version` sets its major version. `--postgres-url` uses another server.
   The embedded server runs with `fsync` off. After a crash of the machine, the next run starts with new data.
+  It also runs without autovacuum, so plans change only if a test runs ANALYZE.
   On Linux its data is in memory, in /dev/shm, if that has 2 GiB of space and the machine 4 GiB of free memory.
 - `migrate` (session): a function that gets the URL of an empty database and creates the tables. By default these are
   the tables of `howdah.Base`. A service runs its migrations here.

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from howdah.embedded import EmbeddedPostgres
 
 # Without fsync, `full_page_writes` has no use: both protect the data in a crash of the machine. The WAL may be in
-# memory, so it stays small.
-_SETTINGS: Final = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
+# memory, so it stays small. Without autovacuum, statistics and plans change only if a test runs ANALYZE. Otherwise a
+# large write could become slow at any moment, after an ANALYZE of a table whose rows were all rolled back.
+_SETTINGS: Final = {"autovacuum": "off", "fsync": "off", "full_page_writes": "off", "max_wal_size": "512MB"}
 # The limit of the wait for another test run that starts the server. It is the default of `start_timeout`.
 _START_SECONDS: Final = 60.0
 

@@ -1,10 +1,12 @@
 """Embedded servers in temporary folders, and other processes that use them.
 
-The folders are not in pytest's tmp_path: if root runs the tests, the server's user can't enter that folder.
+The folders are not in pytest's tmp_path: if root runs the tests, the server's user can't enter that folder. They are in
+memory if possible, because a new server has a thousand files: see `find_memory_folder`.
 """
 
 import contextlib
 import multiprocessing
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +18,7 @@ from urllib.parse import unquote
 import psutil
 
 from howdah.embedded import EmbeddedPostgres
+from howdah.testing._shared_server import find_memory_folder
 
 TIMEOUT_SECONDS = 30.0
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -23,8 +26,12 @@ FORKSERVER.set_forkserver_preload(["howdah.embedded", "pytest"])
 
 
 @contextlib.contextmanager
-def open_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="howdah-test-", dir="/tmp"))
+def open_folder(*, on_disk: bool = False) -> Iterator[Path]:
+    """A new folder. At its end, the servers in it are killed and its files are deleted."""
+    memory = None if on_disk else find_memory_folder()
+    if memory is not None and os.statvfs(memory).f_flag & os.ST_NOEXEC:
+        memory = None  # some tests run programs in the folder
+    folder = Path(tempfile.mkdtemp(prefix="howdah-test-", dir=memory or "/tmp"))  # noqa: S108
     folder.chmod(0o711)
     try:
         yield folder

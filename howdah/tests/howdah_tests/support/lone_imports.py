@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
-# Forks a process per module: a new interpreter would import the dependencies again, which takes some seconds.
+# Forks a process per module: a new interpreter would import the dependencies again, which takes some seconds. Python
+# imports the package of a module first. So a module is imported in a fork of the process that has imported its package.
 _SCRIPT: Final = """
 import gc, importlib, json, os, sys, traceback
 
@@ -18,27 +19,37 @@ def import_alone(name):
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        error = None
+        errors = {}
         try:
             importlib.import_module(name)
+            for each in modules_of.pop(name, []):
+                errors |= import_alone(each)
             import sqlalchemy.orm
             sqlalchemy.orm.configure_mappers()
+            errors[name] = None
         except BaseException:
-            error = traceback.format_exc()
+            errors[name] = traceback.format_exc()
         with os.fdopen(writer, "w") as pipe:
-            json.dump(error, pipe)
+            json.dump(errors, pipe)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
-        error = json.load(pipe)
+        errors = json.load(pipe)
     os.waitpid(child, 0)
-    return error
+    return errors
 
 gc.disable()
 first, modules = json.load(sys.stdin)
 for name in first:
     importlib.import_module(name)
-json.dump({name: import_alone(name) for name in modules}, sys.stdout)
+modules_of = {}
+for name in modules:
+    package = name.rpartition(".")[0]
+    modules_of.setdefault(package if package in modules else None, []).append(name)
+errors = {}
+for name in modules_of.pop(None):
+    errors |= import_alone(name)
+json.dump(errors, sys.stdout)
 """
 
 
@@ -51,7 +62,8 @@ def find_modules(package: str, *, without: Sequence[str] = ()) -> list[str]:
 def import_each_alone(modules: Sequence[str], *, first: Sequence[str]) -> dict[str, str | None]:
     """Import each module and configure the mappers. Returns the traceback of its error, or None, for each module.
 
-    All processes import the modules `first` before, to save time.
+    All processes import the modules `first` before, to save time. The modules of a package that can't be imported have
+    no result.
     """
     finished = subprocess.run(
         [sys.executable, "-c", _SCRIPT], input=json.dumps([first, modules]), capture_output=True, text=True, check=True

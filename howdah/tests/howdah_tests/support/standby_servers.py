@@ -32,11 +32,16 @@ class Pair:
 
 
 @contextlib.contextmanager
-def open_pair(version: int | None = None) -> Iterator[Pair]:
-    """Start both servers. The standby is a copy of the primary made by pg_basebackup."""
+def open_pair(version: int | None = None, *, tables: str = "") -> Iterator[Pair]:
+    """Start both servers. The standby is a copy of the primary made by pg_basebackup.
+
+    `tables` is a statement that creates tables on the primary before it is copied, so the standby has them at once.
+    """
     with open_folder() as folder:
         settings = {"shared_buffers": "16MB", "fsync": "off", "wal_receiver_status_interval": "1"}
         with EmbeddedPostgres(folder / "primary", version=version, settings=settings) as primary:
+            if tables:
+                query(primary, tables)
             make_standby(primary, folder / "standby")
             with EmbeddedPostgres(folder / "standby", settings={**settings, "hot_standby": "on"}) as standby:
                 yield Pair(primary, standby)

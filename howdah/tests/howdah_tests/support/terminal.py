@@ -47,9 +47,9 @@ class Terminal:
     Uvicorn listens on `port`, and the embedded server for development has its data in `data_dir`.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, data_dir: Path) -> None:
         self.home = home
-        self.data_dir = home / "data"
+        self.data_dir = data_dir
         self.port = free_port()
         self._server: int | None = None
         user_home = Path.home()
@@ -144,8 +144,9 @@ def _path_of_the_user() -> list[str]:
 @contextmanager
 def open_terminal() -> Iterator[Terminal]:
     """A terminal in a new home directory. Its processes and files are removed at the end."""
-    with open_folder() as folder:
-        terminal = Terminal(folder)
+    # uv links the packages from its cache, which is on the disk
+    with open_folder(on_disk=True) as home, open_folder() as memory:
+        terminal = Terminal(home, memory / "data")
         try:
             yield terminal
         finally:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from howdah import Database
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Block until the condition is true. Fail if it isn't true after this time."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-async def until(condition: Callable[[], Awaitable[object]], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], Awaitable[object]], seconds: float = 30.0) -> None:
     """Return when the condition is true; fail if it isn't after this time."""
     async with asyncio.timeout(seconds):
         while not await condition():  # the server can't notify

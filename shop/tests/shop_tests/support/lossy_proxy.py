@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -31,6 +31,7 @@ class Proxy:
         task = asyncio.create_task(self._serve(reader, writer))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        task.add_done_callback(lambda _: writer.close())  # also if `close` cancels the task before it runs
 
     def freeze(self) -> None:
         self._moving.clear()
@@ -64,17 +65,17 @@ class Proxy:
                 await self._moving.wait()
                 writer.write(data)
 
-        tasks = [asyncio.create_task(requests()), asyncio.create_task(responses())]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for each in (writer, to_server):
-                each.close()
-                with suppress(OSError):
-                    await each.wait_closed()
+        with closing(to_server), closing(writer):  # both, even if `close` cancels one of these waits
+            tasks = [asyncio.create_task(requests()), asyncio.create_task(responses())]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        for each in (writer, to_server):
+            with suppress(OSError):
+                await each.wait_closed()
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from howdah import Database
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 10) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 30) -> None:
     """Return when the condition is true; fail after this time."""
     async with asyncio.timeout(seconds):
         while not await condition():
