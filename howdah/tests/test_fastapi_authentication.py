@@ -276,6 +276,25 @@ async def test_a_mounted_application_has_its_own_principal() -> None:
         assert (await client.get("/inner/who", headers=WRONG)).status_code == 401
 
 
+async def test_a_mounted_application_can_use_the_principal_of_the_outer_one() -> None:
+    async def authenticate_inner(connection: HTTPConnection) -> Caller | None:
+        caller: Caller | None = find_principal(connection)
+        return None if caller is None else Caller(OPERATOR, f"inner-{caller.name}")
+
+    inner = create_protected_app(authenticate=authenticate_inner)
+
+    @inner.get("/who", dependencies=[allow(OPERATOR)])
+    async def read_who(request: Request) -> str:
+        key: str = find_principal(request).key
+        return key
+
+    outer = create_protected_app(add_routes)
+    outer.mount("/inner", inner)
+    async with started(outer) as client:
+        assert (await client.get("/inner/who", headers=sign_in(CUSTOMER))).json() == "user:inner-a"
+        assert (await client.get("/inner/who")).status_code == 401
+
+
 async def test_an_object_can_authenticate() -> None:
     class Authenticator:
         async def __call__(self, connection: HTTPConnection) -> Caller | None:
