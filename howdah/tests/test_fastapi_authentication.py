@@ -255,6 +255,20 @@ async def test_log_entries_have_the_principal() -> None:
     assert found == [("inside", "user:ann"), ("request", "user:ann"), ("inside", None), ("request", None)]
 
 
+async def test_a_pipelined_request_has_no_principal_of_the_request_before_it() -> None:
+    def merge(*arguments: Any) -> Any:
+        return structlog.contextvars.merge_contextvars(*arguments)
+
+    app = create_protected_app()
+    with capture_logs(processors=[merge]) as entries:
+        async with served(app, PROTOCOLS["serving"]) as running, running.client() as client:
+            client.send("GET", "/first", headers=f"Authorization: {sign_in(CUSTOMER, 'ann')['Authorization']}\r\n")
+            client.send("GET", "/second")
+            assert [(await client.read()).status for _ in range(2)] == [404, 404]
+    found = [(each["path"], each.get("principal")) for each in entries if each["event"] == "request"]
+    assert found == [("/first", "user:ann"), ("/second", None)]
+
+
 async def test_a_mounted_application_has_its_own_principal() -> None:
     async def authenticate_inner(connection: HTTPConnection) -> Caller | None:
         return Caller(OPERATOR, "inner") if "x-inner" in connection.headers else None
