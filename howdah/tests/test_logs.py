@@ -14,8 +14,11 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
 
 from howdah import _log_writer
+from howdah._log_fields import AddTraceId
 from howdah._log_writer import ThreadedWriter, dropped_lines, open_standard_error, share_lines
 from howdah_tests.support.waiting import wait_until
 
@@ -292,3 +295,34 @@ def test_warnings_and_uncaught_errors_are_logged() -> None:
     assert "ZeroDivisionError" in thread["exception"]
     assert "LookupError: in a finalizer" in ignored["exception"]
     assert (wrong["level"], wrong["event"]) == ("error", "a log entry can't be formatted: '%d'")
+
+
+class StackOfContexts:
+    """A runtime context of OpenTelemetry that isn't in a context variable."""
+
+    def __init__(self) -> None:
+        self._stack = [Context()]
+
+    def attach(self, context: Context) -> None:
+        self._stack.append(context)
+
+    def get_current(self) -> Context:
+        return self._stack[-1]
+
+    def detach(self, token: object) -> None:
+        self._stack.pop()
+
+
+@pytest.mark.parametrize("is_in_variable", [True, False])
+def test_entries_have_the_current_span_wherever_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch, is_in_variable: bool
+) -> None:
+    if not is_in_variable:
+        monkeypatch.setattr("opentelemetry.context._RUNTIME_CONTEXT", StackOfContexts())
+    add_trace_id = AddTraceId()
+    span = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    for _ in range(2):
+        with trace.use_span(span):
+            assert add_trace_id(None, "info", {}) == {"trace_id": "0" * 31 + "1", "span_id": "0" * 15 + "2"}
+        assert add_trace_id(None, "info", {}) == {}
+        assert add_trace_id.needs_variables is is_in_variable

@@ -80,11 +80,16 @@ class AddTraceId:
 
 def _sets_variables() -> bool:
     """Whether OpenTelemetry keeps its current context in a context variable. Its users may choose something else."""
-    from opentelemetry.context import attach, set_value
+    from opentelemetry.context import attach, detach, set_value
 
-    context = Context()
-    context.run(lambda: attach(set_value("howdah", True)))
-    return bool(context)
+    def attach_and_look() -> bool:
+        token = attach(set_value("howdah", True))
+        try:
+            return bool(copy_context())
+        finally:
+            detach(token)  # otherwise the context would stay current, if it isn't in a context variable
+
+    return Context().run(attach_and_look)
 
 
 class AddTimestamp:

@@ -157,17 +157,19 @@ class LayersMiddleware:
     async def _admit(self, request: _Request, scope: Scope) -> ASGIApp | None:
         """Count and authenticate the request. Returns the response if it is rejected."""
         limiter, address = self._rate_limiter, None
-        now = time.monotonic()
         if limiter is not None and request.path not in limiter.exempt_paths:
             address = find_network(scope)
-            rejection = limiter.count_address(address, now)
+            rejection = limiter.count_address(address, time.monotonic())
             if rejection is not None:
                 return rejection
         if self._authentication is not None:
             rejection = await self._authentication.find(scope, request.path)
             if rejection is not None:
                 return rejection
-        return None if limiter is None or address is None else limiter.count_principal(request, scope, address, now)
+        if limiter is None or address is None:
+            return None
+        # The time is read again, because the authentication may have taken seconds.
+        return limiter.count_principal(request, scope, address, time.monotonic())
 
     def _find_answer(self, error: Exception, request: _Request, *, is_started: bool) -> ASGIApp | None:
         """The response for an error that no handler knows. Logs it, except the errors of a limited body.
@@ -216,6 +218,8 @@ class _Request(CountedRequest):
     def __init__(self, scope: Scope, path: str, http_rules: HTTPRules) -> None:
         self.scope, self.path = scope, path
         self._http_rules, self._root_path = http_rules, scope.get("root_path", "")
+        # read now, because inner middleware may change it in the same scope
+        self._is_over_tls = scope.get("scheme") == "https"
 
     def complete(self, response: SharedResponse) -> None:
         """Called when the response starts."""
@@ -229,7 +233,7 @@ class _Request(CountedRequest):
         response.add_missing(_HEADERS_WITH_ETAG if b"etag" in response.by_name else _HEADERS)
         if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
             response.add_missing(PAGE_HEADERS)
-        if self.scope.get("scheme") == "https":
+        if self._is_over_tls:
             response.add_missing(TLS_HEADERS)
         if self.id_header is not None:
             response.headers.append(self.id_header)

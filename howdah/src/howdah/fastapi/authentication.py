@@ -140,9 +140,10 @@ class Authentication:
 
         Raises an error without a handler, which logs it (500).
         """
-        scope[PRINCIPAL_KEY] = None
         if path in self._prepare():
+            scope[PRINCIPAL_KEY] = None
             return None
+        # Until `authenticate` returns, the principal is that of an outer application, which the function may use.
         try:
             principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
         except Exception as error:

@@ -70,12 +70,12 @@ class BodyLimiter:
 
     def limit(self, scope: Scope, receive: Receive, response: SharedResponse) -> LimitedBody | None:
         """The limited body of the request: use its `receive`, and call its `end`. None if nothing is to be limited."""
-        length = _find_length(scope)
-        if length is None:
-            return None
         outer = scope.get(_BODY_KEY)
         if isinstance(outer, LimitedBody):
             outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
+            return None
+        length = _find_length(scope)
+        if length is None:
             return None
         body = scope[_BODY_KEY] = LimitedBody(scope, receive, response, length)
         body.max_bytes, body.max_seconds = self._max_bytes, self._max_seconds
