@@ -255,6 +255,20 @@ async def test_log_entries_have_the_principal() -> None:
     assert found == [("inside", "user:ann"), ("request", "user:ann"), ("inside", None), ("request", None)]
 
 
+async def test_a_pipelined_request_has_no_principal_of_the_request_before_it() -> None:
+    def merge(*arguments: Any) -> Any:
+        return structlog.contextvars.merge_contextvars(*arguments)
+
+    app = create_protected_app()
+    with capture_logs(processors=[merge]) as entries:
+        async with served(app, PROTOCOLS["serving"]) as running, running.client() as client:
+            client.send("GET", "/first", headers=f"Authorization: {sign_in(CUSTOMER, 'ann')['Authorization']}\r\n")
+            client.send("GET", "/second")
+            assert [(await client.read()).status for _ in range(2)] == [404, 404]
+    found = [(each["path"], each.get("principal")) for each in entries if each["event"] == "request"]
+    assert found == [("/first", "user:ann"), ("/second", None)]
+
+
 async def test_a_mounted_application_has_its_own_principal() -> None:
     async def authenticate_inner(connection: HTTPConnection) -> Caller | None:
         return Caller(OPERATOR, "inner") if "x-inner" in connection.headers else None
@@ -274,6 +288,25 @@ async def test_a_mounted_application_has_its_own_principal() -> None:
         assert (await client.get("/inner/who", headers=sign_in(OPERATOR))).status_code == 401
         assert (await client.get("/inner/healthz", headers={"x-inner": "1"})).status_code == 200
         assert (await client.get("/inner/who", headers=WRONG)).status_code == 401
+
+
+async def test_a_mounted_application_can_use_the_principal_of_the_outer_one() -> None:
+    async def authenticate_inner(connection: HTTPConnection) -> Caller | None:
+        caller: Caller | None = find_principal(connection)
+        return None if caller is None else Caller(OPERATOR, f"inner-{caller.name}")
+
+    inner = create_protected_app(authenticate=authenticate_inner)
+
+    @inner.get("/who", dependencies=[allow(OPERATOR)])
+    async def read_who(request: Request) -> str:
+        key: str = find_principal(request).key
+        return key
+
+    outer = create_protected_app(add_routes)
+    outer.mount("/inner", inner)
+    async with started(outer) as client:
+        assert (await client.get("/inner/who", headers=sign_in(CUSTOMER))).json() == "user:inner-a"
+        assert (await client.get("/inner/who")).status_code == 401
 
 
 async def test_an_object_can_authenticate() -> None:

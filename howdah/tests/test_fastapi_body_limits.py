@@ -13,10 +13,12 @@ import httpx
 import pytest
 from fastapi import Body, FastAPI, Request
 from pydantic import BaseModel
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah import Database
 from howdah.fastapi import BodyLimits, BodyRows, configure_app, lift_body_limits
 from howdah.serving import ServerLimits
+from howdah_tests.support.fastapi_apps import http_client
 from howdah_tests.support.raw_http import Peer, RunningServer, running_server
 
 MAX_BYTES = 2_000
@@ -200,3 +202,25 @@ def test_300_megabytes_of_json_take_no_memory_and_without_the_limit_they_do() ->
     assert announced[1] + chunked[1] < 20, output
     assert control[0] == 422
     assert control[1] > 100
+
+
+async def test_the_limits_of_a_mounted_application_need_no_content_length() -> None:
+    class RemoveLength:
+        """Middleware that changes the body, for example one that decompresses it, removes its length."""
+
+        def __init__(self, app: ASGIApp) -> None:
+            self._app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                scope["headers"] = [each for each in scope["headers"] if each[0] != b"content-length"]
+            await self._app(scope, receive, send)
+
+    app = FastAPI()
+    app.add_middleware(RemoveLength)
+    configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/none"), max_body_bytes=1_000)
+    app.mount("/larger", create_limited_app(max_body_bytes=3_000))
+    app.mount("/smaller", create_limited_app(max_body_bytes=100))
+    async with http_client(app) as client:
+        for path, size, status in (("larger", 2_000, 200), ("larger", 4_000, 413), ("smaller", 200, 413)):
+            assert (await client.post(f"/{path}/json", json="x" * size)).status_code == status

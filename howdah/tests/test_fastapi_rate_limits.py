@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI, Request
@@ -28,9 +30,11 @@ class Caller:
 def build_app(rate_limits: RateLimits | None) -> FastAPI:
     app = FastAPI()
     app.state.authentications = 0
+    app.state.before_authentication = lambda: None
 
     async def authenticate(connection: HTTPConnection) -> Caller | None:
         app.state.authentications += 1
+        app.state.before_authentication()
         token = connection.headers.get("authorization")
         if token == "wrong":
             raise NotAuthenticated
@@ -153,6 +157,23 @@ async def test_a_principal_that_exceeds_its_limit_gets_429() -> None:
             probe = await client.get(path)
             assert probe.status_code == 200
             assert "ratelimit" not in probe.headers
+
+
+async def test_a_principal_is_counted_at_the_time_after_the_authentication(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter)
+    monkeypatch.setattr("howdah.fastapi._layers.time", clock)
+    app = build_app(RateLimits(classes={"read": RateLimit(1, 60)}))
+
+    def take_61_seconds() -> None:
+        nonlocal now
+        now += 61
+
+    async with http_client(app) as client:
+        assert (await client.get("/items", headers={"Authorization": "a"})).status_code == 200
+        assert (await client.get("/items", headers={"Authorization": "a"})).status_code == 429  # the control
+        app.state.before_authentication = take_61_seconds
+        assert (await client.get("/items", headers={"Authorization": "a"})).status_code == 200
 
 
 async def test_wrong_tokens_count_for_the_address_before_they_are_checked() -> None:

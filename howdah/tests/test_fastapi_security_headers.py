@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import fastapi
 import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah import Database
 from howdah.fastapi import RateLimit, RateLimits, configure_app
@@ -128,3 +130,27 @@ async def test_a_named_origin_may_send_requests_and_read_the_responses() -> None
 def test_an_origin_that_is_none_is_rejected(origin: str) -> None:
     with pytest.raises(ValueError, match="cors_origins"):
         build_app(origin)
+
+
+async def test_the_scheme_is_that_of_the_connection_and_not_that_of_inner_middleware() -> None:
+    app = FastAPI()
+
+    class SetScheme:
+        def __init__(self, app: ASGIApp) -> None:
+            self._app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["scheme"] = "https"
+            await self._app(scope, receive, send)
+
+    app.add_middleware(SetScheme)  # inside of the layers of `configure_app`, because it is added before them
+    configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/nothing"))
+
+    @app.get("/scheme")
+    async def read_scheme(request: fastapi.Request) -> str:
+        return request.url.scheme
+
+    async with http_client(app) as client:
+        response = await client.get("/scheme")
+        assert response.json() == "https"  # the control
+        assert "strict-transport-security" not in response.headers

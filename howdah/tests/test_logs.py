@@ -14,15 +14,20 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.context import Context
 
 from howdah import _log_writer
+from howdah._log_fields import AddTraceId
 from howdah._log_writer import ThreadedWriter, dropped_lines, open_standard_error, share_lines
 from howdah_tests.support.waiting import wait_until
 
 SERVER = """
 import socket, sys, uvicorn
 from howdah import logs
-from howdah.fastapi.request_log import RequestLog
+from fastapi import FastAPI
+from howdah import Database
+from howdah.fastapi import configure_app
 from starlette.responses import PlainTextResponse
 
 class BlockingWriter:
@@ -36,7 +41,10 @@ logs.configure_logging("json")
 listening = socket.socket()
 listening.bind(("127.0.0.1", 0))
 listening.listen()
-config = uvicorn.Config(RequestLog(PlainTextResponse("ok")), log_config=None, lifespan="off")
+app = FastAPI()
+app.mount("/", PlainTextResponse("ok"))
+configure_app(app, database=lambda: Database("postgresql://nobody@127.0.0.1:1/nothing"))
+config = uvicorn.Config(app, log_config=None, lifespan="off")
 print(listening.getsockname()[1], flush=True)
 uvicorn.Server(config).run(sockets=[listening])
 """
@@ -287,3 +295,34 @@ def test_warnings_and_uncaught_errors_are_logged() -> None:
     assert "ZeroDivisionError" in thread["exception"]
     assert "LookupError: in a finalizer" in ignored["exception"]
     assert (wrong["level"], wrong["event"]) == ("error", "a log entry can't be formatted: '%d'")
+
+
+class StackOfContexts:
+    """A runtime context of OpenTelemetry that isn't in a context variable."""
+
+    def __init__(self) -> None:
+        self._stack = [Context()]
+
+    def attach(self, context: Context) -> None:
+        self._stack.append(context)
+
+    def get_current(self) -> Context:
+        return self._stack[-1]
+
+    def detach(self, token: object) -> None:
+        self._stack.pop()
+
+
+@pytest.mark.parametrize("is_in_variable", [True, False])
+def test_entries_have_the_current_span_wherever_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch, is_in_variable: bool
+) -> None:
+    if not is_in_variable:
+        monkeypatch.setattr("opentelemetry.context._RUNTIME_CONTEXT", StackOfContexts())
+    add_trace_id = AddTraceId()
+    span = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=False))
+    for _ in range(2):
+        with trace.use_span(span):
+            assert add_trace_id(None, "info", {}) == {"trace_id": "0" * 31 + "1", "span_id": "0" * 15 + "2"}
+        assert add_trace_id(None, "info", {}) == {}
+        assert add_trace_id.needs_variables is is_in_variable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import MutableMapping
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -27,14 +27,21 @@ class AddContext:
         """The name of each variable of structlog in an entry. Empty for other variables."""
 
     def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        names = self._names
+        self.add(event)
+        return event
+
+    def add(self, event: MutableMapping[str, Any]) -> bool:
+        """Add the values. Returns whether other variables are set, too, such as that of OpenTelemetry."""
+        names, has_others = self._names, False
         for variable, value in copy_context().items():
             name = names.get(variable)
             if name is None:
                 name = self._find_name(variable)
-            if name and value is not Ellipsis:
+            if not name:
+                has_others = True
+            elif value is not Ellipsis:
                 event.setdefault(name, value)
-        return event
+        return has_others
 
     def _find_name(self, variable: ContextVar[Any]) -> str:
         if len(self._names) >= _MAX_VARIABLES:
@@ -50,6 +57,8 @@ class AddTraceId:
 
     def __init__(self) -> None:
         self._trace: Any = None
+        self.needs_variables = False
+        """Whether a span can only be current if a context variable is set. False before the first entry."""
 
     def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         trace = self._trace
@@ -59,6 +68,7 @@ class AddTraceId:
             from opentelemetry import trace  # once, because this statement takes longer than the rest
 
             self._trace = trace
+            self.needs_variables = _sets_variables()
         span = trace.get_current_span()
         if span is not trace.INVALID_SPAN:
             context = span.get_span_context()
@@ -68,6 +78,20 @@ class AddTraceId:
         return event
 
 
+def _sets_variables() -> bool:
+    """Whether OpenTelemetry keeps its current context in a context variable. Its users may choose something else."""
+    from opentelemetry.context import attach, detach, set_value
+
+    def attach_and_look() -> bool:
+        token = attach(set_value("howdah", True))
+        try:
+            return bool(copy_context())
+        finally:
+            detach(token)  # otherwise the context would stay current, if it isn't in a context variable
+
+    return Context().run(attach_and_look)
+
+
 class AddTimestamp:
     """Adds the time in UTC, such as `2030-01-31T12:00:00.123456Z`. The text of a second is formatted once."""
 
@@ -75,10 +99,11 @@ class AddTimestamp:
         self._second = 0, "1970-01-01T00:00:00"  # replaced as a whole, because several threads log
 
     def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+        now = time.time()
+        second = int(now)
         known, text = self._second
         if known != second:
             text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = second, text
-        event["timestamp"] = "%s.%06dZ" % (text, microsecond)  # noqa: UP031  # faster than an f-string
+        event["timestamp"] = "%s.%06dZ" % (text, (now - second) * 1_000_000)  # noqa: UP031  # faster than an f-string
         return event

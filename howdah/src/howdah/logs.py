@@ -126,14 +126,21 @@ def write_info(logger: str, entry: dict[str, Any]) -> bool:
     The entry is the same as that of structlog. If structlog's configuration isn't that of `configure_logging("json")`,
     for example because the application has added a processor, nothing is written, and the result is false.
     """
-    if not _json_output or structlog.get_config() != _json_output[0].config:
+    if not _json_output:
         return False
-    _add_context(None, "info", entry)
-    _add_trace_id(None, "info", entry)
+    output = _json_output[0]
+    if structlog.get_config() != output.config:
+        return False
+    if _add_context.add(entry) or not _add_trace_id.needs_variables:
+        _add_trace_id(None, "info", entry)
     entry["logger"] = logger
     entry["level"] = "info"
     _add_timestamp(None, "info", entry)
-    _json_output[0].writer.write(_dump(entry) + b"\n")
+    try:
+        line = orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        line = _dump(entry) + b"\n"
+    output.writer.write(line)
     return True
 
 

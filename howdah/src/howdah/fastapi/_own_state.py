@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Final
+from typing import Any, Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from howdah.fastapi.resources import OPENED_KEY
 
@@ -15,30 +14,24 @@ STATES_KEY: Final = "howdah_states"
 DATABASE_KEY: Final = "database"
 
 
-class OwnState:
-    """ASGI middleware that sets `request.state` to the state of this application.
+class OwnStates:
+    """Finds the states of one application for `request.state`.
 
     The server gives the state of the outermost application to every request. If this application is mounted in another
     one, the routes would use the other one's database.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self) -> None:
+        self.opened = object()
+        """What this application opened when it was last the outermost one. With this state, `find` returns None."""
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] not in ("http", "websocket"):
-            return self._app(scope, receive, send)
+    def find(self, scope: Scope) -> dict[str, Any] | None:
+        """The state of this application, or None if the scope has it already."""
         outer = scope.get("state", {})
         own = outer.get(STATES_KEY, {}).get(scope["app"])
         if own is None:  # the lifespan of this application has not run, so it has no database
             own = {DATABASE_KEY: None, OPENED_KEY: None}
         elif outer.get(OPENED_KEY) is own[OPENED_KEY]:  # it is the outermost application
-            return self._app(scope, receive, send)
-        return self._run({**outer, **own}, outer, scope, receive, send)
-
-    async def _run(self, own: object, outer: object, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = own
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            scope["state"] = outer
+            self.opened = own[OPENED_KEY]
+            return None
+        return {**outer, **own}

@@ -63,11 +63,25 @@ class SharedResponse:
     def before_body(self) -> None:
         """Called before each message after the first one."""
 
+    async def send_response(self, status: int, headers: Iterable[Header], body: bytes | memoryview) -> None:
+        """Send a complete response. It is the same as two messages, in less time."""
+        self.status = status
+        self.set_headers(headers)
+        for complete in reversed(self.before_start):
+            complete(self)
+        try:
+            await self._send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+            self.before_body()
+            await self._send({"type": "http.response.body", "body": body if self._body is None else self._body})
+        except OSError:
+            self.has_failed = True
+            raise
+        self.is_complete = True
+
     def _complete(self, start: Message) -> Message:
         """A copy of the first message with the layers' headers, because an application may send the same one again."""
         self.status = start["status"]
-        self.headers = [*start.get("headers", ())]
-        self.by_name = dict(self.headers)
+        self.set_headers(start.get("headers", ()))
         for complete in reversed(self.before_start):
             complete(self)
         return {**start, "status": self.status, "headers": self.headers}

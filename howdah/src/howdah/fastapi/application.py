@@ -19,17 +19,18 @@ from starlette.middleware import Middleware
 from starlette.routing import Host, Mount
 
 from howdah.database import Database
+from howdah.fastapi._layers import Layers, LayersMiddleware
 from howdah.fastapi._native_telemetry import look_for_telemetry_once
-from howdah.fastapi._own_state import DATABASE_KEY, STATES_KEY, OwnState
+from howdah.fastapi._own_state import DATABASE_KEY, STATES_KEY
 from howdah.fastapi._route_lists import RouteLists
 from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import unwrap_protected
-from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, AuthenticationLayer
-from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimitsMiddleware
+from howdah.fastapi.authentication import DEFAULT_AUTHENTICATE_SECONDS, Authenticate, Authentication
+from howdah.fastapi.body_limits import DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_BODY_SECONDS, BodyLimiter
 from howdah.fastapi.cors import add_cors
 from howdah.fastapi.direct_routes import DirectRoutes, DirectRoutesLayer
 from howdah.fastapi.docs_page import replace_docs_pages
-from howdah.fastapi.handlers import add_error_handlers
+from howdah.fastapi.handlers import register_error_handlers
 from howdah.fastapi.health import ReadinessCheck, build_health_router
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.http_rules import HTTPRules
@@ -38,16 +39,16 @@ from howdah.fastapi.internal import InternalPort
 from howdah.fastapi.jobs import Job, build_runners, check_jobs, run_jobs
 from howdah.fastapi.load_limit import LoadLimit, LoadLimiter
 from howdah.fastapi.openapi_security import BEARER_SCHEME, set_security_schemes
-from howdah.fastapi.rate_limits import AddressRateLimits, PrincipalRateLimits, RateLimiter, RateLimits
+from howdah.fastapi.rate_limits import RateLimiter, RateLimits
 from howdah.fastapi.resources import MAIN_DATABASE, OPENED_KEY, Opened, Resource
 from howdah.fastapi.route_rules import RuleCheck
-from howdah.fastapi.security_headers import SecurityHeaders
 from howdah.fastapi.trusted_proxies import TrustedProxies
 from howdah.serving._scope_keys import ADMIT_KEY, METRICS_KEY
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
 
 if TYPE_CHECKING:
-    from howdah.fastapi.metrics import ProcessMetrics  # needs an extra
+    from howdah.fastapi.metrics import ProcessMetrics, RequestMetrics  # needs an extra
+    from howdah.fastapi.request_log import RequestLog  # needs an extra
 
 # The attribute of `app.state` that has the application's configuration.
 _CONFIGURATION_KEY: Final = "howdah_configuration"
@@ -151,49 +152,48 @@ def configure_app(
     layer = Middleware(cast(Any, DirectRoutesLayer), application=app, routes=configuration.direct_routes)
     app.user_middleware.append(layer)
     limiter = None if rate_limits is None else RateLimiter(rate_limits, exempt_paths={*PROBE_PATHS, METRICS_PATH})
-    if limiter is not None:
-        app.add_middleware(PrincipalRateLimits, limiter=limiter)
     log_principal: Callable[[str], None] | None = None
+    log: RequestLog | None = None
     if request_log:
         from howdah.fastapi.request_log import RequestLog, log_principal
+
+        log = RequestLog()
+    authentication: Authentication | None = None
     if authenticate is not None:
         rule_check = configuration.rule_check = RuleCheck(app, lists)
-        app.add_middleware(
-            AuthenticationLayer,
-            application=app,
-            authenticate=authenticate,
-            timeout=authenticate_timeout,
-            prepare=rule_check,
-            log_principal=log_principal,
+        authentication = Authentication(
+            app, authenticate, timeout=authenticate_timeout, prepare=rule_check, log_principal=log_principal
         )
         set_security_schemes(app, security_schemes)
-    if limiter is not None:
-        app.add_middleware(AddressRateLimits, limiter=limiter)
-    add_error_handlers(app)
-    app.add_middleware(OwnState)
-    app.router.redirect_slashes = False
-    replace_docs_pages(app, script=docs_script)
-    app.add_middleware(
-        HTTPRules,
-        application=app,
-        allowed_hosts=None if allowed_hosts is None else AllowedHosts(allowed_hosts),
-        any_host_paths={*PROBE_PATHS, METRICS_PATH},
-        is_hidden=None if internal_port is None else InternalPort(app, internal_port).hides,
-    )
-    if max_body_bytes is not None or max_body_seconds is not None:
-        app.add_middleware(BodyLimitsMiddleware, max_bytes=max_body_bytes, max_seconds=max_body_seconds)
-    if health:
-        app.include_router(build_health_router([*readiness_checks]))
-    if request_log:
-        app.add_middleware(RequestLog)
+    request_metrics: RequestMetrics | None = None
     if metrics:
-        from howdah.fastapi.metrics import ProcessMetrics, RequestMetricsMiddleware, build_metrics_router
+        from howdah.fastapi.metrics import ProcessMetrics, build_metrics_router
 
         configuration.metrics = ProcessMetrics(in_progress, limiter)
+        request_metrics = configuration.metrics.requests
+    has_body_limits = max_body_bytes is not None or max_body_seconds is not None
+    layers = Layers(
+        http_rules=HTTPRules(
+            app,
+            allowed_hosts=None if allowed_hosts is None else AllowedHosts(allowed_hosts),
+            any_host_paths={*PROBE_PATHS, METRICS_PATH},
+            is_hidden=None if internal_port is None else InternalPort(app, internal_port).hides,
+        ),
+        metrics=request_metrics,
+        request_log=log,
+        body_limiter=BodyLimiter(max_bytes=max_body_bytes, max_seconds=max_body_seconds) if has_body_limits else None,
+        rate_limiter=limiter,
+        authentication=authentication,
+    )
+    register_error_handlers(app)
+    app.add_middleware(LayersMiddleware, layers=layers)
+    app.router.redirect_slashes = False
+    replace_docs_pages(app, script=docs_script)
+    if health:
+        app.include_router(build_health_router([*readiness_checks]))
+    if configuration.metrics is not None:
         app.include_router(build_metrics_router(configuration.metrics))
-        app.add_middleware(RequestMetricsMiddleware, metrics=configuration.metrics.requests)
     add_cors(app, cors_origins)
-    app.add_middleware(SecurityHeaders)
     if trusted_proxies:
         app.add_middleware(TrustedProxies, networks=trusted_proxies)
     # the outermost one, so that a rejection costs little

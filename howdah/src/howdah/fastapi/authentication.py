@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from howdah.fastapi._error_handlers import add_handlers_of
 from howdah.fastapi._time_limits import TimeLimitReached, run_in_time
-from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import ProblemException
 
 DEFAULT_AUTHENTICATE_SECONDS: Final = 10.0
@@ -110,8 +109,8 @@ async def require_principal_key(connection: HTTPConnection) -> str:
     return key
 
 
-class AuthenticationLayer:
-    """ASGI middleware that sets the principal. A request with wrong credentials gets a 401, and its body isn't read.
+class Authentication:
+    """Sets the principal of a request. A request with wrong credentials gets a 401, and its body isn't read.
 
     This also holds for routes with the rule `PUBLIC`, unknown paths and other methods. Without credentials, requests
     for these are passed on.
@@ -123,42 +122,39 @@ class AuthenticationLayer:
 
     def __init__(
         self,
-        app: ASGIApp,
-        *,
         application: FastAPI,
         authenticate: Authenticate,
+        *,
         timeout: float,
         prepare: Callable[[], Collection[str]],
         log_principal: Callable[[str], None] | None,
     ) -> None:
-        self._app = app
         self._application = application
         self._authenticate = authenticate
         self._timeout = timeout
         self._prepare = prepare
         self._log_principal = log_principal
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] not in ("http", "websocket"):
-            return self._app(scope, receive, send)
-        if get_route_path(scope) not in self._prepare():
-            return self._run(scope, receive, send)
-        scope[PRINCIPAL_KEY] = None
-        return self._app(scope, receive, send)
+    async def find(self, scope: Scope, path: str) -> ASGIApp | None:
+        """Set the principal in the scope. Returns the response if `authenticate` has raised an error.
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        Raises an error without a handler, which logs it (500).
+        """
+        if path in self._prepare():
+            scope[PRINCIPAL_KEY] = None
+            return None
+        # Until `authenticate` returns, the principal is that of an outer application, which the function may use.
         try:
             principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
         except Exception as error:
-            await self._answer(error, scope, receive, send)
-            return
+            return self._build_answer(error)
         if principal is not None and self._log_principal is not None:
             self._log_principal(principal.key)
         scope[PRINCIPAL_KEY] = principal
-        await self._app(scope, receive, send)
+        return None
 
-    async def _answer(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the application's error handlers. An error without a handler is raised, which logs it (500)."""
+    def _build_answer(self, error: Exception) -> ASGIApp:
+        """The answer of the application's error handlers. An error without a handler is raised, which logs it (500)."""
         raised = error
         if isinstance(error, TimeLimitReached):
             _log.warning("authenticate has not ended within %g s", self._timeout)
@@ -167,4 +163,4 @@ class AuthenticationLayer:
         async def fail(scope: Scope, receive: Receive, send: Send) -> None:
             raise raised from raised.__cause__
 
-        await add_handlers_of(self._application, fail)(scope, receive, send)
+        return add_handlers_of(self._application, fail)

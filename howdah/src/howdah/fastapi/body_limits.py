@@ -9,16 +9,16 @@ from types import CoroutineType
 from typing import Final
 
 from fastapi import Request, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope
 
-from howdah.fastapi._shared_response import SharedResponse, share_response
+from howdah.fastapi._shared_response import SharedResponse
 from howdah.fastapi._time_limits import resume
 from howdah.fastapi.problem import ProblemException, problem_response
 
 DEFAULT_MAX_BODY_BYTES: Final = 1_048_576
 DEFAULT_MAX_BODY_SECONDS: Final = 30.0
 
-# The key of the request's `_LimitedBody` in the ASGI scope.
+# The key of the request's `LimitedBody` in the ASGI scope.
 _BODY_KEY: Final = "howdah.body"
 # Set by FastAPI and Starlette while they enforce the `max_body_size` of an application, a router or a route.
 _OWN_LIMIT_KEY: Final = "starlette.max_body_size"
@@ -52,52 +52,34 @@ class BodyTimeout(ProblemException):
         )
 
 
-class BodyLimitsMiddleware:
-    """ASGI middleware that stops reading a body that is too large or too slow.
+class BodyLimiter:
+    """Stops reading a body that is too large or too slow.
 
     A `Content-Length` above the limit is rejected before anything is read, so a client that sends
     `Expect: 100-continue` sends no body at all. A body in chunks is counted while it is read. The limits apply when the
     application reads the body. A route that doesn't read it isn't affected.
 
     A `max_body_size` of the application, the router or the route, which FastAPI enforces, replaces `max_bytes`. A
-    mounted application with this middleware has its own limits. `max_seconds` counts only the time in which the
-    application waits for the client.
+    mounted application with a limiter has its own limits. `max_seconds` counts only the time in which the application
+    waits for the client.
     """
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int | None, max_seconds: float | None) -> None:
-        self._app = app
+    def __init__(self, *, max_bytes: int | None, max_seconds: float | None) -> None:
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        if scope["type"] != "http":
-            return self._app(scope, receive, send)
+    def limit(self, scope: Scope, receive: Receive, response: SharedResponse) -> LimitedBody | None:
+        """The limited body of the request: use its `receive`, and call its `end`. None if nothing is to be limited."""
         outer = scope.get(_BODY_KEY)
-        if isinstance(outer, _LimitedBody):
+        if isinstance(outer, LimitedBody):
             outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
-            return self._app(scope, receive, send)
+            return None
         length = _find_length(scope)
-        return self._app(scope, receive, send) if length is None else self._run(length, scope, receive, send)
-
-    async def _run(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
-        response = share_response(send)
-        body = _LimitedBody(scope, receive, response, length)
-        response.before_start.append(body.replace_plain_413)
-        functions = len(response.before_start)
+        if length is None:
+            return None
+        body = scope[_BODY_KEY] = LimitedBody(scope, receive, response, length)
         body.max_bytes, body.max_seconds = self._max_bytes, self._max_seconds
-        scope[_BODY_KEY] = body
-        try:
-            await self._app(scope, body.receive, response)
-        except (BodyTooLarge, BodyTimeout) as error:  # raised in middleware that has no error handlers
-            if response.status is not None:
-                raise
-            response.drop_inner(functions)
-            await _make_response(error)(scope, receive, response)
-        finally:
-            # Without this, the scope, the response and the body would refer to each other. Only the garbage collector
-            # would free them, which costs 20 µs for each request.
-            scope.pop(_BODY_KEY, None)
-            response.drop_inner(functions - 1)
+        return body
 
 
 def lift_body_limits(request: Request) -> None:
@@ -107,12 +89,12 @@ def lift_body_limits(request: Request) -> None:
     `request.stream()` with constant memory, and that has a limit of its own.
     """
     body = request.scope.get(_BODY_KEY)
-    if isinstance(body, _LimitedBody):
+    if isinstance(body, LimitedBody):
         body.max_bytes = body.max_seconds = None
         body.is_lifted = True
 
 
-class _LimitedBody:
+class LimitedBody:
     """The `receive` of one request with a body."""
 
     __slots__ = (
@@ -132,13 +114,21 @@ class _LimitedBody:
         self._size = 0
         self._waited = 0.0
 
+    def end(self) -> None:
+        """Called at the end of the request.
+
+        Otherwise the scope, the response and the body would refer to each other. Only the garbage collector would free
+        them, which costs 20 µs for each request.
+        """
+        self._scope.pop(_BODY_KEY, None)
+
     def replace_plain_413(self, response: SharedResponse) -> None:
         """Replace Starlette's own 413, which is a plain text, by a problem."""
         limit = self._scope.get(_OWN_LIMIT_KEY)
         if limit is None or response.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return
         if response.by_name.get(b"content-type", b"").startswith(b"text/plain"):
-            problem = _make_response(BodyTooLarge(limit))
+            problem = build_limit_response(BodyTooLarge(limit))
             response.set_headers(problem.raw_headers)
             response.replace_body(bytes(problem.body))
 
@@ -195,5 +185,6 @@ def _find_length(scope: Scope) -> int | None:
     return length
 
 
-def _make_response(error: ProblemException) -> Response:
+def build_limit_response(error: ProblemException) -> Response:
+    """The response for `BodyTooLarge` and `BodyTimeout`."""
     return problem_response(error.status_code, error.code, detail=error.detail, headers=error.headers, **error.members)

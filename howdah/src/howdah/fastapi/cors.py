@@ -9,6 +9,8 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from howdah.fastapi.security_headers import SecurityHeaders
+
 _ORIGIN: Final = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:]+\])(:\d{1,5})?", re.ASCII)
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS: Final = (
@@ -48,6 +50,7 @@ def add_cors(app: FastAPI, origins: Iterable[str]) -> None:
                 "without a path; * is not allowed"
             )
     if allowed:
+        # The middleware answers preflight requests itself. These responses get the security headers, too.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=allowed,
@@ -55,3 +58,4 @@ def add_cors(app: FastAPI, origins: Iterable[str]) -> None:
             allow_headers=_REQUEST_HEADERS,
             expose_headers=_RESPONSE_HEADERS,
         )
+        app.add_middleware(SecurityHeaders)

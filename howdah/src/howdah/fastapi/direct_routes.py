@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import __version__ as fastapi_version
 from fastapi.routing import APIRoute, request_response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +25,7 @@ from howdah.fastapi._route_lists import RouteLists, iterate_routers
 from howdah.fastapi._routes import iterate_all_routes
 from howdah.fastapi._shared_response import SharedResponse, share_response
 from howdah.fastapi.access import find_rules
-from howdah.fastapi.path_methods import get_route_path
+from howdah.fastapi.path_methods import ROUTE_PATH_KEY, get_route_path
 from howdah.fastapi.route_rules import RuleFirst
 
 if internals.IS_SUPPORTED:
@@ -138,7 +138,9 @@ class DirectRoutes:
         route = self._served.get(found.position)
         if route is None or not route.is_applicable():
             return None
-        parameters = {name: segments[number] for number, name in found.parameters}
+        parameters = {}
+        for number, name in found.parameters:
+            parameters[name] = segments[number]
         outer = scope.get("path_params")
         scope["path_params"] = {**outer, **parameters} if outer else parameters
         if telemetry is not None:
@@ -168,7 +170,10 @@ class DirectRoutesLayer:
         try:
             route.begin(scope)
             response = await route.handle(request)
-            await response(scope, receive, shared)
+            if type(response) is Response and response.background is None:
+                await shared.send_response(response.status_code, response.raw_headers, response.body)
+            else:
+                await response(scope, receive, shared)
         except Exception as error:
             await self._answer(error, request, receive, shared)
 
@@ -211,6 +216,7 @@ class DirectRoute:
         self._route = getattr(found.route, "original_route", found.route)
         self._included = getattr(found.route, "_route_context", None)
         self.path_template: str = (self._included or self._route).path_format
+        self._path: str = (self._included or self._route).path
         self._application = application
         rules = set(find_rules(found.route))
         self._rule = next((rule for rule in rules if not rule.is_public), None)
@@ -228,7 +234,7 @@ class DirectRoute:
 
     def begin(self, scope: Scope) -> None:
         """Set the same values in the scope as FastAPI's router, and check the rule."""
-        scope["route"], scope["endpoint"] = self._route, self._route.endpoint
+        scope["route"], scope["endpoint"], scope[ROUTE_PATH_KEY] = self._route, self._route.endpoint, self._path
         scope.setdefault("router", self._application.router)
         if self._included is not None:
             scope["fastapi"] = {**scope.get("fastapi", {}), "effective_route_context": self._included}

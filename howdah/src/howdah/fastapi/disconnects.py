@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from howdah.fastapi._shared_response import share_response
+from howdah.fastapi._shared_response import SharedResponse, share_response
 
 CLIENT_CLOSED_REQUEST: Final = 499
 """The status in the log and the metrics of a request whose client has disconnected. No client reads it."""
@@ -33,19 +33,26 @@ class ClientDisconnects:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        shared = share_response(send)
+        response = share_response(send)
         try:
-            await self._app(scope, receive, shared)
-        except ClientDisconnect:
-            pass
-        except OSError:
-            if not shared.has_failed:  # an error of the application
+            await self._app(scope, receive, response)
+        except (ClientDisconnect, OSError) as error:
+            if not is_client_gone(error, response):
                 raise
-        if shared.is_complete:
-            return
-        mark_client_gone(scope)
-        if shared.status is None and not shared.has_failed:
-            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)
+        if not response.is_complete:
+            await end_without_client(scope, receive, response)
+
+
+def is_client_gone(error: ClientDisconnect | OSError, response: SharedResponse) -> bool:
+    """Whether the application raised this error because its client has disconnected. An `OSError` may be its own."""
+    return isinstance(error, ClientDisconnect) or response.has_failed
+
+
+async def end_without_client(scope: Scope, receive: Receive, response: SharedResponse) -> None:
+    """Note that the client didn't receive the whole response. Before its start, answer with the status 499."""
+    mark_client_gone(scope)
+    if response.status is None and not response.has_failed:
+        await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, response)
 
 
 def mark_client_gone(scope: Scope) -> None:

@@ -58,14 +58,19 @@ def add_error_handlers(app: FastAPI) -> None:
 
     A mounted application has error handlers and an OpenAPI description of its own: call this function for it, too.
     """
+    register_error_handlers(app)
+    app.add_middleware(WebSocketErrors)
+    app.add_middleware(ClientDisconnects)
+
+
+def register_error_handlers(app: FastAPI) -> None:
+    """`add_error_handlers` without its middleware."""
     app.add_exception_handler(errors.HowdahError, _handle_howdah_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(WebSocketRequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(RejectedLine, _handle_rejected_line)
     app.add_exception_handler(Exception, _handle_unexpected_error)
-    app.add_middleware(WebSocketErrors)
-    app.add_middleware(ClientDisconnects)
     add_problem_descriptions(app)
 
 

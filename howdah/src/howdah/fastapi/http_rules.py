@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Final
 
@@ -10,24 +10,22 @@ from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from howdah.fastapi._shared_response import SharedResponse, share_response
+from howdah.fastapi._shared_response import SharedResponse
 from howdah.fastapi.disconnects import CLIENT_GONE_KEY
 from howdah.fastapi.hosts import AllowedHosts
 from howdah.fastapi.path_methods import ROUTE_PATH_KEY, PathMethods, get_route_path
 from howdah.fastapi.problem import NO_SNIFF, NO_STORE, problem_response
 
 # A response with an ETag may be stored by its client, which asks before each use whether it is still current.
-_FOR_CACHED: Final = (NO_SNIFF, (b"cache-control", b"private, no-cache"))
-_DEFAULT: Final = (NO_SNIFF, NO_STORE)
-
-_METHOD_NOT_ALLOWED: Final = int(HTTPStatus.METHOD_NOT_ALLOWED)  # an enum's member is slow to look up
+HEADERS_WITH_ETAG: Final = (NO_SNIFF, (b"cache-control", b"private, no-cache"))
+HEADERS: Final = (NO_SNIFF, NO_STORE)
 
 # RFC 6455, section 7.4.1: the connection violates a policy of the service.
 _POLICY_VIOLATION: Final = 1008
 
 
 class HTTPRules:
-    """ASGI middleware for rules of HTTP that Starlette's routes don't follow.
+    """Rules of HTTP that Starlette's routes don't follow.
 
     - HEAD is answered wherever GET is, with the headers of GET (RFC 9110, section 9.3.2). For this, the route of GET
       runs. A response that streams is stopped before its first part.
@@ -42,55 +40,34 @@ class HTTPRules:
 
     def __init__(
         self,
-        app: ASGIApp,
-        *,
         application: FastAPI,
+        *,
         allowed_hosts: AllowedHosts | None,
         any_host_paths: Iterable[str],
         is_hidden: Callable[[Scope], bool] | None,
     ) -> None:
-        self._app = app
         self._paths = PathMethods(application)
         self._allowed_hosts = allowed_hosts
         self._any_host_paths = frozenset(any_host_paths)
         self._is_hidden = is_hidden
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Check the host, and then run the application for a request."""
-        kind = scope["type"]
-        if (
-            self._allowed_hosts is not None
-            and kind in ("http", "websocket")
-            and get_route_path(scope) not in self._any_host_paths
-            and not self._allowed_hosts.allow(scope)
-        ):
-            return _reject_host(scope, receive, send)
-        if kind != "http":
-            return self._app(scope, receive, send)
-        method = scope["method"]
+    def allows_host(self, scope: Scope, path: str) -> bool:
+        """Whether the application answers for the host of this request. If not, the response is `reject_host`."""
+        return self._allowed_hosts is None or path in self._any_host_paths or self._allowed_hosts.allow(scope)
+
+    def find_rejection(self, scope: Scope, path: str) -> ASGIApp | None:
+        """The response of a request that no route gets."""
+        if self._allowed_hosts is not None and not self.allows_host(scope, path):
+            return reject_host
         if self._is_hidden is not None and self._is_hidden(scope):
-            return problem_response(HTTPStatus.NOT_FOUND, "not-found", detail="Not Found")(scope, receive, send)
-        if method == "HEAD":
-            return self._answer_head(scope, receive, send)
-        if self._paths.rejects(scope, method) and method != "OPTIONS":
-            return self._reject_method(scope, receive, send)
-        return self._app(scope, receive, self._share(scope, send))
+            return problem_response(HTTPStatus.NOT_FOUND, "not-found", detail="Not Found")
+        method = scope["method"]
+        if self._paths.rejects(path, method) and method not in ("HEAD", "OPTIONS"):
+            return self._reject_method
+        return None
 
-    def _share(self, scope: Scope, send: Send) -> SharedResponse:
-        """The response, whose headers will be completed."""
-        root_path = scope.get("root_path", "")  # a mounted application changes it in the same scope
-
-        def complete(response: SharedResponse) -> None:
-            if response.status == _METHOD_NOT_ALLOWED:
-                self._add_allowed_methods({**scope, "root_path": root_path}, response)
-            response.add_missing(_FOR_CACHED if b"etag" in response.by_name else _DEFAULT)
-
-        response = share_response(send)
-        response.before_start.append(complete)
-        return response
-
-    def _add_allowed_methods(self, scope: Scope, response: SharedResponse) -> None:
-        """Set `Allow`. For OPTIONS, replace the 405 by a 204 without a body."""
+    def add_allowed_methods(self, scope: Scope, response: SharedResponse) -> None:
+        """Set `Allow` in a 405. For OPTIONS, replace the 405 by a 204 without a body."""
         methods = self._paths.find(scope)
         if scope["method"] in methods:  # a route or a mounted application has answered 405 itself
             return
@@ -102,13 +79,19 @@ class HTTPRules:
         else:
             response.set_headers([*(each for each in response.headers if each[0] != b"allow"), allow])
 
-    async def _answer_head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the route of GET, and send only the headers of its response."""
+    def copy_for_head(self, scope: Scope) -> Scope:
+        """The scope with which the application answers a HEAD request: a copy, with the method GET where GET is.
+
+        It is a copy, because the server looks at the method of its own scope when it sends the response.
+        """
         methods = self._paths.find(scope)
+        return {**scope, "method": "GET"} if "GET" in methods and "HEAD" not in methods else {**scope}
+
+    async def answer_head(
+        self, app: ASGIApp, scope: Scope, inner: Scope, receive: Receive, response: SharedResponse
+    ) -> None:
+        """Run the application with the result of `copy_for_head`, and send only the headers of its response."""
         has_ended = False
-        # a copy, because the server looks at the method of its own scope when it sends the response
-        inner = {**scope, "method": "GET"} if "GET" in methods and "HEAD" not in methods else {**scope}
-        response = self._share(inner, send)
 
         async def send_headers(message: Message) -> None:
             nonlocal has_ended
@@ -122,10 +105,10 @@ class HTTPRules:
                 raise _HeadAnswered
 
         try:
-            if self._paths.rejects(inner, inner["method"]):
+            if self._paths.rejects(get_route_path(inner), inner["method"]):
                 await self._reject_method(inner, receive, send_headers)
             else:
-                await self._app(inner, receive, send_headers)
+                await app(inner, receive, send_headers)
         except (_HeadAnswered, ClientDisconnect):  # Starlette may turn the first one into the second
             if not has_ended:
                 raise
@@ -154,7 +137,7 @@ def _join(methods: Iterable[str]) -> bytes:
     return ", ".join(sorted({*methods, *added})).encode()
 
 
-async def _reject_host(scope: Scope, receive: Receive, send: Send) -> None:
+async def reject_host(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer 421. A WebSocket is closed before it is accepted, which the server answers with 403."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "misdirected-request"})

@@ -16,15 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from howdah._batch_figures import CoalescerStatus
-from howdah.fastapi._shared_response import share_response
 from howdah.fastapi.access import UNAUTHENTICATED
-from howdah.fastapi.disconnects import get_logged_status
 from howdah.fastapi.in_progress import RequestsInProgress
 from howdah.fastapi.jobs import JobRunner
-from howdah.fastapi.path_methods import ROUTE_PATH_KEY, get_route_path
+from howdah.fastapi.path_methods import ROUTE_PATH_KEY
 from howdah.fastapi.rate_limits import RateLimiter
 from howdah.fastapi.resources import Opened, find_opened
 from howdah.metrics import BatchCollector, LogCollector, PoolCollector
@@ -55,6 +53,14 @@ class RequestMetrics:
         """The requests by method, route and status."""
         self.times: dict[tuple[str, str], _Times] = {}
         """The durations of the requests by method and route."""
+
+    def record_request(self, application: Any, path: str, scope: Scope, status: int | None, seconds: float) -> None:
+        """Count a request that has ended. `application` and `path` are those of its scope at its start.
+
+        A mounted application changes both in the same scope.
+        """
+        route: str | None = scope.get(ROUTE_PATH_KEY) if scope["app"] is application else None
+        self.record(scope["method"], _find_route(application, path, scope) if route is None else route, status, seconds)
 
     def record(self, method: str, route: str, status: int | None, seconds: float) -> None:
         """Count one request. The status is None if there was no response, for example because the client has gone."""
@@ -123,35 +129,6 @@ class _RequestCollector(Collector):
 def _exports_created() -> bool:
     """Whether prometheus_client exports the start of each time series. A service may turn this off."""
     return any(sample.name.endswith("_created") for metric in _ANY_COUNTER.collect() for sample in metric.samples)
-
-
-class RequestMetricsMiddleware:
-    """ASGI middleware that records each HTTP request."""
-
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application, and record the request even if it fails."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        application, path = scope["app"], get_route_path(scope)  # a mounted application changes both in the same scope
-        response = share_response(send)
-        failed_status: int | None = None
-        started = time.perf_counter()
-        try:
-            await self._app(scope, receive, response)
-        except Exception:
-            failed_status = 500  # Starlette sends the response outside of this middleware
-            raise
-        finally:
-            self._metrics.record(
-                scope["method"],
-                _find_route(application, path, scope),
-                get_logged_status(scope, response.status or failed_status),
-                time.perf_counter() - started,
-            )
 
 
 class ProcessMetrics:

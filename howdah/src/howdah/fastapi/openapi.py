@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fastapi import FastAPI, routing
 from fastapi.dependencies.models import Dependant
@@ -15,9 +15,9 @@ from fastapi.openapi.models import OpenAPI
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
+from howdah.fastapi._layers import find_layers
 from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import find_rules
-from howdah.fastapi.body_limits import BodyLimitsMiddleware
 from howdah.fastapi.headers import get_required_header, is_single_header
 from howdah.fastapi.idempotency import REPLAYED_HEADER, is_idempotency_key
 from howdah.fastapi.json_bodies import StrictJSONRoute
@@ -32,7 +32,6 @@ from howdah.fastapi.pages import PageParameters
 from howdah.fastapi.parameters import get_single_parameters
 from howdah.fastapi.preconditions import get_required_if_match
 from howdah.fastapi.problem import PROBLEM_JSON, Problem
-from howdah.fastapi.rate_limits import AddressRateLimits
 from howdah.fastapi.sessions import is_committing_session, is_database_dependency
 from howdah.filters import Filters
 from howdah.serving.limits import METRICS_PATH, PROBE_PATHS
@@ -135,8 +134,9 @@ def _describe_operation(
 
 
 def _describe_body_limit(description: Mapping[str, Any], app: FastAPI) -> None:
-    """Add 413 to every operation with a body, if the application has `BodyLimitsMiddleware`."""
-    if not any(cast(object, each.cls) is BodyLimitsMiddleware for each in app.user_middleware):
+    """Add 413 to every operation with a body, if the application limits bodies."""
+    layers = find_layers(app)
+    if layers is None or layers.body_limiter is None:
         return
     for operations in description.get("paths", {}).values():
         for operation in operations.values():
@@ -150,7 +150,8 @@ def _describe_body_limit(description: Mapping[str, Any], app: FastAPI) -> None:
 
 def _describe_rate_limits(description: Mapping[str, Any], app: FastAPI) -> None:
     """Add 429 to every operation, if the application has rate limits. Probes and metrics aren't limited."""
-    if not any(cast(object, each.cls) is AddressRateLimits for each in app.user_middleware):
+    layers = find_layers(app)
+    if layers is None or layers.rate_limiter is None:
         return
     status = HTTPStatus.TOO_MANY_REQUESTS
     for path, operations in description.get("paths", {}).items():

@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from howdah.fastapi._routes import iterate_all_routes
 
-# The key in the ASGI scope for the path of the routes, if a request is rejected before its route is found.
+# The key in the ASGI scope for the path of the route in the metrics, if FastAPI's router doesn't set the route.
 ROUTE_PATH_KEY: Final = "howdah.route_path"
 
 _NO_METHODS: Final[frozenset[str]] = frozenset()
@@ -49,15 +49,15 @@ class PathMethods:
             if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
         )
 
-    def rejects(self, scope: Scope, method: str) -> bool:
-        """Whether the path has no parameters, and none of its routes has this method."""
+    def rejects(self, path: str, method: str) -> bool:
+        """Whether the path has no parameters, and none of its routes has this method. It is that of the routes."""
         if self._fixed is None:
             self._fixed = self._list_fixed_paths()
-        methods = self._fixed.get(get_route_path(scope))
+        methods = self._fixed.get(path)
         if methods is None or method in methods:
             return False
         self._fixed = self._list_fixed_paths()  # a route may have been added since
-        return method not in self._fixed.get(get_route_path(scope), {method})
+        return method not in self._fixed.get(path, {method})
 
     def _list_fixed_paths(self) -> dict[str, frozenset[str]]:
         """The paths without parameters, and their methods. Paths that a mounted application may handle aren't listed.

@@ -13,29 +13,24 @@ The counts are in the memory of the process. So with four processes, a client ma
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any, Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from howdah.fastapi._rate_table import RateLimit, RateTable
-from howdah.fastapi._shared_response import share_response
 from howdah.fastapi.authentication import PRINCIPAL_KEY
-from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
 
 __all__ = ["RateLimit", "RateLimits"]
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _ADDRESS: Final = "address"
-# The key of the client's address in the ASGI scope: the first layer sets it, and the second one reads it.
-_ADDRESS_KEY: Final = "howdah.rate_limits_address"
 # One customer of a provider usually has a whole /64 or more, and can use any address of it.
 _IPV6_PREFIX: Final = 64
 
@@ -125,10 +120,38 @@ class RateLimiter:
     def list_names(self) -> list[str]:
         return [*self._classes, *([] if self.address is None else [_ADDRESS])]
 
-    def find_class(self, scope: Scope) -> Limited | None:
-        return self._classes.get(self._classify(scope))
+    def count_address(self, address: str, now: float) -> ASGIApp | None:
+        """Count a request before it is authenticated. Returns the response if the address exceeds its limit."""
+        limited = self.address
+        if limited is None:
+            return None
+        excess = limited.addresses.hit(address, now)
+        return self._reject(limited, excess) if excess > 0 else None
 
-    async def reject(self, limited: Limited, excess: float, scope: Scope, receive: Receive, send: Send) -> None:
+    def count_principal(self, request: CountedRequest, scope: Scope, address: str, now: float) -> ASGIApp | None:
+        """Count an authenticated request in its class. Returns the response if the principal exceeds the limit.
+
+        `now` is a time of `time.monotonic()`.
+        """
+        limited = self._classes.get(self._classify(scope))
+        if limited is None:
+            return None
+        principal = scope.get(PRINCIPAL_KEY)
+        table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
+        slot: tuple[bool, str] | None = None
+        if limited.max_in_progress is not None:
+            slot = (principal is not None, key)
+            if limited.in_progress.get(slot, 0) >= limited.max_in_progress:
+                return self._reject_concurrent(limited)
+        excess = table.hit(key, now)
+        if excess > 0:
+            return self._reject(limited, excess)
+        request.limited, request.excess = limited, excess
+        if slot is not None:
+            request.take(limited, slot)
+        return None
+
+    def _reject(self, limited: Limited, excess: float) -> ASGIApp:
         self.rejected[limited.name] += 1
         seconds, limit = math.ceil(excess), limited.principals.limit
         response = problem_response(
@@ -140,86 +163,51 @@ class RateLimiter:
             limit=limited.name,
         )
         response.raw_headers += [limited.policy, limited.describe(excess)]
-        await response(scope, receive, send)
+        return response
 
-    async def reject_concurrent(self, limited: Limited, scope: Scope, receive: Receive, send: Send) -> None:
+    def _reject_concurrent(self, limited: Limited) -> ASGIApp:
         self.rejected[limited.name] += 1
-        response = problem_response(
+        return problem_response(
             HTTPStatus.TOO_MANY_REQUESTS,
             "too-many-in-progress",
             detail=f"{limited.max_in_progress} of your requests of this kind are in progress: wait for their responses",
             headers={"Retry-After": "1"},
             limit=limited.name,
         )
-        await response(scope, receive, send)
 
 
-class AddressRateLimits:
-    """ASGI middleware in front of the authentication: a request that exceeds the limit of its address is rejected."""
+class CountedRequest:
+    """A request, and the limit of its principal that has counted it.
 
-    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
-        self._app, self._limiter = app, limiter
+    If `has_slot` is true, call `release` when the request has ended.
+    """
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        limiter = self._limiter
-        if scope["type"] in ("http", "websocket") and get_route_path(scope) not in limiter.exempt_paths:
-            address = scope[_ADDRESS_KEY] = find_network(scope)
-            limited = limiter.address
-            if limited is not None:
-                excess = limited.addresses.hit(address, time.monotonic())
-                if excess > 0:
-                    return limiter.reject(limited, excess, scope, receive, send)
-        return self._app(scope, receive, send)
+    limited: Limited | None = None
+    excess = 0.0
+    has_slot = False
+    _slot: tuple[bool, str]
 
+    def take(self, limited: Limited, slot: tuple[bool, str]) -> None:
+        """Count the request as one in progress."""
+        limited.in_progress[slot] += 1
+        self.has_slot, self._slot = True, slot
 
-class PrincipalRateLimits:
-    """ASGI middleware behind the authentication and in front of the routes: it limits the class of the request."""
-
-    def __init__(self, app: ASGIApp, limiter: RateLimiter) -> None:
-        self._app, self._limiter = app, limiter
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        limiter = self._limiter
-        address: str | None = scope.get(_ADDRESS_KEY)
-        limited = None if address is None else limiter.find_class(scope)
-        if address is None or limited is None:  # an exempt path, or a class without a limit
-            return self._app(scope, receive, send)
-        principal = scope.get(PRINCIPAL_KEY)
-        table, key = (limited.addresses, address) if principal is None else (limited.principals, principal.key)
-        slot: tuple[bool, str] | None = None
-        if limited.max_in_progress is not None:
-            slot = (principal is not None, key)
-            if limited.in_progress.get(slot, 0) >= limited.max_in_progress:
-                return limiter.reject_concurrent(limited, scope, receive, send)
-        excess = table.hit(key, time.monotonic())
-        if excess > 0:
-            return limiter.reject(limited, excess, scope, receive, send)
-        if scope["type"] == "http":
-            response = share_response(send)
-            response.before_start.append(
-                lambda response: response.headers.extend((limited.policy, limited.describe(excess)))
-            )
-            send = response
-        if slot is None:
-            return self._app(scope, receive, send)
-        return self._run_counted(limited.in_progress, slot, scope, receive, send)
-
-    async def _run_counted(
-        self, in_progress: Counter[tuple[bool, str]], slot: tuple[bool, str], scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        in_progress[slot] += 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            in_progress[slot] -= 1
-            if not in_progress[slot]:
-                del in_progress[slot]
+    def release(self) -> None:
+        """Stop counting the request as one in progress."""
+        assert self.limited is not None
+        in_progress = self.limited.in_progress
+        in_progress[self._slot] -= 1
+        if not in_progress[self._slot]:
+            del in_progress[self._slot]
 
 
 def find_network(scope: Mapping[str, Any]) -> str:
     """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
     client = scope.get("client")
-    return find_client_network(client[0] if client else "")
+    if not client:
+        return ""
+    address: str = client[0]
+    return _find_ipv6_network(address) if ":" in address else address
 
 
 def find_client_network(address: str) -> str:

@@ -83,10 +83,11 @@ class Resource(Generic[ResourceT]):
 
         Raises `RuntimeError` if the application didn't open the resource.
         """
-        opened = find_opened(connection, f"the resource {self.name!r}")
+        value: ResourceT
         try:
-            value: ResourceT = opened.values[self.key]
-        except KeyError:
+            value = connection.scope["state"][OPENED_KEY].values[self.key]
+        except (KeyError, TypeError, AttributeError):
+            find_opened(connection, f"the resource {self.name!r}")
             raise RuntimeError(
                 f"the application has not opened the resource {self.name!r}: add it to "
                 "configure_app(..., resources=[...])"
@@ -109,9 +110,11 @@ def find_opened(connection: HTTPConnection, wanted: str) -> Opened:
 
 def find_named_database(connection: HTTPConnection, name: str) -> Database:
     """The database with this name in `configure_app(..., databases={...})`. Raises `RuntimeError` if there is none."""
-    databases = find_opened(connection, f"the database {name!r}").databases
-    if name not in databases:
+    try:
+        database: Database = connection.scope["state"][OPENED_KEY].databases[name]
+    except (KeyError, TypeError, AttributeError):
+        find_opened(connection, f"the database {name!r}")
         raise RuntimeError(
             f"the application has no database {name!r}: add it to configure_app(..., databases={{{name!r}: ...}})"
-        )
-    return databases[name]
+        ) from None
+    return database

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from fastapi import Depends, FastAPI
 from fastapi.dependencies.utils import get_parameterless_sub_dependant
@@ -12,10 +12,10 @@ from fastapi.routing import APIRoute
 from starlette.routing import Host, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from howdah.fastapi._layers import find_layers
 from howdah.fastapi._route_lists import RouteLists
 from howdah.fastapi._routes import iterate_all_routes, iterate_dependants
 from howdah.fastapi.access import TAKEN_RULE, AccessRule, find_rules, get_protecting_rule
-from howdah.fastapi.authentication import AuthenticationLayer
 
 WEBSOCKET: Final = "WEBSOCKET"
 """The method of a WebSocket in the list of routes."""
@@ -60,7 +60,8 @@ def _iterate(routes: Sequence[Any], prefix: str) -> Iterator[RouteRules]:
         elif (rule := get_protecting_rule(original.app)) is not None:
             yield RouteRules(f"{path}/*", frozenset(), (rule,), original)
         elif isinstance(original.app, FastAPI):
-            if not _has_layer(original.app):
+            layers = find_layers(original.app)
+            if layers is None or layers.authentication is None:
                 yield from iterate_route_rules(original.app, prefix=path)
         elif inner := getattr(original.app, "routes", None):
             yield from _iterate(inner, path)
@@ -83,12 +84,8 @@ def _describe(route: Any, path: str) -> RouteRules:
     )
 
 
-def _has_layer(app: FastAPI) -> bool:
-    return any(cast(object, each.cls) is AuthenticationLayer for each in app.user_middleware)
-
-
 class RuleCheck:
-    """Checks that every route has one rule, and lets each route check its rule first. For `AuthenticationLayer`.
+    """Checks that every route has one rule, and lets each route check its rule first. For `Authentication`.
 
     The check runs when the application starts, and again if a route was added since.
     """

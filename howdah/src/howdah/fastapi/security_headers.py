@@ -14,14 +14,15 @@ CONTENT_SECURITY_POLICY: Final[Header] = (
     b"content-security-policy",
     b"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 )
-_ALWAYS: Final[tuple[Header, ...]] = (
+SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     CONTENT_SECURITY_POLICY,
     # Other origins can't load the response as an image or a script. CORS isn't affected.
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-# Browsers use these for documents only.
-_PAGES: Final[tuple[Header, ...]] = (
+# Browsers use these for documents only: responses whose media type begins with this.
+PAGE_TYPE: Final = b"text/html"
+PAGE_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (
         b"permissions-policy",
@@ -29,12 +30,11 @@ _PAGES: Final[tuple[Header, ...]] = (
     ),
 )
 # Without `includeSubDomains`, because only the operator knows whether every subdomain has TLS.
-_OVER_TLS: Final[Header] = (b"strict-transport-security", b"max-age=31536000")
-_ALWAYS_OVER_TLS: Final = (*_ALWAYS, _OVER_TLS)
+TLS_HEADERS: Final[tuple[Header, ...]] = ((b"strict-transport-security", b"max-age=31536000"),)
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds the headers which the response doesn't have.
+    """ASGI middleware that adds the headers which the response doesn't have. `Layers` does the same for its responses.
 
     - `Content-Security-Policy`, `Cross-Origin-Resource-Policy` and `Referrer-Policy`.
     - `Cross-Origin-Opener-Policy` and `Permissions-Policy` for pages (`text/html`).
@@ -56,11 +56,11 @@ class SecurityHeaders:
 
 
 def _complete(response: SharedResponse) -> None:
-    response.add_missing(_ALWAYS)
-    if response.by_name.get(b"content-type", b"").startswith(b"text/html"):
-        response.add_missing(_PAGES)
+    response.add_missing(SECURITY_HEADERS)
+    if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
+        response.add_missing(PAGE_HEADERS)
 
 
 def _complete_over_tls(response: SharedResponse) -> None:
-    response.add_missing(_ALWAYS_OVER_TLS)
+    response.add_missing(TLS_HEADERS)
     _complete(response)

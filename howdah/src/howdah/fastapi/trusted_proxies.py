@@ -5,7 +5,7 @@ A client can send `X-Forwarded-For` itself. So the header is used only if the co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
@@ -41,12 +41,12 @@ class TrustedProxies:
         self._networks = [_parse_network(each) for each in chosen if each != UNIX_SOCKET]
         self._is_trusted = lru_cache(maxsize=1_024)(self._find_trusted)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if (self._networks or self._trusts_unix_socket) and scope["type"] in ("http", "websocket"):
             client = scope.get("client")
             if self._is_trusted(client[0]) if client else self._trusts_unix_socket:
                 self._read_headers(scope)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def _read_headers(self, scope: Scope) -> None:
         forwarded: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -93,6 +94,7 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Add the connection. Another one may be closed to make room for it."""
         super().connection_made(cast(asyncio.Transport, transport))
+        self._context = copy_context()
         self._is_extra = self.group.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -226,7 +228,9 @@ class LimitedHttpProtocol(AdmittingHttpProtocol):
         if self.phase is _CLOSING or self.transport.is_closing():
             return
         if self.pipeline:
-            self.start(self.pipeline.pop())
+            # The task of the previous request calls this. Its context variables, such as its principal in the log, must
+            # not be those of the next request.
+            self._context.run(self.start, self.pipeline.pop())
             if not self.pipeline:
                 self.flow.resume_reading()
             return
