@@ -28,7 +28,7 @@ coverage: $(UV)
 	$(RUN) coverage report | awk 'NR == 1 || ($$6 ~ /%/ && $$6 + 0 < 95) || $$1 == "TOTAL"'
 
 # mypy takes most of the time and uses one core, so the other checks run at the same time. All packages are installed
-# before, because neither may change the environment of the other.
+# first, because neither target may change the environment while the other one runs.
 check: $(UV)
 	@$(UV) sync --quiet --locked --inexact --group docs
 	@$(MAKE) --no-print-directory --jobs=2 check-types check-others

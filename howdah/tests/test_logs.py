@@ -325,4 +325,4 @@ def test_entries_have_the_current_span_wherever_it_is_kept(
         with trace.use_span(span):
             assert add_trace_id(None, "info", {}) == {"trace_id": "0" * 31 + "1", "span_id": "0" * 15 + "2"}
         assert add_trace_id(None, "info", {}) == {}
-        assert add_trace_id.needs_variables is is_in_variable
+        assert add_trace_id.has_context_variable is is_in_variable

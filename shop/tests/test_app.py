@@ -205,6 +205,6 @@ async def test_a_process_without_maintenance_runs_only_the_jobs_of_each_process(
 
 
 async def test_the_shared_service_changes_no_data_of_tests(client: httpx.AsyncClient) -> None:
-    """Otherwise its jobs void the holds of a test at any time."""
+    """Otherwise its jobs could void the holds of a test at any time."""
     metrics = (await client.get("/metrics")).text
     assert set(re.findall(r'job="([a-z-]+)"', metrics)) == _JOBS_OF_EACH_PROCESS

@@ -31,7 +31,7 @@ class AddContext:
         return event
 
     def add(self, event: MutableMapping[str, Any]) -> bool:
-        """Add the values. Returns whether other variables are set, too, such as that of OpenTelemetry."""
+        """Add the values. Returns whether variables of other libraries are set, such as that of OpenTelemetry."""
         names, has_others = self._names, False
         for variable, value in copy_context().items():
             name = names.get(variable)
@@ -57,8 +57,11 @@ class AddTraceId:
 
     def __init__(self) -> None:
         self._trace: Any = None
-        self.needs_variables = False
-        """Whether a span can only be current if a context variable is set. False before the first entry."""
+        self.has_context_variable = False
+        """Whether OpenTelemetry keeps the current span in a context variable. False before the first entry.
+
+        If so, no span is current in a context without variables.
+        """
 
     def __call__(self, _logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         trace = self._trace
@@ -68,7 +71,7 @@ class AddTraceId:
             from opentelemetry import trace  # once, because this statement takes longer than the rest
 
             self._trace = trace
-            self.needs_variables = _sets_variables()
+            self.has_context_variable = _has_context_variable()
         span = trace.get_current_span()
         if span is not trace.INVALID_SPAN:
             context = span.get_span_context()
@@ -78,18 +81,18 @@ class AddTraceId:
         return event
 
 
-def _sets_variables() -> bool:
-    """Whether OpenTelemetry keeps its current context in a context variable. Its users may choose something else."""
+def _has_context_variable() -> bool:
+    """Whether OpenTelemetry keeps its current context in a context variable. Its users can configure something else."""
     from opentelemetry.context import attach, detach, set_value
 
-    def attach_and_look() -> bool:
+    def attach_and_check() -> bool:
         token = attach(set_value("howdah", True))
         try:
             return bool(copy_context())
         finally:
             detach(token)  # otherwise the context would stay current, if it isn't in a context variable
 
-    return Context().run(attach_and_look)
+    return Context().run(attach_and_check)  # an empty context, so that only `attach` can set a variable
 
 
 class AddTimestamp:

@@ -131,14 +131,14 @@ def write_info(logger: str, entry: dict[str, Any]) -> bool:
     output = _json_output[0]
     if structlog.get_config() != output.config:
         return False
-    if _add_context.add(entry) or not _add_trace_id.needs_variables:
+    if _add_context.add(entry) or not _add_trace_id.has_context_variable:
         _add_trace_id(None, "info", entry)
     entry["logger"] = logger
     entry["level"] = "info"
     _add_timestamp(None, "info", entry)
     try:
         line = orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:
+    except TypeError:  # a member that JSON can't hold
         line = _dump(entry) + b"\n"
     output.writer.write(line)
     return True

@@ -127,7 +127,7 @@ def create_app(database_url: str, settings: Settings | None = None, *, mailer: M
 
 
 def _build_maintenance_jobs(settings: Settings) -> list[Job]:
-    """The jobs of which it is enough that one process runs them."""
+    """The jobs that need to run in only one process."""
     return [
         *build_jobs(ledger, key_retention_days=settings.key_retention_days),
         *build_identity_jobs(),

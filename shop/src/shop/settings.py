@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     )
     maintenance: bool = Field(
         default=True,
-        description="Whether this process voids expired holds, links seals, and deletes what isn't needed any more. At "
-        "least one process must",
+        description="Whether this process voids expired holds, links seals, and deletes old keys and sign-ins. At "
+        "least one process must do this",
     )
     shutdown_timeout: float = Field(
         default=25.0, gt=0, description="The process ends at the latest at this time after SIGTERM"

@@ -54,7 +54,7 @@ AMOUNT_OR_ALL = mostly(st.none() | st.integers(1, 40), else_=st.sampled_from([0,
 KINDS = ("transfer", "hold", "post", "void", "reverse")
 
 
-# Each is built once: a strategy that is built in a `flatmap` is built and validated for each value.
+# Each strategy is built once. Built inside `flatmap`, a new one would be validated for each value.
 STEPS = {
     kind: st.builds(
         DrawnStep,

@@ -14,7 +14,7 @@ from howdah.alembic.catalog import CatalogEntry, read_catalog
 from shop.ledger.check import check_ledger
 from shop.ledger.models import LEDGER_TABLES
 from shop.ledger.schema import compare_schema, expected_catalog, find_catalog_differences, verify_schema
-from shop.ledger.triggers import create_triggers, function_names
+from shop.ledger.triggers import create_triggers, list_function_names
 from shop.tables import create_tables
 
 
@@ -66,7 +66,7 @@ async def test_create_all_of_other_tables_creates_no_triggers(empty_url: str) ->
 
 def test_every_function_of_the_files_is_in_the_catalog_file() -> None:
     in_file = {name.removeprefix("function ").partition("(")[0] for name in expected_catalog() if name[:4] == "func"}
-    assert in_file == set(function_names())
+    assert in_file == set(list_function_names())
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ ANY_JSON = st.recursive(
 class _Values:
     """Values for the schemas of the OpenAPI description. Some of the UUIDs are these ids.
 
-    Each strategy is built once. A strategy that is built in an example is built and validated for each example.
+    Each strategy is built once. Otherwise Hypothesis would validate a new one for each example.
     """
 
     def __init__(self, ids: list[str]) -> None:

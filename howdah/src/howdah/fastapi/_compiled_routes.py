@@ -141,7 +141,7 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
     is_strict = _unwrap_default(included.strict_content_type)
     describe = _build_describe(included.dependant)
     respond = _build_respond(included, describe)
-    # in this order, because the loop reads them faster than attributes
+    # Tuples, because the loop unpacks them faster than it reads the attributes of each call.
     steps = [(each, each.links, each.reads, each.body_fields, each.request_names) for each in calls]
 
     async def handle(request: Request) -> Response:  # noqa: PLR0912  # one loop, because each call takes 0.3 µs
@@ -155,15 +155,15 @@ def _build_handler(calls: list[_Call], included: Any) -> Handler:
                 values.append(shared[each.key])
                 continue
             arguments: dict[str, Any] = {}
-            found: list[Any] = []
+            new_errors: list[Any] = []
             for name, position in links:
                 arguments[name] = values[position]
             for read in reads:
-                found += read(request, arguments)
+                new_errors += read(request, arguments)
             if body_fields:
-                found += await _add_body(body_fields, body, arguments, embeds_body=embeds_body)
-            if found or (errors and any(values[child] is _NOT_CALLED for child in each.children)):
-                errors += found
+                new_errors += await _add_body(body_fields, body, arguments, embeds_body=embeds_body)
+            if new_errors or (errors and any(values[child] is _NOT_CALLED for child in each.children)):
+                errors += new_errors
                 values.append(_NOT_CALLED)
                 continue
             for name in request_names:

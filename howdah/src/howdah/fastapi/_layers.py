@@ -1,6 +1,6 @@
 """The layers of an application that `configure_app` has set up, as one ASGI middleware.
 
-If each of them was a middleware, each request would pass through ten coroutines.
+As separate middlewares they would make more function calls for each request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from howdah.fastapi._shared_response import Header, SharedResponse, share_respon
 from howdah.fastapi.authentication import Authentication
 from howdah.fastapi.body_limits import BodyLimiter, BodyTimeout, BodyTooLarge, LimitedBody, build_limit_response
 from howdah.fastapi.disconnects import end_without_client, get_logged_status, is_client_gone
-from howdah.fastapi.http_rules import HEADERS, HEADERS_WITH_ETAG, HTTPRules, reject_host
+from howdah.fastapi.http_rules import DEFAULT_HEADERS, HEADERS_WITH_ETAG, HTTPRules, reject_host
 from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
 from howdah.fastapi.rate_limits import CountedRequest, RateLimiter, find_network
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 
 _HEADERS_WITH_ETAG: Final = (*HEADERS_WITH_ETAG, *SECURITY_HEADERS)
-_HEADERS: Final = (*HEADERS, *SECURITY_HEADERS)
-# An enum's member is slow to look up.
+_DEFAULT_HEADERS: Final = (*DEFAULT_HEADERS, *SECURITY_HEADERS)
+# Constants, because looking up a member of an enum is slow.
 _METHOD_NOT_ALLOWED: Final = int(HTTPStatus.METHOD_NOT_ALLOWED)
 _INTERNAL_SERVER_ERROR: Final = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """The layers of an application. None: the application doesn't have this layer."""
+    """The layers of an application. A layer that it doesn't have is None."""
 
     http_rules: HTTPRules
     metrics: RequestMetrics | None = None
@@ -54,7 +54,7 @@ class Layers:
 
 
 def find_layers(app: FastAPI) -> Layers | None:
-    """The layers that `configure_app` has given to the application."""
+    """The layers that `configure_app` has added to the application, or None if it has not."""
     for each in app.user_middleware:
         if cast(object, each.cls) is LayersMiddleware:
             return cast(Layers, each.kwargs["layers"])
@@ -65,8 +65,8 @@ class LayersMiddleware:
     """ASGI middleware that runs the layers.
 
     A request is admitted in this order: the host and the method, the limit of its address, the authentication, the
-    limit of its principal. An error that no handler knows is logged, and answered with a 500. Each response gets the
-    headers of the layers. When the request has ended, it is logged and counted, whatever its result was.
+    limit of its principal. An error that no handler knows is logged, and becomes a 500. Each response gets the headers
+    of the layers. When the request has ended, it is logged and counted, even after an error.
     """
 
     def __init__(self, app: ASGIApp, layers: Layers) -> None:
@@ -85,11 +85,11 @@ class LayersMiddleware:
         return self._serve_websocket(scope, receive, send) if kind == "websocket" else self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an HTTP request, log it and count it."""
+        """Run the application for an HTTP request, log the request and count it."""
         started = time.perf_counter()
         application, path = scope["app"], get_route_path(scope)  # a mounted application changes them in the same scope
         response = share_response(send)
-        outer_functions = len(response.before_start)
+        outer_count = len(response.before_start)
         request = _Request(scope, path, self._http_rules)
         response.before_start.append(request.complete)
         request_log = self._request_log
@@ -110,18 +110,18 @@ class LayersMiddleware:
                 app = partial(self._run, request)
                 await self._http_rules.answer_head(app, scope, request.scope, receive, response)
         except Exception as error:
-            answer = self._find_answer(error, request, is_started=response.status is not None)
-            if answer is None:
+            error_response = self._handle_error(error, request, is_started=response.status is not None)
+            if error_response is None:
                 failed_status = _INTERNAL_SERVER_ERROR  # Starlette sends it, outside of this middleware
                 raise
             request.is_replaced = True
-            response.drop_inner(outer_functions + 1)
-            await answer(scope, receive, response)
+            response.drop_inner(outer_count + 1)
+            await error_response(scope, receive, response)
         finally:
             if request.body is not None:
                 request.body.end()
-            # Otherwise the response and the request would refer to each other: only the garbage collector frees them.
-            response.drop_inner(outer_functions)
+            # Otherwise the response and the request would refer to each other until the garbage collector frees them.
+            response.drop_inner(outer_count)
             seconds = time.perf_counter() - started
             status = get_logged_status(scope, response.status or failed_status)
             if request_log is not None and token is not None:
@@ -132,7 +132,7 @@ class LayersMiddleware:
     async def _run(self, request: _Request, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application, unless a limit or the authentication rejects the request.
 
-        A request whose client has disconnected ends quietly.
+        If the client has disconnected, no error is raised.
         """
         response = share_response(send)
         outer_state, own_state = scope.get("state", {}), None
@@ -148,7 +148,7 @@ class LayersMiddleware:
                 raise
         finally:
             if request.has_slot:
-                request.release()
+                request.release_slot()
             if own_state is not None:
                 scope["state"] = outer_state
         if not response.is_complete:
@@ -163,7 +163,7 @@ class LayersMiddleware:
             if rejection is not None:
                 return rejection
         if self._authentication is not None:
-            rejection = await self._authentication.find(scope, request.path)
+            rejection = await self._authentication.set_principal(scope, request.path)
             if rejection is not None:
                 return rejection
         if limiter is None or address is None:
@@ -171,8 +171,8 @@ class LayersMiddleware:
         # The time is read again, because the authentication may have taken seconds.
         return limiter.count_principal(request, scope, address, time.monotonic())
 
-    def _find_answer(self, error: Exception, request: _Request, *, is_started: bool) -> ASGIApp | None:
-        """The response for an error that no handler knows. Logs it, except the errors of a limited body.
+    def _handle_error(self, error: Exception, request: _Request, *, is_started: bool) -> ASGIApp | None:
+        """Log an error that no handler knows, and return the response. The errors of a limited body aren't logged.
 
         Returns None if the error must be raised: the response has started, or there is no log.
         """
@@ -204,16 +204,16 @@ class LayersMiddleware:
             await (self._app if rejection is None else rejection)(scope, receive, send)
         finally:
             if request.has_slot:
-                request.release()
+                request.release_slot()
 
 
 class _Request(CountedRequest):
-    """One request, and what the layers add to the headers of its response."""
+    """One request, and the data from which the layers complete the headers of its response."""
 
     id_header: Header | None = None
     body: LimitedBody | None = None
     is_replaced = False
-    """Whether the response is that of an error, in place of the application's."""
+    """Whether the response for an error has replaced that of the application."""
 
     def __init__(self, scope: Scope, path: str, http_rules: HTTPRules) -> None:
         self.scope, self.path = scope, path
@@ -222,7 +222,7 @@ class _Request(CountedRequest):
         self._is_over_tls = scope.get("scheme") == "https"
 
     def complete(self, response: SharedResponse) -> None:
-        """Called when the response starts."""
+        """Complete the headers of the response when it starts."""
         if not self.is_replaced:
             if self.limited is not None:
                 response.headers += (self.limited.policy, self.limited.describe(self.excess))
@@ -230,7 +230,7 @@ class _Request(CountedRequest):
                 self._http_rules.add_allowed_methods({**self.scope, "root_path": self._root_path}, response)
             elif self.body is not None:
                 self.body.replace_plain_413(response)
-        response.add_missing(_HEADERS_WITH_ETAG if b"etag" in response.by_name else _HEADERS)
+        response.add_missing(_HEADERS_WITH_ETAG if b"etag" in response.by_name else _DEFAULT_HEADERS)
         if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
             response.add_missing(PAGE_HEADERS)
         if self._is_over_tls:

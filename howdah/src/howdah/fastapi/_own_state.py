@@ -15,7 +15,7 @@ DATABASE_KEY: Final = "database"
 
 
 class OwnStates:
-    """Finds the states of one application for `request.state`.
+    """Finds the state of one application for each request.
 
     The server gives the state of the outermost application to every request. If this application is mounted in another
     one, the routes would use the other one's database.
@@ -23,7 +23,7 @@ class OwnStates:
 
     def __init__(self) -> None:
         self.opened = object()
-        """What this application opened when it was last the outermost one. With this state, `find` returns None."""
+        """The value of `OPENED_KEY` when this application was last the outermost one. For it, `find` returns None."""
 
     def find(self, scope: Scope) -> dict[str, Any] | None:
         """The state of this application, or None if the scope has it already."""

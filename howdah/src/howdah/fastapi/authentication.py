@@ -135,26 +135,26 @@ class Authentication:
         self._prepare = prepare
         self._log_principal = log_principal
 
-    async def find(self, scope: Scope, path: str) -> ASGIApp | None:
+    async def set_principal(self, scope: Scope, path: str) -> ASGIApp | None:
         """Set the principal in the scope. Returns the response if `authenticate` has raised an error.
 
-        Raises an error without a handler, which logs it (500).
+        If the error has no handler, this response raises it when it is called. Then it is logged, and becomes a 500.
         """
         if path in self._prepare():
             scope[PRINCIPAL_KEY] = None
             return None
-        # Until `authenticate` returns, the principal is that of an outer application, which the function may use.
+        # Until `authenticate` returns, the principal is that of an outer application. `authenticate` may use it.
         try:
             principal = await run_in_time(self._authenticate(HTTPConnection(scope)), self._timeout)
         except Exception as error:
-            return self._build_answer(error)
+            return self._build_error_response(error)
         if principal is not None and self._log_principal is not None:
             self._log_principal(principal.key)
         scope[PRINCIPAL_KEY] = principal
         return None
 
-    def _build_answer(self, error: Exception) -> ASGIApp:
-        """The answer of the application's error handlers. An error without a handler is raised, which logs it (500)."""
+    def _build_error_response(self, error: Exception) -> ASGIApp:
+        """The response of the application's error handlers. It raises an error that has no handler."""
         raised = error
         if isinstance(error, TimeLimitReached):
             _log.warning("authenticate has not ended within %g s", self._timeout)

@@ -69,7 +69,11 @@ class BodyLimiter:
         self._max_seconds = max_seconds
 
     def limit(self, scope: Scope, receive: Receive, response: SharedResponse) -> LimitedBody | None:
-        """The limited body of the request: use its `receive`, and call its `end`. None if nothing is to be limited."""
+        """The limited body of the request: use its `receive`, and call its `end`.
+
+        None if the request has no body, or if an outer application limits it. In the second case the limits of this
+        application replace the outer ones.
+        """
         outer = scope.get(_BODY_KEY)
         if isinstance(outer, LimitedBody):
             outer.max_bytes, outer.max_seconds = self._max_bytes, self._max_seconds
@@ -115,7 +119,7 @@ class LimitedBody:
         self._waited = 0.0
 
     def end(self) -> None:
-        """Called at the end of the request.
+        """Remove the body from the scope, at the end of the request.
 
         Otherwise the scope, the response and the body would refer to each other. Only the garbage collector would free
         them, which costs 20 µs for each request.

@@ -50,7 +50,7 @@ def add_cors(app: FastAPI, origins: Iterable[str]) -> None:
                 "without a path; * is not allowed"
             )
     if allowed:
-        # The middleware answers preflight requests itself. These responses get the security headers, too.
+        # This middleware answers preflight requests outside of the layers, so `SecurityHeaders` adds their headers.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=allowed,

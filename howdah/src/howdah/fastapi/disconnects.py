@@ -44,12 +44,12 @@ class ClientDisconnects:
 
 
 def is_client_gone(error: ClientDisconnect | OSError, response: SharedResponse) -> bool:
-    """Whether the application raised this error because its client has disconnected. An `OSError` may be its own."""
+    """Whether the client has disconnected, and caused this error. An `OSError` can have other causes."""
     return isinstance(error, ClientDisconnect) or response.has_failed
 
 
 async def end_without_client(scope: Scope, receive: Receive, response: SharedResponse) -> None:
-    """Note that the client didn't receive the whole response. Before its start, answer with the status 499."""
+    """Note that the client didn't receive the whole response. If the response hasn't started, send a 499."""
     mark_client_gone(scope)
     if response.status is None and not response.has_failed:
         await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, response)

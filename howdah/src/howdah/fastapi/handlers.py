@@ -64,7 +64,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def register_error_handlers(app: FastAPI) -> None:
-    """`add_error_handlers` without its middleware."""
+    """Add the error handlers and the descriptions, but not the middleware, of `add_error_handlers`."""
     app.add_exception_handler(errors.HowdahError, _handle_howdah_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(WebSocketRequestValidationError, _handle_validation_error)

@@ -18,7 +18,7 @@ from howdah.fastapi.problem import NO_SNIFF, NO_STORE, problem_response
 
 # A response with an ETag may be stored by its client, which asks before each use whether it is still current.
 HEADERS_WITH_ETAG: Final = (NO_SNIFF, (b"cache-control", b"private, no-cache"))
-HEADERS: Final = (NO_SNIFF, NO_STORE)
+DEFAULT_HEADERS: Final = (NO_SNIFF, NO_STORE)
 
 # RFC 6455, section 7.4.1: the connection violates a policy of the service.
 _POLICY_VIOLATION: Final = 1008
@@ -56,7 +56,7 @@ class HTTPRules:
         return self._allowed_hosts is None or path in self._any_host_paths or self._allowed_hosts.allow(scope)
 
     def find_rejection(self, scope: Scope, path: str) -> ASGIApp | None:
-        """The response of a request that no route gets."""
+        """The response if the request must not reach a route, otherwise None."""
         if self._allowed_hosts is not None and not self.allows_host(scope, path):
             return reject_host
         if self._is_hidden is not None and self._is_hidden(scope):
@@ -80,7 +80,7 @@ class HTTPRules:
             response.set_headers([*(each for each in response.headers if each[0] != b"allow"), allow])
 
     def copy_for_head(self, scope: Scope) -> Scope:
-        """The scope with which the application answers a HEAD request: a copy, with the method GET where GET is.
+        """A copy of the scope of a HEAD request. Its method is GET if the path has a GET route and no HEAD route.
 
         It is a copy, because the server looks at the method of its own scope when it sends the response.
         """
@@ -90,7 +90,7 @@ class HTTPRules:
     async def answer_head(
         self, app: ASGIApp, scope: Scope, inner: Scope, receive: Receive, response: SharedResponse
     ) -> None:
-        """Run the application with the result of `copy_for_head`, and send only the headers of its response."""
+        """Run `app` with `inner`, the result of `copy_for_head`, and send only the headers of its response."""
         has_ended = False
 
         async def send_headers(message: Message) -> None:

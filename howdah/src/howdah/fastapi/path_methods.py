@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from howdah.fastapi._routes import iterate_all_routes
 
-# The key in the ASGI scope for the path of the route in the metrics, if FastAPI's router doesn't set the route.
+# The key in the ASGI scope for the route's path in the metrics. FastAPI's router doesn't set it.
 ROUTE_PATH_KEY: Final = "howdah.route_path"
 
 _NO_METHODS: Final[frozenset[str]] = frozenset()
@@ -50,7 +50,7 @@ class PathMethods:
         )
 
     def rejects(self, path: str, method: str) -> bool:
-        """Whether the path has no parameters, and none of its routes has this method. It is that of the routes."""
+        """Whether the path has no parameters, and none of its routes has this method. See `get_route_path`."""
         if self._fixed is None:
             self._fixed = self._list_fixed_paths()
         methods = self._fixed.get(path)

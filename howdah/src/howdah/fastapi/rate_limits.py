@@ -121,7 +121,10 @@ class RateLimiter:
         return [*self._classes, *([] if self.address is None else [_ADDRESS])]
 
     def count_address(self, address: str, now: float) -> ASGIApp | None:
-        """Count a request before it is authenticated. Returns the response if the address exceeds its limit."""
+        """Count a request before it is authenticated. Returns the response if the address exceeds its limit.
+
+        `now` is a time of `time.monotonic()`.
+        """
         limited = self.address
         if limited is None:
             return None
@@ -131,7 +134,7 @@ class RateLimiter:
     def count_principal(self, request: CountedRequest, scope: Scope, address: str, now: float) -> ASGIApp | None:
         """Count an authenticated request in its class. Returns the response if the principal exceeds the limit.
 
-        `now` is a time of `time.monotonic()`.
+        A request without a principal is counted for its address. `now` is a time of `time.monotonic()`.
         """
         limited = self._classes.get(self._classify(scope))
         if limited is None:
@@ -148,7 +151,7 @@ class RateLimiter:
             return self._reject(limited, excess)
         request.limited, request.excess = limited, excess
         if slot is not None:
-            request.take(limited, slot)
+            request.take_slot(limited, slot)
         return None
 
     def _reject(self, limited: Limited, excess: float) -> ASGIApp:
@@ -177,9 +180,9 @@ class RateLimiter:
 
 
 class CountedRequest:
-    """A request, and the limit of its principal that has counted it.
+    """A request, and the limit of its class that has counted it.
 
-    If `has_slot` is true, call `release` when the request has ended.
+    `excess` is the result of `RateTable.hit`. If `has_slot` is true, call `release_slot` when the request has ended.
     """
 
     limited: Limited | None = None
@@ -187,12 +190,12 @@ class CountedRequest:
     has_slot = False
     _slot: tuple[bool, str]
 
-    def take(self, limited: Limited, slot: tuple[bool, str]) -> None:
+    def take_slot(self, limited: Limited, slot: tuple[bool, str]) -> None:
         """Count the request as one in progress."""
         limited.in_progress[slot] += 1
         self.has_slot, self._slot = True, slot
 
-    def release(self) -> None:
+    def release_slot(self) -> None:
         """Stop counting the request as one in progress."""
         assert self.limited is not None
         in_progress = self.limited.in_progress

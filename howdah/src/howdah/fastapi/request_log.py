@@ -55,7 +55,7 @@ class RequestLog:
     def begin(self, scope: Scope) -> tuple[Token[Any], tuple[bytes, bytes] | None]:
         """Give the request an id, which every log entry has until `end`.
 
-        Returns the token for `end`, and the header of the response. It is None if an outer application sends it.
+        Returns the token for `end` and the response header. The header is None if an outer application sends it.
         """
         request_id: str | None = scope.get(_REQUEST_ID_KEY)
         if request_id is not None:
@@ -64,13 +64,13 @@ class RequestLog:
         return _REQUEST_ID.set(request_id), (_REQUEST_ID_HEADER, request_id.encode())
 
     def log_error(self, error: Exception, *, is_started: bool) -> None:
-        """Log an error that no handler knows. If the response has started, the server must not log it again.
+        """Log an error that no handler knows. After the start of the response, the server doesn't log it again.
 
         The traceback is formatted here, because structlog's default one shows local variables, which may hold personal
         data.
         """
         if is_started and (cause := _find_unavailable(error)):
-            # no error of the service, as if it had happened before the start of the response
+            # Not an error of the service. Before the start of the response, it would have been a 503.
             _log.warning("the response was cut off", error=type(cause).__name__)
         else:
             _log.error("unexpected error", exception=format_exception(error))

@@ -87,7 +87,7 @@ class Resource(Generic[ResourceT]):
         try:
             value = connection.scope["state"][OPENED_KEY].values[self.key]
         except (KeyError, TypeError, AttributeError):
-            find_opened(connection, f"the resource {self.name!r}")
+            find_opened(connection, f"the resource {self.name!r}")  # raises if the application was not started
             raise RuntimeError(
                 f"the application has not opened the resource {self.name!r}: add it to "
                 "configure_app(..., resources=[...])"
@@ -113,7 +113,7 @@ def find_named_database(connection: HTTPConnection, name: str) -> Database:
     try:
         database: Database = connection.scope["state"][OPENED_KEY].databases[name]
     except (KeyError, TypeError, AttributeError):
-        find_opened(connection, f"the database {name!r}")
+        find_opened(connection, f"the database {name!r}")  # raises if the application was not started
         raise RuntimeError(
             f"the application has no database {name!r}: add it to configure_app(..., databases={{{name!r}: ...}})"
         ) from None

@@ -20,7 +20,7 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-# Browsers use these for documents only: responses whose media type begins with this.
+# Browsers use `PAGE_HEADERS` for documents only, so only responses with this media type get them.
 PAGE_TYPE: Final = b"text/html"
 PAGE_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
@@ -34,7 +34,7 @@ TLS_HEADERS: Final[tuple[Header, ...]] = ((b"strict-transport-security", b"max-a
 
 
 class SecurityHeaders:
-    """ASGI middleware that adds the headers which the response doesn't have. `Layers` does the same for its responses.
+    """ASGI middleware that adds the headers which the response doesn't have. `LayersMiddleware` adds them, too.
 
     - `Content-Security-Policy`, `Cross-Origin-Resource-Policy` and `Referrer-Policy`.
     - `Cross-Origin-Opener-Policy` and `Permissions-Policy` for pages (`text/html`).

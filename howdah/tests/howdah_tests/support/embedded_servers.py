@@ -27,7 +27,7 @@ FORKSERVER.set_forkserver_preload(["howdah.embedded", "pytest"])
 
 @contextlib.contextmanager
 def open_folder(*, on_disk: bool = False) -> Iterator[Path]:
-    """A new folder. At its end, the servers in it are killed and its files are deleted."""
+    """A new folder. At the end, the servers in it are killed and its files are deleted."""
     memory = None if on_disk else find_memory_folder()
     if memory is not None and os.statvfs(memory).f_flag & os.ST_NOEXEC:
         memory = None  # some tests run programs in the folder

@@ -22,7 +22,7 @@ def import_alone(name):
         errors = {}
         try:
             importlib.import_module(name)
-            for each in modules_of.pop(name, []):
+            for each in modules_by_package.pop(name, []):
                 errors |= import_alone(each)
             import sqlalchemy.orm
             sqlalchemy.orm.configure_mappers()
@@ -42,12 +42,12 @@ gc.disable()
 first, modules = json.load(sys.stdin)
 for name in first:
     importlib.import_module(name)
-modules_of = {}
+modules_by_package = {}
 for name in modules:
     package = name.rpartition(".")[0]
-    modules_of.setdefault(package if package in modules else None, []).append(name)
+    modules_by_package.setdefault(package if package in modules else None, []).append(name)
 errors = {}
-for name in modules_of.pop(None):
+for name in modules_by_package.pop(None):
     errors |= import_alone(name)
 json.dump(errors, sys.stdout)
 """
@@ -62,8 +62,8 @@ def find_modules(package: str, *, without: Sequence[str] = ()) -> list[str]:
 def import_each_alone(modules: Sequence[str], *, first: Sequence[str]) -> dict[str, str | None]:
     """Import each module and configure the mappers. Returns the traceback of its error, or None, for each module.
 
-    All processes import the modules `first` before, to save time. The modules of a package that can't be imported have
-    no result.
+    All processes import the modules `first` before, to save time. If a package can't be imported, its modules are
+    missing from the result.
     """
     finished = subprocess.run(
         [sys.executable, "-c", _SCRIPT], input=json.dumps([first, modules]), capture_output=True, text=True, check=True

@@ -144,9 +144,9 @@ def _path_of_the_user() -> list[str]:
 @contextmanager
 def open_terminal() -> Iterator[Terminal]:
     """A terminal in a new home directory. Its processes and files are removed at the end."""
-    # uv links the packages from its cache, which is on the disk
-    with open_folder(on_disk=True) as home, open_folder() as memory:
-        terminal = Terminal(home, memory / "data")
+    # The home is on the disk like uv's cache, because uv can't link packages to another file system.
+    with open_folder(on_disk=True) as home, open_folder() as data_parent:
+        terminal = Terminal(home, data_parent / "data")
         try:
             yield terminal
         finally:

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from howdah import Database
 from howdah.alembic.catalog import CatalogEntry, compare_catalogs, read_catalog
 from shop.ledger.models import LEDGER_TABLES
-from shop.ledger.triggers import function_names
+from shop.ledger.triggers import list_function_names
 from shop.roles import SERVICE_LOGIN, SERVICE_ROLES
 
 CATALOG_FILE: Final = Path(__file__).with_name("catalog.txt")
@@ -140,7 +140,7 @@ def _is_described(name: str) -> bool:
     """Whether `catalog.txt` has the entries of this kind and table. Settings are compared, but not described."""
     kind, _, rest = name.partition(" ")
     if kind == "function":
-        return rest.partition("(")[0] in function_names()
+        return rest.partition("(")[0] in list_function_names()
     return name.startswith((*_SECURITY_KINDS, _SETTING)) or rest.rpartition(" ")[2] in LEDGER_TABLES
 
 

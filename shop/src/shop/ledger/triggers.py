@@ -39,11 +39,12 @@ def create_triggers(connection: Connection) -> None:
 def drop_functions(connection: Connection) -> None:
     """Drop the functions and their triggers. After that the tables can be dropped: some functions depend on their row
     types."""
-    for name in function_names():
+    for name in list_function_names():
         connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {name} CASCADE")
 
 
-@cache  # each comparison of the schema asks for every function of the database, and parsing the files takes 5 ms
-def function_names() -> tuple[str, ...]:
+# Cached, because a comparison of the schema calls it for every function of the database. Parsing the files takes 5 ms.
+@cache
+def list_function_names() -> tuple[str, ...]:
     """The names of the functions that the files define."""
     return tuple(_FUNCTION.findall("\n".join(read_statements(SQL_FOLDER))))

@@ -22,7 +22,7 @@ TEST_SETTINGS: Final = Settings(
     argon2_memory_kib=8,
     argon2_iterations=1,
     rate_limits=False,
-    maintenance=False,  # it would change the data of a test at any time
+    maintenance=False,  # its jobs could change the data of a test at any time
 )
 TEST_SIGNER: Final = TokenSigner(TEST_SETTINGS.signing_keyring)
 

@@ -65,7 +65,7 @@ class Proxy:
                 await self._moving.wait()
                 writer.write(data)
 
-        with closing(to_server), closing(writer):  # both, even if `close` cancels one of these waits
+        with closing(to_server), closing(writer):  # closes both, even if `close` cancels one of these waits
             tasks = [asyncio.create_task(requests()), asyncio.create_task(responses())]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

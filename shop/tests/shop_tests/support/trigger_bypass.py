@@ -30,8 +30,8 @@ END $$
 """
 """The statement that deletes every row of Shop's tables.
 
-DELETE is faster for few rows. But its dead rows stay, because the server of the tests runs without autovacuum. Later
-tests would read them again and again, so large tables are truncated.
+DELETE is faster for few rows. But it leaves dead rows, which nothing removes, because the server of the tests runs
+without autovacuum. Later tests would read them again and again, so large tables are truncated.
 """
 
 
