@@ -71,7 +71,7 @@ async def test_a_request_is_503_while_the_pool_is_exhausted_and_can_be_retried(
             assert_problem(await client.get(f"/users/{user['id']}/order-summary"), 503, "pool-exhausted")
             # batched reads use kept connections
             assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Ada"
-            assert 0.25 < time.monotonic() - started < 2
+            assert 0.25 < time.monotonic() - started < 4
         assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] + [412] * 8
         assert (await client.get(f"/users/{user['id']}")).json()["name"] == "Grace"
 
@@ -189,7 +189,7 @@ async def test_a_shutdown_ends_in_time_although_the_database_is_frozen(committed
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 10) in (0, 1)
-        assert time.monotonic() - started < 3.5
+        assert time.monotonic() - started < 6
         for answer in await asyncio.gather(*reading):
             assert_problem(answer, 503, "stopping")
 
