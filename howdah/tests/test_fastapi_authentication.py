@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from howdah import Database
 from howdah.fastapi import (
     PUBLIC,
+    Authenticate,
     DbSession,
     Resource,
     allow,
@@ -238,16 +239,17 @@ async def _open_nothing(database: Database) -> AsyncIterator[str]:
     yield "opened"
 
 
+def merge_variables(*arguments: Any) -> Any:
+    return structlog.contextvars.merge_contextvars(*arguments)
+
+
 async def test_log_entries_have_the_principal() -> None:
     def add_logging(app: FastAPI) -> None:
         @app.get("/log", dependencies=[PUBLIC])
         async def log() -> None:
             structlog.get_logger("test").info("inside")
 
-    def merge(*arguments: Any) -> Any:
-        return structlog.contextvars.merge_contextvars(*arguments)
-
-    with capture_logs(processors=[merge]) as entries:
+    with capture_logs(processors=[merge_variables]) as entries:
         async with started(create_protected_app(add_logging)) as client:
             await client.get("/log", headers=sign_in(CUSTOMER, "ann"))
             await client.get("/log")
@@ -256,11 +258,8 @@ async def test_log_entries_have_the_principal() -> None:
 
 
 async def test_a_pipelined_request_has_no_principal_of_the_request_before_it() -> None:
-    def merge(*arguments: Any) -> Any:
-        return structlog.contextvars.merge_contextvars(*arguments)
-
     app = create_protected_app()
-    with capture_logs(processors=[merge]) as entries:
+    with capture_logs(processors=[merge_variables]) as entries:
         async with served(app, PROTOCOLS["serving"]) as running, running.client() as client:
             client.send("GET", "/first", headers=f"Authorization: {sign_in(CUSTOMER, 'ann')['Authorization']}\r\n")
             client.send("GET", "/second")
@@ -269,10 +268,8 @@ async def test_a_pipelined_request_has_no_principal_of_the_request_before_it() -
     assert found == [("/first", "user:ann"), ("/second", None)]
 
 
-async def test_a_mounted_application_has_its_own_principal() -> None:
-    async def authenticate_inner(connection: HTTPConnection) -> Caller | None:
-        return Caller(OPERATOR, "inner") if "x-inner" in connection.headers else None
-
+def mount_application(authenticate_inner: Authenticate) -> FastAPI:
+    """An application in which another one, with its own `authenticate`, is mounted at `/inner`."""
     inner = create_protected_app(authenticate=authenticate_inner)
 
     @inner.get("/who", dependencies=[allow(OPERATOR)])
@@ -282,7 +279,14 @@ async def test_a_mounted_application_has_its_own_principal() -> None:
 
     outer = create_protected_app(add_routes)
     outer.mount("/inner", inner)
-    async with started(outer) as client:
+    return outer
+
+
+async def test_a_mounted_application_has_its_own_principal() -> None:
+    async def authenticate_inner(connection: HTTPConnection) -> Caller | None:
+        return Caller(OPERATOR, "inner") if "x-inner" in connection.headers else None
+
+    async with started(mount_application(authenticate_inner)) as client:
         assert (await client.get("/inner/who", headers={"x-inner": "1"})).json() == "user:inner"
         # the principal of the outer application isn't one of the inner application
         assert (await client.get("/inner/who", headers=sign_in(OPERATOR))).status_code == 401
@@ -295,16 +299,7 @@ async def test_a_mounted_application_can_use_the_principal_of_the_outer_one() ->
         caller: Caller | None = find_principal(connection)
         return None if caller is None else Caller(OPERATOR, f"inner-{caller.name}")
 
-    inner = create_protected_app(authenticate=authenticate_inner)
-
-    @inner.get("/who", dependencies=[allow(OPERATOR)])
-    async def read_who(request: Request) -> str:
-        key: str = find_principal(request).key
-        return key
-
-    outer = create_protected_app(add_routes)
-    outer.mount("/inner", inner)
-    async with started(outer) as client:
+    async with started(mount_application(authenticate_inner)) as client:
         assert (await client.get("/inner/who", headers=sign_in(CUSTOMER))).json() == "user:inner-a"
         assert (await client.get("/inner/who")).status_code == 401
 

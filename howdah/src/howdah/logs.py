@@ -136,11 +136,7 @@ def write_info(logger: str, entry: dict[str, Any]) -> bool:
     entry["logger"] = logger
     entry["level"] = "info"
     _add_timestamp(None, "info", entry)
-    try:
-        line = orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # a member that JSON can't hold
-        line = _dump(entry) + b"\n"
-    output.writer.write(line)
+    output.writer.write(_dump(entry) + b"\n")
     return True
 
 

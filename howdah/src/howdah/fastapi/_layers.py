@@ -26,7 +26,7 @@ from howdah.fastapi.path_methods import get_route_path
 from howdah.fastapi.problem import problem_response
 from howdah.fastapi.rate_limits import CountedRequest, RateLimiter, find_network
 from howdah.fastapi.resources import OPENED_KEY
-from howdah.fastapi.security_headers import PAGE_HEADERS, PAGE_TYPE, SECURITY_HEADERS, TLS_HEADERS
+from howdah.fastapi.security_headers import SECURITY_HEADERS, add_security_headers
 from howdah.fastapi.websockets import WebSocketErrors
 
 if TYPE_CHECKING:
@@ -230,10 +230,7 @@ class _Request(CountedRequest):
                 self._http_rules.add_allowed_methods({**self.scope, "root_path": self._root_path}, response)
             elif self.body is not None:
                 self.body.replace_plain_413(response)
-        response.add_missing(_HEADERS_WITH_ETAG if b"etag" in response.by_name else _DEFAULT_HEADERS)
-        if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
-            response.add_missing(PAGE_HEADERS)
-        if self._is_over_tls:
-            response.add_missing(TLS_HEADERS)
+        headers = _HEADERS_WITH_ETAG if b"etag" in response.by_name else _DEFAULT_HEADERS
+        add_security_headers(response, headers, is_over_tls=self._is_over_tls)
         if self.id_header is not None:
             response.headers.append(self.id_header)

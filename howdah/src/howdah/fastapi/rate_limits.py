@@ -207,10 +207,7 @@ class CountedRequest:
 def find_network(scope: Mapping[str, Any]) -> str:
     """The client's address, or its network for IPv6. Empty for a client without an address, such as a Unix socket."""
     client = scope.get("client")
-    if not client:
-        return ""
-    address: str = client[0]
-    return _find_ipv6_network(address) if ":" in address else address
+    return find_client_network(client[0] if client else "")
 
 
 def find_client_network(address: str) -> str:

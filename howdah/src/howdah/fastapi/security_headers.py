@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -20,9 +20,8 @@ SECURITY_HEADERS: Final[tuple[Header, ...]] = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"same-origin"),
 )
-# Browsers use `PAGE_HEADERS` for documents only, so only responses with this media type get them.
-PAGE_TYPE: Final = b"text/html"
-PAGE_HEADERS: Final[tuple[Header, ...]] = (
+# Browsers use these for documents only.
+_PAGES: Final[tuple[Header, ...]] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (
         b"permissions-policy",
@@ -30,7 +29,7 @@ PAGE_HEADERS: Final[tuple[Header, ...]] = (
     ),
 )
 # Without `includeSubDomains`, because only the operator knows whether every subdomain has TLS.
-TLS_HEADERS: Final[tuple[Header, ...]] = ((b"strict-transport-security", b"max-age=31536000"),)
+_OVER_TLS: Final[tuple[Header, ...]] = ((b"strict-transport-security", b"max-age=31536000"),)
 
 
 class SecurityHeaders:
@@ -51,16 +50,17 @@ class SecurityHeaders:
         if scope["type"] != "http":
             return self._app(scope, receive, send)
         response = share_response(send)
-        response.before_start.append(_complete_over_tls if scope.get("scheme") == "https" else _complete)
+        is_over_tls = scope.get("scheme") == "https"
+        response.before_start.append(
+            lambda response: add_security_headers(response, SECURITY_HEADERS, is_over_tls=is_over_tls)
+        )
         return self._app(scope, receive, response)
 
 
-def _complete(response: SharedResponse) -> None:
-    response.add_missing(SECURITY_HEADERS)
-    if response.by_name.get(b"content-type", b"").startswith(PAGE_TYPE):
-        response.add_missing(PAGE_HEADERS)
-
-
-def _complete_over_tls(response: SharedResponse) -> None:
-    response.add_missing(TLS_HEADERS)
-    _complete(response)
+def add_security_headers(response: SharedResponse, headers: Iterable[Header], *, is_over_tls: bool) -> None:
+    """Add those of the headers that the response doesn't have, and those for pages and for TLS."""
+    response.add_missing(headers)
+    if response.by_name.get(b"content-type", b"").startswith(b"text/html"):
+        response.add_missing(_PAGES)
+    if is_over_tls:
+        response.add_missing(_OVER_TLS)
